@@ -1,0 +1,55 @@
+# Every command does its own set-up. `make help` lists them.
+PYTHON ?= python3
+PROFILE ?= demo
+SPLIT ?= tiny
+SEED ?= 0
+BIN := .venv/bin
+STAGES := 01_data 02_pseudo_labeler 03_pseudo_labels 04_warmup 05_finetune
+PAPERMILL = $(BIN)/papermill --progress-bar --kernel python3
+
+help:  ## list the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+# One stamp for each set-up, remade when its requirements change. A half-made .venv has no stamp and is completed.
+.venv/ready: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) --version); name another with make PYTHON=..."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+.venv/ready-dev: requirements-dev.txt .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+demo: .venv/ready  ## all stages on the embedded scenes, about a quarter of an hour (PROFILE, SPLIT, SEED)
+	@mkdir -p runs/notebooks
+	@for name in $(STAGES); do \
+	  echo "== $$name"; \
+	  $(PAPERMILL) notebooks/$$name.ipynb runs/notebooks/$$name.ipynb -p profile $(PROFILE) -p split $(SPLIT) -p seed $(SEED) \
+	    || exit 1; \
+	done
+	@$(BIN)/python -m cassl_lib summary --profile $(PROFILE) --split $(SPLIT) --seed $(SEED)
+
+test: .venv/ready-dev  ## ruff, pytest, and nbval over the notebooks at the smoke profile
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pytest
+	CASSL_PROFILE=smoke $(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
+	  --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks
+
+lab: .venv/ready  ## open JupyterLab on the notebooks
+	$(BIN)/jupyter lab notebooks
+
+notebooks: .venv/ready-dev  ## execute the notebooks in place at the smoke profile, then strip what may not be stored
+	@for file in notebooks/*.ipynb; do \
+	  CASSL_PROFILE=smoke $(BIN)/jupyter nbconvert --to notebook --inplace --execute $$file || exit 1; done
+	$(BIN)/nbstripout --keep-count --extra-keys \
+	  "metadata.papermill metadata.language_info cell.metadata.papermill cell.metadata.execution" notebooks/*.ipynb
+
+clean-runs:  ## delete every run, checkpoint and result
+	rm -rf runs
+
+.PHONY: help demo test lab notebooks clean-runs
+.DEFAULT_GOAL := help

@@ -1,0 +1,120 @@
+"""The stages for a shell: `python -m cassl_lib --help`."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import sys
+from pathlib import Path
+
+from cassl_lib.config import PROFILES, SPLITS, Config
+from cassl_lib.resolve import ConfigError, describe, from_json, resolve, why_profile
+
+TRAINED_BY = {"train_labeler": "labeler", "warm_up": "warmup", "finetune": "finetune"}  # verb: section of the settings
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse and obey; errors a user can act on are printed without a traceback."""
+    from cassl_lib.data.coco import DataError
+    from cassl_lib.runs import MissingRun
+
+    parsed = _parser().parse_args(arguments)
+    try:
+        return parsed.act(parsed) or 0
+    except (ConfigError, DataError, MissingRun) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m cassl_lib", description=__doc__)
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    run = verbs.add_parser("run", help="run a stage: train_labeler, label, warm_up or finetune")
+    run.add_argument("verb", metavar="STAGE", choices=("train_labeler", "label", "warm_up", "finetune"))
+    run.add_argument(
+        "--start", default="warmup", choices=("warmup", "labeler", "scratch"), help="where finetune starts"
+    )
+    run.add_argument("--devices", type=int, default=1, help="processes; more than one starts torchrun")
+    _config_options(run)
+    run.set_defaults(act=_run)
+    show = verbs.add_parser("show", help="print the resolved configuration")
+    _config_options(show)
+    show.set_defaults(act=_show)
+    scenes = verbs.add_parser("scenes", help="write the embedded scenes of a profile, or check the ones on disk")
+    scenes.add_argument("--verify", action="store_true", help="compare what is on disk with its recorded hashes")
+    _config_options(scenes)
+    scenes.set_defaults(act=_scenes)
+    summary = verbs.add_parser("summary", help="the chain's numbers as a table, and as runs/summary.json")
+    _config_options(summary)
+    summary.set_defaults(act=_summary)
+    return parser
+
+
+def _config_options(parser: argparse.ArgumentParser) -> None:
+    """The parameters of `resolve` as options; a JSON written by a run replaces them all."""
+    parser.add_argument("--config", type=Path, help="a config.json, as runs write it; instead of the options below")
+    choices = {"profile": ("auto", *PROFILES), "split": SPLITS}
+    kinds = {"seed": int, "epochs": float, "size": int, "threshold": float, "batch_size": int}
+    for name, parameter in inspect.signature(resolve).parameters.items():
+        option = f"--{name.replace('_', '-')}"
+        if name == "stage":  # said by the verb
+            continue
+        if name == "masks":
+            parser.add_argument(option, action=argparse.BooleanOptionalAction, default=None)
+        else:
+            kind = kinds.get(name, str)
+            parser.add_argument(option, type=kind, choices=choices.get(name), default=parameter.default)
+
+
+def _config(parsed: argparse.Namespace) -> Config:
+    if parsed.config:
+        try:
+            return from_json(json.loads(parsed.config.read_text()))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"--config {parsed.config} cannot be read ({error!r}); give a run's config.json"
+            ) from error
+    values = {name: getattr(parsed, name) for name in inspect.signature(resolve).parameters if name != "stage"}
+    return resolve(**values, stage=TRAINED_BY.get(getattr(parsed, "verb", "")))
+
+
+def _run(parsed: argparse.Namespace) -> None:
+    from cassl_lib import engine, launch
+
+    with engine.processes():
+        run = launch.run_stage(parsed.verb, _config(parsed), devices=parsed.devices, start=parsed.start)
+        if engine.rank_and_world()[0] == 0:
+            print(run.folder)
+            print(json.dumps(run.result["metrics"], indent=1))
+
+
+def _show(parsed: argparse.Namespace) -> None:
+    if not parsed.config:
+        print(why_profile(parsed.profile))
+    print(describe(_config(parsed)))
+
+
+def _scenes(parsed: argparse.Namespace) -> None:
+    from cassl_lib.data import scenes, sources
+
+    config = _config(parsed)
+    if not config.scenes and config.labeled != "scenes":
+        raise ConfigError(f"profile {config.profile} has no scenes; use smoke, demo or gpu")
+    sources.scene_files(config, ("train", "val", "tune", *scenes.SPLITS[config.split]))
+    root = sources.scene_folder(config)
+    if parsed.verify:
+        scenes.verify(root)
+    print(root)
+
+
+def _summary(parsed: argparse.Namespace) -> None:
+    from cassl_lib.summary import summarize, table
+
+    numbers, file = summarize(_config(parsed))
+    print(table(numbers))
+    print(f"written to {file}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

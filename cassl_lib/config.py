@@ -1,0 +1,164 @@
+"""What a run is: frozen settings, the profiles as data, and `resolve`, the only way from parameters to settings.
+
+A profile is one entry of `PROFILES`; nothing else in the library asks which profile is on. Where the paper is silent
+the value carries an UNSTATED mark, where we depart from it a DEVIATES mark; the README lists both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+INFINITE = 1e8  # the upper end of the last range of interest, in pixels
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of the detector. Defaults are the paper's base detector: CondInst with Swin-T (Sec. 3.3, 4)."""
+
+    backbone: str = "swin_tiny_patch4_window7_224"  # a timm name
+    backbone_options: tuple = ()  # (name, value) pairs handed to timm.create_model
+    backbone_norm: str = "default"  # default | frozen_bn | gn
+    frozen_stages: int = 0  # stem and first stages that are not trained (detectron2's FREEZE_AT)
+    pretrained: bool | str = False  # ImageNet weights: True downloads by timm, a str is a local file
+    drop_path: float = 0.0
+    num_classes: int = 80  # 1 is class-agnostic
+    masks: bool = True  # False: box-only, plain FCOS
+    channels: int = 256  # of the FPN and the towers
+    strides: tuple[int, ...] = (8, 16, 32, 64, 128)  # of the head's levels, from 4, 8, 16, 32, 64, 128
+    ranges: tuple[float, ...] = (64, 128, 256, 512)  # upper end of max(l, t, r, b) of all levels but the last, pixels
+    tower_convs: int = 4
+    head_norm: str = "gn"  # gn | bn, in the towers
+    centre: str = "mask"  # centre of the sample region: mask centroid or box centre
+    centre_radius: float = 1.5  # half side of the sample region, in strides
+    mask_channels: int = 128  # of the mask branch
+    mask_convs: int = 4
+    mask_features: int = 8
+    mask_norm: str = "bn"  # bn | gn, in the mask branch
+    mask_proposals: int = 500  # at most this many positives get a mask loss, per process
+    score_threshold: float = 0.05  # candidate test
+    threshold_on: str = "cls*ctr"  # cls*ctr (CondInst) | cls (FCOS): what the candidate test looks at
+    candidates_per_level: int = 1000
+    nms_threshold: float = 0.6
+    detections_per_image: int = 100
+    pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # RGB in [0, 1]
+    pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Geometry and colour of training samples (Sec. 4, Table 6), and the size at test time. All sizes in pixels."""
+
+    kind: str = "weak"  # weak: multi-scale and flip | strong: colour, geometry and erasing on top
+    sizes: tuple[int, ...] = (640, 672, 704, 736, 768, 800)  # short sides, one drawn for each image
+    longest: int = 1333
+    crop: int = 0  # afterwards crop or pad to this square; 0 keeps the whole image
+    test_size: int = 800  # short side at test time and when labelling
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training stage. `steps` wins over `epochs` when it is not 0."""
+
+    epochs: float = 36
+    steps: int = 0
+    batch_size: int = 16  # over all processes
+    learning_rate: float = 1e-4  # for a batch of 16; scaled linearly with batch_size. UNSTATED: Entity's Swin configs
+    optimizer: str = "adamw"  # adamw | sgd (momentum 0.9)
+    weight_decay: float = 0.05  # 0 on norms, biases and position tables. UNSTATED: Entity's Swin configs
+    warmup_steps: int = 1500  # of the learning rate, linear from 1/1000
+    milestones: tuple[float, ...] = (2 / 3, 25 / 27)  # shares of the run where the rate falls tenfold (3x: 180k, 250k)
+    clip_norm: float = 1.0  # UNSTATED: no clipping is seen in the authors' configs; 0 turns it off
+    precision: str = "auto"  # auto: bf16 autocast on CUDA, else float32 | bf16 | float32
+    workers: int = 4  # loading processes of each training process
+    checkpoint_every: int = 1000  # steps
+    log_every: int = 50  # steps
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """Stage 2 (Sec. 3.1, eqs. 2 and 3)."""
+
+    keep: float = 0.05  # lowest score that is stored; labels are stored once and cut when they are read
+    threshold: float = 0.4  # the one constant threshold of eq. 3, on sqrt(cls*ctr). UNSTATED: the paper gives no value
+    batch_size: int = 16
+    shard_size: int = 10_000  # images
+
+
+@dataclass(frozen=True)
+class Config:
+    """A resolved request: everything a stage needs. Made by `resolve`, never by hand."""
+
+    profile: str
+    split: str
+    seed: int
+    annotation: str
+    labeled: str  # "scenes", or JSON[:FOLDER]
+    unlabeled: str  # "scenes", or a folder or COCO image_info JSON (several joined by commas)
+    val: str  # "scenes", or JSON[:FOLDER]
+    make_inputs: bool  # a missing input run is made on the way; False stops with the command that makes it
+    scenes: tuple  # (name, value) pairs of SceneSpec that differ from its defaults
+    model: ModelConfig
+    augment: AugmentConfig
+    labeler: TrainConfig
+    label: LabelConfig
+    warmup: TrainConfig
+    finetune: TrainConfig
+
+
+# Sections and what each profile sets in them; everything else keeps the defaults above, which are the paper's.
+SMALL_MODEL = dict(
+    backbone="resnet10t",
+    backbone_options=(("channels", (32, 64, 128, 256)),),
+    channels=64,
+    strides=(8, 16, 32),
+    ranges=(32, 64),
+    tower_convs=2,
+    head_norm="bn",
+    mask_channels=32,
+    mask_convs=2,
+)
+SMALL_TRAINING = dict(learning_rate=4e-3, warmup_steps=100, clip_norm=5.0, workers=0, checkpoint_every=200)
+
+PROFILES: dict[str, dict] = {
+    "smoke": {
+        "doc": "seconds; the tests",
+        "scenes": dict(train=24, val=12, tune=4, pool=16, part=6, size=96),
+        "model": SMALL_MODEL | dict(channels=32, mask_channels=16),
+        "augment": dict(sizes=(80, 96, 112), longest=192, crop=96, test_size=96),
+        "labeler": SMALL_TRAINING | dict(steps=6, batch_size=8, warmup_steps=2, checkpoint_every=2, log_every=2),
+        "warmup": SMALL_TRAINING | dict(steps=6, batch_size=8, warmup_steps=2, checkpoint_every=2, log_every=2),
+        "finetune": SMALL_TRAINING | dict(steps=6, batch_size=8, warmup_steps=2, checkpoint_every=2, log_every=2),
+        "label": dict(shard_size=8, batch_size=8),
+    },
+    "demo": {
+        "doc": "embedded scenes on a CPU, a quarter of an hour",
+        "scenes": {},
+        "model": SMALL_MODEL,
+        "augment": dict(sizes=(96, 112, 128, 144, 160), longest=256, crop=128, test_size=128),
+        "labeler": SMALL_TRAINING | dict(steps=1200),
+        "warmup": SMALL_TRAINING | dict(steps=1200),
+        "finetune": SMALL_TRAINING | dict(steps=1200),
+        "label": dict(shard_size=250, batch_size=32),
+    },
+    "gpu": {
+        "doc": "embedded scenes, longer training on one GPU",
+        "scenes": {},
+        "model": SMALL_MODEL | dict(channels=128, tower_convs=4, mask_channels=64, mask_convs=4),
+        "augment": dict(sizes=(96, 112, 128, 144, 160), longest=256, crop=128, test_size=128),
+        "labeler": SMALL_TRAINING | dict(steps=10_000, workers=8),
+        "warmup": SMALL_TRAINING | dict(steps=10_000, workers=8),
+        "finetune": SMALL_TRAINING | dict(steps=5_000, workers=8),
+        "label": dict(shard_size=1000, batch_size=64),
+    },
+    "paper": {
+        "doc": "COCO, Open Images and Places365 with the paper's schedule",
+        "scenes": None,
+        "model": dict(pretrained=True, drop_path=0.2),
+        "augment": {},
+        "labeler": dict(epochs=36),  # UNSTATED: the labeler's schedule; taken as long as finetuning
+        "warmup": dict(epochs=60),
+        "finetune": dict(epochs=36),
+        "label": {},
+    },
+}
+SPLITS = ("tiny", "small", "base", "large")

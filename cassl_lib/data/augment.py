@@ -1,0 +1,137 @@
+"""Weak and strong augmentation (Sec. 4, Table 6): boxes, masks and pixels move together, by torchvision's transforms.
+
+Weak is conventional multi-scale training with a flip. Strong adds what the paper names by citation: one colour
+operation, one geometric operation and erased patches, with Soft Teacher's numbers.
+UNSTATED: which of the cited operations the paper used, and how strong.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import torch
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from cassl_lib.config import AugmentConfig
+
+
+def training_transform(config: AugmentConfig):
+    """The transform of training samples: (image (3, H, W) uint8, target dict) -> the same, at the size of training."""
+    steps = [v2.RandomHorizontalFlip(0.5), v2.RandomShortestSize(list(config.sizes), max_size=config.longest)]
+    if config.crop:
+        steps.append(v2.RandomCrop(config.crop, pad_if_needed=True))
+    if config.kind == "strong":
+        steps.append(strong)
+    return partial(_train_sample, steps)  # not a closure: loading processes may have to pickle it
+
+
+def test_transform(config: AugmentConfig):
+    """Resize to the test size, nothing else; `target` passes untouched, in the frame of the original image."""
+    return partial(_test_sample, config)
+
+
+def test_shape(shape: tuple[int, int], config: AugmentConfig) -> tuple[int, int]:
+    """(height, width) at test time: short side `test_size`, unless the long side would pass `longest`."""
+    scale = min(config.test_size / min(shape), config.longest / max(shape))
+    return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
+
+
+def _train_sample(steps, image, target):
+    return _sane(*_apply(steps, image, target))
+
+
+def _test_sample(config: AugmentConfig, image, target):
+    return F.resize(image, list(test_shape(tuple(image.shape[-2:]), config))).as_subclass(torch.Tensor), target
+
+
+def _apply(steps, image, target):
+    for step in steps:
+        image, target = step(image, target)
+    return image, target
+
+
+def _sane(image, target):
+    """Drop instances that left the image: boxes below one pixel, masks without a pixel. Boxes are clipped."""
+    size = image.shape[-2:]
+    boxes = F.clamp_bounding_boxes(target["boxes"]).as_subclass(torch.Tensor)
+    keep = ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(dim=1)
+    if "masks" in target:
+        keep &= (target["masks"] > 0).flatten(1).any(dim=1)
+    kept = {name: value.as_subclass(torch.Tensor)[keep] for name, value in target.items()}
+    kept["boxes"] = boxes[keep]
+    if "masks" in target:
+        kept["masks"] = kept["masks"].reshape(-1, *size)
+    return image.as_subclass(torch.Tensor), kept
+
+
+# ---- strong: one colour operation and one geometric operation in random order, then 1 to 4 erased patches ----
+
+
+def strong(image, target):
+    """Soft Teacher's student augmentation on top of the weak one."""
+    steps = [_colour, _geometry] if torch.rand(()) < 0.5 else [_geometry, _colour]
+    return _apply([*steps, _erase], image, target)
+
+
+def _colour(image, target):
+    """One of nine operations, uniformly; magnitude a whole number m from 1 to 9, of 10."""
+    m = int(torch.randint(1, 10, ()))
+    factor = 1.8 * m / 10 + 0.1
+    operations = (
+        lambda x: x,
+        F.autocontrast,
+        F.equalize,
+        lambda x: F.solarize(x, min(int(256 * m / 10), 255)),
+        lambda x: F.adjust_saturation(x, factor),
+        lambda x: F.adjust_contrast(x, factor),
+        lambda x: F.adjust_brightness(x, factor),
+        lambda x: F.adjust_sharpness(x, factor),
+        lambda x: F.posterize(x, 4 - int(4 * m / 10)),
+    )
+    return operations[int(torch.randint(len(operations), ()))](image), target
+
+
+def _geometry(image, target):
+    """Translate along x or y by up to a tenth, rotate by up to 30 degrees, or shear along both up to tanh(pi / 6)."""
+    height, width = image.shape[-2:]
+    kind = int(torch.randint(4, ()))
+    translate, angle, shear = [0, 0], 0.0, [0.0, 0.0]
+    if kind == 0:
+        translate[0] = round(_uniform(-0.1, 0.1) * width)
+    elif kind == 1:
+        translate[1] = round(_uniform(-0.1, 0.1) * height)
+    elif kind == 2:
+        angle = _uniform(-30, 30)
+    else:  # the shear factor is tanh of an angle in radians; torchvision wants the angle whose tangent it is
+        shear = [math.degrees(math.atan(math.tanh(math.radians(_uniform(-30, 30))))) for _ in range(2)]
+    grey = {tv_tensors.Image: 125, tv_tensors.Mask: 0}
+
+    def move(value):
+        fill = grey.get(type(value))
+        return F.affine(value, angle=angle, translate=translate, scale=1.0, shear=shear, fill=fill)
+
+    moved = {name: move(value) if name != "labels" else value for name, value in target.items()}
+    return move(image), moved
+
+
+def _erase(image, target):
+    """1 to 4 patches of one side ratio up to a fifth: grey in the image, nothing in the masks; boxes stay."""
+    image, target = image.clone(), dict(target)
+    if "masks" in target:
+        target["masks"] = target["masks"].clone()
+    height, width = image.shape[-2:]
+    for _ in range(int(torch.randint(1, 5, ()))):
+        ratio = _uniform(0, 0.2)
+        h, w = int(height * ratio), int(width * ratio)
+        top, left = int(torch.randint(height - h + 1, ())), int(torch.randint(width - w + 1, ()))
+        image[..., top : top + h, left : left + w] = 125
+        if "masks" in target:
+            target["masks"][..., top : top + h, left : left + w] = 0
+    return image, target
+
+
+def _uniform(low: float, high: float) -> float:
+    return low + (high - low) * float(torch.rand(()))

@@ -1,0 +1,214 @@
+"""One embedded scene: stuff, clutter, shadowed things that hide one another, and the camera. numpy and Pillow only.
+
+A scene is decided by (spec, unit, index) alone, so the same scene comes out whatever else is drawn, in whatever order.
+Things are painted from far to near; the owner of a pixel is the last thing that covers at least half of it.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from dataclasses import dataclass
+from math import cos, radians, sin
+
+import numpy as np
+
+from cassl_lib.data.drawing_backdrop import SKY, Backdrop, draw_backdrop, noise
+from cassl_lib.data.drawing_kinds import BODY, CORE, DARK, DETAIL, NAMED, SHADE, THIN, UNNAMED, Kind, Pen
+from cassl_lib.data.drawing_layers import Layer, Ownership, make_layer, stamp, window
+
+PARTS = 10  # of places and of openimages, as in the paper's release
+UNITS = (
+    *("train", "val", "tune", "coco"),
+    *(f"places_{part}" for part in range(PARTS)),
+    *(f"openimages_{part}" for part in range(PARTS)),
+)
+LABELLED = UNITS[:3]
+
+
+@dataclass(frozen=True)
+class SceneSpec:
+    """How many scenes, and how hard they are. The defaults are the demo size, ratio 1 : 1 : 5.5 : 15 : 31."""
+
+    size: int = 128  # long side, pixels
+    train: int = 500
+    val: int = 300
+    tune: int = 300  # for choosing rates, thresholds and the fields below; never the reported set
+    coco: int = 500  # unlabelled, same look as train
+    places_part: int = 750  # each of ten parts: other grounds and walls, a yellow cast, fewer things
+    openimages_part: int = 750  # each of ten parts: night or evening, more clutter, most of the unnamed kinds
+    seed: int = 0
+    odd_shapes: float = 0.06  # share of scenes that are not square
+    objects: tuple[int, int] = (2, 9)  # things in an image of the labelled sets
+    radius: tuple[float, float] = (0.045, 0.22)  # of a thing (half its height), shares of the long side
+    overlap: float = 0.6  # a thing may lose at most this share of its pixels to nearer ones
+    camouflage: float = 0.6  # 0: own colours; 1: body and appendages take the colours behind them
+    appendages: float = 0.5  # share of things with one or two thin appendages, which decide the box
+    clutter: float = 8.0  # mean number of stones, twigs, tufts and loose cores
+    texture: float = 1.0  # unevenness of the ground
+    saturation: float = 0.75  # of the core, whose hue tells the pair (person and cyclist, car and taxi, ...)
+    hue_spread: float = 0.03  # deviation of the core's hue, turns; the pairs are 1/6 turn apart
+    pair_hue: float = 0.0  # turns between the two members of a pair; 0: only shape and pattern tell them apart
+    detail: float = 0.8  # contrast of the part or pattern that tells a pair apart
+    noise: float = 0.015  # of the camera, in units of the white level
+    shift: float = 1.0  # how far light and colour of the shifted sources go
+    unnamed: tuple[float, float, float, float] = (0.02, 0.2, 0.45, 0.55)  # share in: labelled, coco, places, openimages
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One thing that is visible: `mask` (H, W) bool holds the pixels it owns."""
+
+    kind: Kind
+    mask: np.ndarray
+
+
+@dataclass(frozen=True)
+class Scene:
+    """`image` (H, W, 3) uint8 RGB; `stuff` (H, W) uint8, a place in STUFF, what is behind the things."""
+
+    image: np.ndarray
+    things: list[Thing]
+    stuff: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Source:
+    look: str
+    unnamed: float
+    crowd: float  # factor on the number of things
+    clutter: float  # factor on the clutter
+
+
+def _source(spec: SceneSpec, unit: str) -> _Source:
+    labelled, coco, places, openimages = spec.unnamed
+    if unit.startswith("places"):
+        return _Source("places", places, 0.75, 1.0)
+    if unit.startswith("openimages"):
+        return _Source("openimages", openimages, 1.0, 1.5)
+    return _Source("home", coco if unit == "coco" else labelled, 1.0, 1.0)
+
+
+def _palette(rng: np.random.Generator, spec: SceneSpec, kind: Kind | None) -> np.ndarray:
+    """(7, 3) float32 colours of the roles. None is a clutter's: any hue."""
+    coat = np.array(colorsys.hsv_to_rgb(rng.uniform(0.03, 0.16), rng.uniform(0.1, 0.55), rng.uniform(0.3, 0.85)))
+    hue = rng.random() if kind is None else kind.hue + spec.pair_hue * kind.second + spec.hue_spread * rng.normal()
+    core = np.array(colorsys.hsv_to_rgb(hue % 1, spec.saturation * rng.uniform(0.8, 1.1), rng.uniform(0.6, 0.95)))
+    bright = np.full(3, 0.97) if rng.random() < 0.7 else np.array((0.98, 0.9, 0.55))
+    palette = np.zeros((7, 3), np.float32)
+    palette[BODY], palette[SHADE], palette[THIN] = coat, 0.62 * coat, 0.8 * coat
+    palette[CORE], palette[DARK] = core, 0.16
+    # a faint detail is made of what surrounds it: it fades into the core
+    palette[DETAIL] = core + spec.detail * (bright - core)
+    return palette
+
+
+def _grow_appendages(rng: np.random.Generator, pen: Pen, anchor: tuple[float, float], aim: float) -> None:
+    for _ in range(rng.integers(1, 3)):
+        angle, length, bow = radians(aim + rng.normal() * 25), rng.uniform(0.5, 0.95), rng.normal() * 0.25
+        along, across = np.array((cos(angle), -sin(angle))), np.array((sin(angle), cos(angle)))
+        t = np.linspace(0, 1, 7)[:, None]
+        pen.line(THIN, 0.08, *(np.array(anchor) + t * length * along + 4 * t * (1 - t) * bow * across))
+
+
+def _draw_clutter(rng: np.random.Generator, pen: Pen, on_ground: bool) -> None:
+    """What is no thing: a stone, a stump with twigs (a body without a core), a loose core, a tuft, a bent twig."""
+    choice = rng.choice(5, p=(0.25, 0.25, 0.2, 0.2, 0.1) if on_ground else (0, 0, 0.7, 0, 0.3))
+    turn = np.sort(rng.uniform(0, 2 * np.pi, 9))
+    ring = np.stack([np.cos(turn), 0.7 * np.sin(turn)], 1) * rng.uniform(0.55, 0.95, (9, 1))
+    if choice in (0, 1):
+        pen.polygon(BODY, *ring)
+        pen.polygon(SHADE, *(0.5 * ring + (0.1, 0.15)))
+    if choice == 1:
+        for aim in rng.uniform(10, 170, 2):
+            _grow_appendages(rng, pen, (0.0, -0.3), aim)
+    if choice == 2:
+        pen.polygon(CORE, *(0.5 * ring))
+    if choice == 3:
+        for x in rng.uniform(-0.8, 0.8, 6):
+            pen.line(THIN, 0.08, (0.3 * x, 0.9), (0.6 * x, 0.1), (x, -rng.uniform(0.0, 0.7)))
+    if choice == 4:
+        pen.line(SHADE, 0.11, *np.column_stack([np.linspace(-0.9, 0.9, 4), rng.normal(0, 0.3, 4)]))
+
+
+def _choose(rng: np.random.Generator, spec: SceneSpec, source: _Source) -> list[Kind | None]:
+    """The kinds of one scene; None is a piece of clutter."""
+    low, high = spec.objects
+    count = max(low, round(int(rng.integers(low, high + 1)) * source.crowd))
+    strange = rng.random(count) < source.unnamed
+    things = [UNNAMED[rng.integers(len(UNNAMED))] if s else NAMED[rng.integers(len(NAMED))] for s in strange]
+    return things + [None] * int(rng.poisson(spec.clutter * source.clutter))
+
+
+def _draw_item(rng: np.random.Generator, spec: SceneSpec, kind: Kind | None, near: float, on_ground: bool) -> Layer:
+    """One thing or piece of clutter; `near` in [0, 1] makes it larger."""
+    low, high = (np.log(bound * spec.size) for bound in spec.radius)
+    radius = float(np.exp(rng.uniform(low, high))) * (0.6 + 0.7 * near) * (1.0 if kind else 0.6)
+    upright = kind is None or kind.stands
+    pen = Pen(radius, angle=rng.normal() * 0.1 if upright else rng.uniform(-np.pi, np.pi), mirror=rng.random() < 0.5)
+    if kind is None:
+        _draw_clutter(rng, pen, on_ground)
+    else:
+        if rng.random() < spec.appendages:
+            _grow_appendages(rng, pen, kind.anchor, kind.aim)
+        kind.paint(pen)
+    return make_layer(pen, _palette(rng, spec, kind), radius)
+
+
+def _find_place(rng, backdrop: Backdrop, ownership: Ownership, layer: Layer, foot: float | None, is_thing: bool):
+    """A window where `layer` hides nobody too much, and claim it; None after six tries. `foot` None: in mid-air."""
+    height, width = backdrop.stuff.shape
+    for _ in range(6):
+        x = rng.uniform(-0.02, 1.02) * width
+        y = rng.uniform(0.05, 0.8) * height if foot is None else min(foot - 0.95 * layer.radius, height - 1)
+        at = window(round(x), round(y), layer.half, height, width)
+        if ownership.claim(layer, at, is_thing=is_thing):
+            in_sky = backdrop.stuff[min(max(round(y), 0), height - 1), min(max(round(x), 0), width - 1)] == SKY
+            return at, "none" if in_sky else "behind"
+    return None
+
+
+def _populate(rng: np.random.Generator, spec: SceneSpec, source: _Source, backdrop: Backdrop) -> list[Thing]:
+    """Put things and clutter on the canvas, far ones first; what finds no place is left out."""
+    height, width = backdrop.stuff.shape
+    ownership, kinds = Ownership(height, width, spec.overlap), []
+    chosen = _choose(rng, spec, source)
+    depths = rng.beta(1.1, 1.0, len(chosen))
+    for number in np.argsort(depths, kind="stable"):
+        kind, near = chosen[number], float(depths[number])
+        stands = kind is None or kind.stands
+        on_ground = bool(rng.random() < (0.85 if kind is None else 1.0 if stands else 0.5))
+        layer = _draw_item(rng, spec, kind, near, on_ground)
+        foot = backdrop.horizon + (0.06 + near) * (height - backdrop.horizon) if on_ground else None
+        place = _find_place(rng, backdrop, ownership, layer, foot, kind is not None)
+        if place is None:
+            continue
+        at, shadow = place
+        camouflage = min(1.0, spec.camouflage * rng.uniform(0.7, 1.3))
+        shadow = "feet" if on_ground and stands else shadow
+        stamp(backdrop.canvas, layer, at, camouflage=camouflage, light=backdrop.light, shadow=shadow)
+        if kind is not None:
+            kinds.append(kind)
+    return [Thing(kind, ownership.owner == number) for number, kind in enumerate(kinds)]
+
+
+def _photograph(rng: np.random.Generator, spec: SceneSpec, source: _Source, canvas: np.ndarray) -> np.ndarray:
+    """The light of the source and the noise of the camera: (H, W, 3) float to uint8."""
+    gain = np.exp(rng.normal(0, 0.05, 3) + rng.normal(0, 0.1)).astype(np.float32)
+    if source.look == "places":
+        gain *= np.array((1.05, 1.0, 0.9), np.float32) ** spec.shift
+    if source.look == "openimages":
+        night = rng.random() < 0.5
+        gain *= np.array((0.62, 0.68, 0.9) if night else (1.18, 0.95, 0.72), np.float32) ** spec.shift
+    grain = noise(rng, "grain", *canvas.shape[:2])[..., None] * np.float32(spec.noise)
+    return (np.clip(canvas * gain + grain, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def draw_scene(spec: SceneSpec, unit: str, index: int) -> Scene:
+    """Scene `index` of `unit`, one of UNITS."""
+    rng = np.random.default_rng([spec.seed, UNITS.index(unit), index])
+    source, height, width = _source(spec, unit), spec.size, spec.size
+    if rng.random() < spec.odd_shapes:
+        height, width = (7 * height // 8, width) if rng.random() < 0.7 else (height, 7 * width // 8)
+    backdrop = draw_backdrop(rng, height, width, source=source.look, texture=spec.texture)
+    things = _populate(rng, spec, source, backdrop)
+    return Scene(_photograph(rng, spec, source, backdrop.canvas), things, backdrop.stuff)

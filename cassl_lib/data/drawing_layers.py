@@ -1,0 +1,105 @@
+"""One drawn thing as a layer, how it falls on the canvas, and who owns which pixel afterwards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from cassl_lib.data.drawing_kinds import BODY, CORE, Pen
+
+_COVER_VIVID = np.array([[role > 0, role >= CORE, 0] for role in range(7)], np.float32)  # as if they were colours
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A drawn thing in its own square of side S = 2 * half, float32 in [0, 1]."""
+
+    colour: np.ndarray  # (S, S, 3)
+    cover: np.ndarray  # (S, S) share of the pixel that is covered
+    vivid: np.ndarray  # (S, S) 1 on core and detail, which keep their own colours
+    blurred: np.ndarray  # (S, S) cover, blurred: for the light and the shadow
+    half: int
+    radius: float
+
+
+def make_layer(pen: Pen, palette: np.ndarray, radius: float) -> Layer:
+    def coloured(table: np.ndarray) -> Image.Image:
+        pen.image.putpalette((np.clip(table, 0, 1) * 255).astype(np.uint8).tobytes())
+        return pen.image.convert("RGB").reduce(pen.fine)
+
+    palette[0] = palette[BODY]  # what a half-covered pixel is mixed with
+    shares = coloured(_COVER_VIVID)
+    blurred = shares.getchannel(0).filter(ImageFilter.BoxBlur(max(1.0, 0.18 * radius)))
+    planes = (np.asarray(plane, np.float32) * np.float32(1 / 255) for plane in (coloured(palette), shares, blurred))
+    colour, shares, blurred = planes
+    return Layer(colour, shares[..., 0], shares[..., 1], blurred, pen.half, radius)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Where a layer at (x, y) meets the canvas: index pairs into both."""
+
+    canvas: tuple[slice, slice]
+    layer: tuple[slice, slice]
+
+
+def window(x: int, y: int, half: int, height: int, width: int) -> Window:
+    top, bottom, left, right = max(0, y - half), min(height, y + half), max(0, x - half), min(width, x + half)
+    inside = slice(top - y + half, bottom - y + half), slice(left - x + half, right - x + half)
+    return Window((slice(top, bottom), slice(left, right)), inside)
+
+
+def _shadow(layer: Layer, light: tuple[float, float], toward: tuple[int, int], shadow: str) -> np.ndarray:
+    """(S, S) in [0, 1]: a flat ellipse at the feet, or the thing's own outline on what is right behind it."""
+    if shadow == "none":
+        return np.zeros_like(layer.cover)
+    if shadow == "behind":
+        return np.roll(layer.blurred, (-2 * toward[0], -2 * toward[1]), (0, 1))
+    grid = np.arange(2 * layer.half, dtype=np.float32) - layer.half
+    rows, columns = grid[:, None] / layer.radius - 0.95, grid[None] / layer.radius + 0.5 * light[0]
+    return np.exp(-((columns / 0.75) ** 2)) * np.exp(-((rows / 0.16) ** 2))
+
+
+def stamp(canvas: np.ndarray, layer: Layer, at: Window, *, camouflage: float, light, shadow: str) -> None:
+    """Shadow (feet, behind or none), camouflage, light and shade, then the thing itself, into `canvas`."""
+    region = canvas[at.canvas]
+    behind = region[:, ::-1].copy()  # mirrored, so that the camouflage has the texture but not the very pixels behind
+    step = max(1.0, 0.12 * layer.radius)
+    down, right = toward = (round(step * light[1]), round(step * light[0]))
+    lit = np.roll(layer.blurred, toward, (0, 1)) - np.roll(layer.blurred, (-down, -right), (0, 1))
+    region *= 1 - 0.4 * _shadow(layer, light, toward, shadow)[at.layer][..., None]
+    vivid, cover = layer.vivid[at.layer][..., None], layer.cover[at.layer][..., None]
+    colour = layer.colour[at.layer]
+    colour = colour + (camouflage * (1 - 0.75 * vivid)) * (behind - colour)
+    colour *= 1 + (0.55 - 0.3 * camouflage) * lit[at.layer][..., None]
+    region += cover * (colour - region)
+
+
+class Ownership:
+    """Who owns which pixel: -1 for stuff, else the number of a thing."""
+
+    def __init__(self, height: int, width: int, overlap: float):
+        self.owner = np.full((height, width), -1, np.int16)
+        self.overlap = overlap
+        self.whole: list[int] = []  # pixels of each thing, hidden ones too
+        self.left: list[int] = []  # pixels that each thing still owns
+
+    def claim(self, layer: Layer, at: Window, *, is_thing: bool) -> bool:
+        """Give the covered pixels to a new thing, or to stuff; False, and no change, if someone would lose too much."""
+        full, mask = int((layer.cover >= 0.5).sum()), layer.cover[at.layer] >= 0.5
+        inside = int(mask.sum())
+        if is_thing and (inside < 12 or inside < 0.4 * full):
+            return False
+        region = self.owner[at.canvas]
+        losses = np.bincount(region[mask] + 1, minlength=len(self.left) + 1)[1:]
+        for loss, left, whole in zip(losses.tolist(), self.left, self.whole, strict=True):
+            if loss and left - loss < max(12, (1 - self.overlap) * whole):
+                return False
+        self.left = [left - loss for left, loss in zip(self.left, losses.tolist(), strict=True)]
+        region[mask] = len(self.left) if is_thing else -1
+        if is_thing:
+            self.whole.append(inside)
+            self.left.append(inside)
+        return True

@@ -1,0 +1,41 @@
+"""A pseudo-label store as a source of training samples: what warm-up reads (Sec. 3.1, eq. 4)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from cassl_lib.pseudo_labels import PseudoLabels
+
+
+class PseudoLabeled:
+    """Images of a store with their labels above its threshold; masks are decoded only for the image that is asked for."""
+
+    def __init__(self, labels: PseudoLabels):
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image_path(self, index: int) -> Path:
+        return Path(self.labels[index]["file_name"])
+
+    def image_id(self, index: int) -> int:
+        return self.labels[index]["image_id"]
+
+    def annotations(self, index: int, *, masks: bool = True) -> dict[str, np.ndarray]:
+        """boxes (N, 4) float32 xyxy, labels (N,) int64, and masks (N, H, W) uint8 at the size of the image."""
+        item = self.labels[index]
+        found = {"boxes": item["boxes"], "labels": item["labels"].astype(np.int64)}
+        if masks:
+            if len(item["boxes"]) and not item["rles"]:
+                raise ValueError(f"{self.labels.folder} holds boxes only; train with masks=False, or label with masks")
+            size = item["height"], item["width"]
+            found["masks"] = (
+                np.ascontiguousarray(coco_mask.decode(item["rles"]).transpose(2, 0, 1))
+                if item["rles"]
+                else np.zeros((0, *size), np.uint8)
+            )
+        return found

@@ -1,0 +1,6 @@
+"""How good detections and pseudo labels are: COCO's numbers, and plain box matching."""
+
+from cassl_lib.evaluation.coco import evaluate
+from cassl_lib.evaluation.matching import edge_errors, label_quality
+
+__all__ = ["edge_errors", "evaluate", "label_quality"]

@@ -1,0 +1,60 @@
+"""How good pseudo labels are, against a truth that no training has seen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from cassl_lib.evaluation.matching import edge_errors, label_quality
+from cassl_lib.pseudo_labels import PseudoLabels
+
+UNNAMED = "unnamed"  # supercategory of the kinds that no label names
+
+
+def judge_labels(labels: PseudoLabels, truth: Iterable[Path]) -> dict[str, float]:
+    """Precision and recall of the boxes at the store's threshold, and the bias of their edges.
+
+    Args:
+        truth: instances JSONs of the labelled pool; none gives an empty dict.
+
+    Returns:
+        precision, recall (IoU 0.5), precision_75, recall_75 (IoU 0.75), recall_unnamed (IoU 0.5, on the kinds no label
+        names), and mean signed errors of the edges, prediction minus truth.
+    """
+    boxes, unnamed = read_truth(truth)
+    if not boxes:
+        return {}
+    found = {}
+    for item in (labels[index] for index in range(len(labels))):
+        if item["image_id"] in boxes:
+            found[item["image_id"]] = {"boxes": item["boxes"], "scores": item["scores"]}
+    at_50, at_75 = label_quality(found, boxes, iou=0.5), label_quality(found, boxes, iou=0.75)
+    hidden = label_quality(found, boxes, iou=0.5, subset_by_image=unnamed)
+    return {
+        "precision": at_50["precision"],
+        "recall": at_50["recall"],
+        "precision_75": at_75["precision"],
+        "recall_75": at_75["recall"],
+        "recall_unnamed": hidden["subset_recall"],
+        "edge_errors": edge_errors(found, boxes),
+    }
+
+
+def read_truth(truth: Iterable[Path]) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
+    """Boxes (N, 4) xyxy by image id, and which of them (N,) bool are of a kind no label names."""
+    boxes: dict[int, list] = {}
+    unnamed: dict[int, list] = {}
+    for path in truth:
+        data = json.loads(Path(path).read_bytes())
+        hidden = {c["id"] for c in data["categories"] if c.get("supercategory") == UNNAMED}
+        for image in data["images"]:
+            boxes[image["id"]], unnamed[image["id"]] = [], []
+        for entry in data["annotations"]:
+            x, y, w, h = entry["bbox"]
+            boxes[entry["image_id"]].append((x, y, x + w, y + h))
+            unnamed[entry["image_id"]].append(entry["category_id"] in hidden)
+    arrays = {image: np.array(found, np.float32).reshape(-1, 4) for image, found in boxes.items()}
+    return arrays, {image: np.array(flags, bool) for image, flags in unnamed.items()}

@@ -1,0 +1,70 @@
+"""Stages over several processes: torchrun as a child process, its lines in the cell or the shell that started it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from cassl_lib import stages
+from cassl_lib.config import Config
+from cassl_lib.resolve import to_json
+from cassl_lib.runs import Run
+
+VERBS = {"train_labeler": stages.train_labeler, "label": stages.label, "warm_up": stages.warm_up}
+VERBS["finetune"] = stages.finetune
+
+
+class LaunchError(RuntimeError):
+    """The processes of a stage failed; their own messages are above."""
+
+
+def run_stage(verb: str, config: Config, *, devices: int = 1, start: str = "warmup") -> Run:
+    """A stage's finished run, made by `devices` processes.
+
+    With one process the stage is called here. With several it runs under torchrun: forked processes would fail in a
+    notebook that has touched CUDA. An interrupt stops all of them; their failure raises.
+
+    Args:
+        verb: train_labeler, label, warm_up or finetune.
+        start: of finetune: warmup, labeler or scratch.
+    """
+    if verb not in VERBS:
+        raise ValueError(f"stage {verb!r} is not known; use one of: {', '.join(VERBS)}")
+    options = {"start": start} if verb == "finetune" else {}
+    if devices > 1:
+        _torchrun(verb, config, devices, start)
+    return VERBS[verb](config, existing=devices > 1, **options)
+
+
+def _torchrun(verb: str, config: Config, devices: int, start: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "config.json"
+        file.write_text(json.dumps(to_json(config)))
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={devices}"]
+        command += ["-m", "cassl_lib", "run", verb, "--config", str(file), "--start", start]
+        _stream(command)
+
+
+def _stream(command: list[str]) -> None:
+    """Run a command and print its lines as they come; an interrupt here stops it and its children."""
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1, start_new_session=True
+    )
+    tail: list[str] = []
+    try:
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            tail = [*tail[-30:], line]
+    except BaseException:
+        process.send_signal(signal.SIGTERM)  # torchrun passes it on to every process
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        raise
+    if process.wait():
+        raise LaunchError(f"{' '.join(command)} ended with {process.returncode}:\n{''.join(tail)}")

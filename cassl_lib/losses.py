@@ -1,0 +1,64 @@
+"""The terms of the detector's loss (Eq. 6): classification, box, centerness and mask. All in float32.
+
+Every function is pure and returns values per element or a plain sum; the division by counts is done once, in
+`fcos_losses` and `condinst.CondInst`, with counts averaged over the processes of a distributed run.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+FOCAL_ALPHA = 0.25
+FOCAL_GAMMA = 2.0
+
+
+def mean_over_processes(values: Tensor) -> Tensor:
+    """Average over the processes of a distributed run; the values themselves in an ordinary one."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return values
+    values = values.detach().clone()
+    dist.all_reduce(values)
+    return values / dist.get_world_size()
+
+
+def focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Sigmoid focal loss, summed over every entry.
+
+    Args:
+        logits: (..., classes), any shape.
+        targets: bool, the same shape; True where the class is present.
+    """
+    towards_target = torch.where(targets, logits, -logits)
+    weight = torch.where(targets, FOCAL_ALPHA, 1 - FOCAL_ALPHA)
+    return (weight * torch.sigmoid(-towards_target) ** FOCAL_GAMMA * -F.logsigmoid(towards_target)).sum()
+
+
+def giou_loss(predicted: Tensor, target: Tensor) -> Tensor:
+    """1 - GIoU of two boxes around one location, (..., 4) distances left, top, right, bottom in units of the stride.
+
+    The IoU is smoothed by one unit of area above and below, the enclosing penalty is not.
+    """
+    predicted_area = (predicted[..., 0] + predicted[..., 2]) * (predicted[..., 1] + predicted[..., 3])
+    target_area = (target[..., 0] + target[..., 2]) * (target[..., 1] + target[..., 3])
+    smaller, larger = torch.minimum(predicted, target), torch.maximum(predicted, target)
+    intersection = (smaller[..., 0] + smaller[..., 2]) * (smaller[..., 1] + smaller[..., 3])
+    enclosing = (larger[..., 0] + larger[..., 2]) * (larger[..., 1] + larger[..., 3])
+    union = predicted_area + target_area - intersection
+    return 1 - (intersection + 1) / (union + 1) + (enclosing - union) / enclosing
+
+
+def centerness(distances: Tensor) -> Tensor:
+    """sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)) of (..., 4) positive distances l, t, r, b."""
+    left, top, right, bottom = distances.unbind(-1)
+    horizontal = torch.minimum(left, right) / torch.maximum(left, right)
+    vertical = torch.minimum(top, bottom) / torch.maximum(top, bottom)
+    return (horizontal * vertical).sqrt()
+
+
+def dice_loss(probabilities: Tensor, targets: Tensor) -> Tensor:
+    """1 - 2 sum(xy) / (sum(x^2) + sum(y^2) + 1e-5) per instance, over all pixels: (N, H, W) twice -> (N,)."""
+    x, y = probabilities.flatten(1), targets.flatten(1)
+    return 1 - 2 * (x * y).sum(1) / ((x * x).sum(1) + (y * y).sum(1) + 1e-5)

@@ -1,0 +1,122 @@
+"""Backbones: a timm feature extractor with four stages at strides 4, 8, 16, 32, always in NCHW."""
+
+from __future__ import annotations
+
+from math import gcd
+from pathlib import Path
+
+import timm
+import torch.nn.functional as F
+from timm.models import FeatureListNet
+from torch import Tensor, nn
+from torchvision.ops import misc
+
+from cassl_lib.config import ModelConfig
+
+STAGE_STRIDES = (4, 8, 16, 32)
+
+
+class FrozenBatchNorm2d(misc.FrozenBatchNorm2d):
+    """torchvision's, with its affine done by one fused kernel that keeps bfloat16 activations in bfloat16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+
+
+class Backbone(nn.Module):
+    """images (B, 3, H, W), H and W multiples of 32 -> four maps (B, channels[i], H / s, W / s), s = 4, 8, 16, 32.
+
+    `channels` lists the width of each stage. Stages below `first_stage` are computed on the way but not normalised.
+    """
+
+    def __init__(self, config: ModelConfig, first_stage: int = 0):
+        super().__init__()
+        options = dict(config.backbone_options)
+        stride_in_1x1 = options.pop("stride_in_1x1", False)
+        self.body = create_body(config, options)
+        if self.body.feature_info.reduction() != list(STAGE_STRIDES):
+            raise ValueError(f"{config.backbone} has stages at strides {self.body.feature_info.reduction()}, not 4..32")
+        self.channels = self.body.feature_info.channels()
+        self.channels_last_output = str(getattr(self.body, "output_fmt", "NCHW")).endswith("NHWC")
+        # Transformers end a stage without a norm; detection Swins add one per stage (ResNets need none).
+        norms = [nn.LayerNorm(c) if self.channels_last_output else nn.Identity() for c in self.channels]
+        self.norms = nn.ModuleList(norms)
+        # The pyramid does not ask for these stages: a trainable norm without gradient would stall DDP.
+        self.norms[:first_stage].requires_grad_(False)
+        self.first_stage = first_stage
+        if stride_in_1x1:
+            move_stride_to_first_conv(self.body)
+        if config.backbone_norm == "frozen_bn":
+            replace_batch_norms(self.body, frozen_batch_norm)
+        elif config.backbone_norm == "gn":
+            replace_batch_norms(self.body, lambda norm: nn.GroupNorm(gcd(32, norm.num_features), norm.num_features))
+        freeze_stages(self.body, config.frozen_stages)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        stages = self.body(images)
+        for i in range(self.first_stage, 4):
+            stages[i] = self.norms[i](stages[i])
+        return [stage.permute(0, 3, 1, 2) for stage in stages] if self.channels_last_output else stages
+
+
+def create_body(config: ModelConfig, options: dict) -> FeatureListNet:
+    """timm's feature extractor for the last four stages, with ImageNet weights if the config asks for them."""
+    if "swin" in config.backbone:
+        # Sizes vary in detection; always_partition keeps the shift of the last stage, which timm drops at 7 x 7.
+        options = {"strict_img_size": False, "always_partition": True} | options
+    if config.drop_path:
+        options["drop_path_rate"] = config.drop_path
+    if isinstance(config.pretrained, str):
+        if not Path(config.pretrained).is_file():
+            raise FileNotFoundError(f"pretrained={config.pretrained!r}: no such file")
+        options["pretrained_cfg_overlay"] = {"file": config.pretrained}
+    arguments = {"features_only": True, "out_indices": (-4, -3, -2, -1), "pretrained": bool(config.pretrained)}
+    if config.pretrained is not True:
+        return timm.create_model(config.backbone, **arguments, **options)
+    try:
+        return timm.create_model(config.backbone, **arguments, **options)
+    except Exception as error:  # timm passes on whatever its download library raises
+        raise RuntimeError(
+            f"The ImageNet weights of {config.backbone} could not be loaded ({type(error).__name__}: {error}). "
+            'Without a network give a local file, pretrained="FILE", or start at random, pretrained=False.'
+        ) from error
+
+
+def replace_batch_norms(module: nn.Module, make_norm) -> None:
+    """Put make_norm(batch_norm) in the place of every BatchNorm2d inside `module`."""
+    for name, child in module.named_children():
+        if type(child) is nn.BatchNorm2d:
+            setattr(module, name, make_norm(child))
+        elif isinstance(child, nn.BatchNorm2d):
+            raise ValueError(f"{type(child).__name__} also holds an activation: this backbone keeps its own norms")
+        else:
+            replace_batch_norms(child, make_norm)
+
+
+def frozen_batch_norm(norm: nn.BatchNorm2d) -> FrozenBatchNorm2d:
+    frozen = FrozenBatchNorm2d(norm.num_features, eps=norm.eps)
+    frozen.load_state_dict(norm.state_dict())
+    return frozen
+
+
+def move_stride_to_first_conv(body: nn.Module) -> None:
+    """The original (Caffe) bottleneck: its stride is in the first 1x1 convolution, not in the 3x3."""
+    for block in body.modules():
+        if hasattr(block, "conv3") and block.conv2.stride != (1, 1):
+            block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
+
+
+def freeze_stages(body: nn.Module, frozen_stages: int) -> None:
+    """Freeze the stem (1), the stem and the first stage (2), and so on; their BatchNorms keep their statistics."""
+    last_of_stage = [name.replace(".", "_") for name in body.feature_info.module_name()]
+    reached = 1  # by the stem; a stage of the network counts 2 and up
+    for name, child in body.named_children():
+        stage = last_of_stage.index(name) + 2 if name in last_of_stage else reached
+        reached = max(reached, stage)
+        if stage > frozen_stages:
+            return
+        child.requires_grad_(False)
+        if type(child) is nn.BatchNorm2d:
+            setattr(body, name, frozen_batch_norm(child))
+        else:
+            replace_batch_norms(child, frozen_batch_norm)

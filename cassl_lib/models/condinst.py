@@ -1,0 +1,206 @@
+"""CondInst, the base detector (Sec. 3.3): backbone, pyramid, head; without masks it is FCOS."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cassl_lib import losses
+from cassl_lib.config import ModelConfig
+from cassl_lib.models.backbone import STAGE_STRIDES, Backbone
+from cassl_lib.models.fcos import (
+    Head,
+    Locations,
+    Predictions,
+    Targets,
+    assign_targets,
+    fcos_losses,
+    make_locations,
+    select_detections,
+)
+from cassl_lib.models.fpn import FPN
+from cassl_lib.models.masks import (
+    aligned_bilinear,
+    box_centres,
+    dynamic_parameters,
+    mask_centres,
+    mask_logits,
+    sample_masks,
+)
+
+SIZE_DIVISOR = 32  # the coarsest backbone stage
+PIXELS_AT_ONCE = 2**25  # mask pixels held in float32 at one time during inference: 128 MB
+
+
+class CondInst(nn.Module):
+    """The detector, by torchvision's convention.
+
+    `model(images, targets)` in training returns the losses, `model(images)` in evaluation the detections.
+
+    images: list of (3, H, W) RGB, uint8 or float in [0, 1]; sizes may differ.
+    targets: list of dicts: boxes (N, 4) xyxy in pixels; labels (N,) int64 from 0; masks (N, H, W) bool or uint8,
+        needed when `config.masks`, and for centre sampling by mask. N = 0 is ordinary.
+    losses: dict of float32 scalars loss_cls, loss_box, loss_centerness and, with masks, loss_mask.
+    detections: list of dicts: boxes (N, 4), scores (N,) descending, labels (N,) and, with masks, masks (N, H, W) bool.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config, first_stage=STAGE_STRIDES.index(config.strides[0]))
+        self.neck = FPN(self.backbone.channels, config.channels, config.strides)
+        self.head = Head(config)
+        # Not in the state dict: they belong to the config, and an empty slot in weights from elsewhere.
+        self.register_buffer("pixel_mean", torch.tensor(config.pixel_mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(config.pixel_std).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: list[Tensor], targets: list[dict] | None = None) -> dict | list[dict]:
+        if not self.training:
+            return self.predict(images)
+        if targets is None:
+            raise ValueError("training needs targets; call model.eval() or model.predict() for detections")
+        batch = self.make_batch(images)
+        pyramid = self.neck(self.backbone(batch))
+        predictions = self.head(pyramid)
+        locations = self.make_locations(pyramid)
+        features = self.head.mask_branch(pyramid) if self.config.masks else None
+        with torch.autocast(batch.device.type, enabled=False):
+            truth = self.gather_targets(targets)
+            matched = assign_targets(locations, truth.boxes, truth.centres, self.config.centre_radius)
+            result = fcos_losses(predictions, locations=locations, matched=matched, targets=truth)
+        if self.config.masks:
+            result["loss_mask"] = self.mask_loss(
+                features, predictions=predictions, locations=locations, matched=matched, targets=targets
+            )
+        return result
+
+    @torch.no_grad()
+    def predict(self, images: list[Tensor], sizes: list[tuple[int, int]] | None = None) -> list[dict[str, Tensor]]:
+        """Detections; boxes and masks in the frame of each image as given or, if `sizes` is given, scaled to it.
+
+        Args:
+            images: list of (3, H, W).
+            sizes: (height, width) of the original images.
+        """
+        batch = self.make_batch(images)
+        pyramid = self.neck(self.backbone(batch))
+        predictions, locations = self.head(pyramid), self.make_locations(pyramid)
+        features = self.head.mask_branch(pyramid).float() if self.config.masks else None
+        results = []
+        for i, found in enumerate(select_detections(predictions, locations, self.config)):
+            image_size = tuple(images[i].shape[-2:])
+            size = image_size if sizes is None else tuple(sizes[i])
+            scale = found["boxes"].new_tensor([size[1] / image_size[1], size[0] / image_size[0]]).repeat(2)
+            found["boxes"] = clip_boxes(found["boxes"] * scale, size)
+            nonempty = (found["boxes"][:, 2:] > found["boxes"][:, :2]).all(1)
+            found = {name: value[nonempty] for name, value in found.items()}
+            positions = found.pop("positions")
+            if self.config.masks:
+                parameters = dynamic_parameters(
+                    self.head.controller, [x[i : i + 1] for x in predictions.box_maps], positions * 0, positions
+                )
+                found["masks"] = self.paste_masks(
+                    features[i], parameters, points=locations.points[positions], sizes=locations.sizes[positions],
+                    image_size=image_size, size=size,
+                )
+            results.append(found)
+        return results
+
+    def make_batch(self, images: list[Tensor]) -> Tensor:
+        """Normalise, then pad right and bottom with zeros to one size, a multiple of 32: (B, 3, H, W) float32."""
+        height = -(-max(image.shape[-2] for image in images) // SIZE_DIVISOR) * SIZE_DIVISOR
+        width = -(-max(image.shape[-1] for image in images) // SIZE_DIVISOR) * SIZE_DIVISOR
+        if all(image.shape[-2:] == (height, width) and image.dtype == images[0].dtype for image in images):
+            return self.normalise(torch.stack(list(images)))
+        padded = [F.pad(self.normalise(x), (0, width - x.shape[-1], 0, height - x.shape[-2])) for x in images]
+        return torch.stack(padded)
+
+    def normalise(self, image: Tensor) -> Tensor:
+        image = image.to(self.pixel_mean.device, non_blocking=True)
+        image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
+        return (image - self.pixel_mean) / self.pixel_std
+
+    def make_locations(self, pyramid: list[Tensor]) -> Locations:
+        return make_locations([x.shape[-2:] for x in pyramid], self.config, pyramid[0].device)
+
+    def gather_targets(self, targets: list[dict]) -> Targets:
+        """Pad the boxes, labels and centres of a batch to one length, at least 1."""
+        device = self.pixel_mean.device
+        boxes = [target["boxes"].to(device, torch.float32) for target in targets]
+        labels = [target["labels"].to(device) for target in targets]
+        centres = []
+        for target, box in zip(targets, boxes, strict=True):
+            by_mask = self.config.centre == "mask" and target.get("masks") is not None
+            centres.append(mask_centres(target["masks"].to(device), box) if by_mask else box_centres(box))
+        return Targets(*(pad_rows(values) for values in (boxes, labels, centres)))
+
+    def mask_loss(
+        self, features: Tensor, *, predictions: Predictions, locations: Locations, matched: Tensor, targets: list[dict]
+    ) -> Tensor:
+        """Dice loss of every positive location's mask, at most `config.mask_proposals` of them drawn at random."""
+        images, positions = (matched >= 0).nonzero(as_tuple=True)
+        if len(images) > self.config.mask_proposals:
+            drawn = torch.randperm(len(images), device=images.device)[: self.config.mask_proposals].sort().values
+            images, positions = images[drawn], positions[drawn]
+        # DEVIATES: divided by the mean count over processes; public code averages per process, so that the weight of
+        # an instance depends on its neighbours on the same device. Equal with one process.
+        count = losses.mean_over_processes(features.new_tensor(float(len(images)), dtype=torch.float32)).clamp(min=1)
+        parameters = dynamic_parameters(self.head.controller, predictions.box_maps, images, positions)
+        stride = self.config.strides[0]
+        with torch.autocast(features.device.type, enabled=False):
+            logits = mask_logits(
+                features.float(), parameters=parameters, images=images, points=locations.points[positions],
+                sizes=locations.sizes[positions], stride=stride,
+            )
+            truth = gather_masks(targets, stride=stride // 2, size=tuple(logits.shape[-2:]), device=logits.device)
+            first = torch.tensor([0, *(len(t["boxes"]) for t in targets)], device=images.device).cumsum(0)
+            truth = truth[first[images] + matched[images, positions]]
+            return losses.dice_loss(logits.sigmoid(), truth.float()).sum() / count
+
+    def paste_masks(self, features, parameters, *, points, sizes, image_size, size) -> Tensor:
+        """Masks (N, *size) bool of one image: enlarge to pixels, crop the padding, resize to `size`, > 0.5."""
+        stride = self.config.strides[0]
+        # Features beyond the image (and two cells, which its last pixels are interpolated from) would be cropped.
+        rows, columns = (-(-side // stride) + 2 for side in image_size)
+        features = features[None, :, :rows, :columns]
+        at_once = max(1, PIXELS_AT_ONCE // max(image_size[0] * image_size[1], size[0] * size[1]))
+        masks = [features.new_zeros((0, *size), dtype=torch.bool)]
+        with torch.autocast(features.device.type, enabled=False):
+            for p, point, interest in zip(
+                parameters.split(at_once), points.split(at_once), sizes.split(at_once), strict=True
+            ):
+                if len(p) == 0:
+                    continue
+                images = torch.zeros(len(p), dtype=torch.int64, device=p.device)
+                logits = mask_logits(
+                    features, parameters=p, images=images, points=point, sizes=interest, stride=stride
+                )
+                soft = aligned_bilinear(logits.sigmoid()[:, None], stride // 2)[..., : image_size[0], : image_size[1]]
+                if size != image_size:
+                    soft = F.interpolate(soft, size=size, mode="bilinear", align_corners=False)
+                masks.append(soft[:, 0] > 0.5)
+        return torch.cat(masks)
+
+
+def pad_rows(values: list[Tensor]) -> Tensor:
+    """[(N_i, ...)] -> (B, max(1, max N_i), ...), filled up with zeros."""
+    spare = values[0].new_zeros((1, *values[0].shape[1:]))
+    return nn.utils.rnn.pad_sequence([*values, spare], batch_first=True)[:-1]
+
+
+def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    x, y = boxes[:, 0::2].clamp(0, size[1]), boxes[:, 1::2].clamp(0, size[0])
+    return torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], 1)
+
+
+def gather_masks(targets: list[dict], *, stride: int, size: tuple[int, int], device: torch.device) -> Tensor:
+    """Mask targets of all instances of a batch, image by image: (sum of N, *size)."""
+    sampled = [torch.zeros((0, *size), dtype=torch.bool, device=device)]
+    for target in targets:
+        if len(target["boxes"]) == 0:
+            continue
+        if target.get("masks") is None:
+            raise ValueError("ModelConfig(masks=True) needs targets with masks; use masks=False for boxes alone")
+        sampled.append(sample_masks(target["masks"].to(device), stride=stride, size=size))
+    return torch.cat(sampled)

@@ -1,0 +1,78 @@
+"""The bridge between a notebook and the library: parameters in, source shown, numbers set beside the paper's."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+
+from cassl_lib import config as settings
+from cassl_lib.resolve import ConfigError, describe, resolve, why_profile
+
+
+def configure(*, show: bool = True, **parameters) -> settings.Config:
+    """The Config of a notebook's parameters; prints which profile it is and why, and the settings.
+
+    papermill only warns about a parameter that a notebook does not have, and goes on with the defaults. Here it fails.
+
+    Raises:
+        ConfigError: a parameter that is not known, or a value that is not allowed.
+    """
+    check_injected(tuple(parameters))
+    config = resolve(**parameters)
+    print(why_profile(parameters.get("profile", "auto")))
+    if show:
+        print(describe(config))
+    return config
+
+
+def check_injected(allowed: tuple[str, ...]) -> None:
+    """Refuse names that papermill injected and this notebook does not have."""
+    unknown = [name for name in injected_names() if name not in allowed]
+    if unknown:
+        raise ConfigError(f"unknown parameter {', '.join(unknown)}; this notebook has: {', '.join(allowed)}")
+
+
+def injected_names() -> list[str]:
+    """Names assigned in the cell that papermill put after the parameters; none without papermill."""
+    if "IPython" not in sys.modules:
+        return []
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    cells = shell.user_ns.get("In", []) if shell else []
+    injected = next((cell for cell in reversed(cells) if cell.lstrip().startswith("# Parameters\n")), "")
+    nodes = ast.parse(injected).body
+    return [target.id for node in nodes if isinstance(node, ast.Assign) for target in node.targets]
+
+
+def show_source(*functions) -> None:
+    """Show the source of library functions, coloured: the very code that the stage runs."""
+    from IPython.display import Code, display
+
+    for function in functions:
+        display(Code(inspect.getsource(function), language="python"))
+
+
+def show_shapes(**named) -> None:
+    """Print the shapes of tensors, lists of tensors and dicts of tensors, one name a line."""
+    for name, value in named.items():
+        print(f"{name:12} {_shape(value)}")
+
+
+def _shape(value) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_shape(item)}" for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        shown = "; ".join(_shape(item) for item in value[:4])
+        return f"[{shown}{'; ...' if len(value) > 4 else ''}]"
+    return str(tuple(value.shape)) if hasattr(value, "shape") else repr(value)
+
+
+def beside_paper(rows: list[tuple[str, float | None, float | None]], *, metric: str) -> None:
+    """Print (row, ours, the paper's) as a table; ours between 0 and 1, the paper's times 100, None stays blank."""
+    print(f"{metric:46}{'here':>8}{'paper':>8}")
+    for name, ours, printed in rows:
+        here = "" if ours is None else f"{100 * ours:.1f}"
+        there = "" if printed is None else f"{printed:.1f}"
+        print(f"{name:46}{here:>8}{there:>8}")

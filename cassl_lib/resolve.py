@@ -1,0 +1,222 @@
+"""From the parameters a person gives to the settings a run is made of; every bad value ends here, before any work."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields, replace
+from typing import Any
+
+from cassl_lib import paths
+from cassl_lib.config import (
+    PROFILES,
+    SPLITS,
+    AugmentConfig,
+    Config,
+    LabelConfig,
+    ModelConfig,
+    TrainConfig,
+)
+
+ANNOTATIONS = ("objects",)
+STAGES = ("labeler", "warmup", "finetune")
+COCO = {  # detectron2's layout below the data root
+    "labeled": "coco/annotations/instances_train2017.json",
+    "val": "coco/annotations/instances_val2017.json",
+}
+
+
+class ConfigError(ValueError):
+    """A parameter that cannot be used; the message names it, its value and what is allowed."""
+
+
+def resolve(
+    *,
+    profile: str = "auto",
+    split: str = "tiny",
+    seed: int = 0,
+    annotation: str = "objects",
+    labeled: str | None = None,
+    unlabeled: str | None = None,
+    val: str | None = None,
+    stage: str | None = None,
+    epochs: float | None = None,
+    size: int | None = None,
+    masks: bool | None = None,
+    augment: str | None = None,
+    threshold: float | None = None,
+    batch_size: int | None = None,
+) -> Config:
+    """The settings for these parameters; None takes the profile's value.
+
+    Args:
+        profile: smoke, demo, gpu, paper, or auto ($CASSL_PROFILE, else paper where COCO is found, else demo).
+        split: tiny, small, base or large pool of unlabelled images (Sec. 4).
+        labeled, val: a COCO JSON, or JSON:FOLDER where the images are not beside it.
+        unlabeled: a folder of images, a COCO image_info JSON, or several of them with commas between.
+        stage, epochs: the stage (labeler, warmup, finetune) that trains `epochs` passes instead of the profile's.
+        size: short side of the images in pixels, training sizes in proportion.
+        masks: False trains plain FCOS, boxes only.
+        threshold: constant score threshold of the pseudo labels in (0, 1), on sqrt(cls*ctr).
+        batch_size: images per step over all processes, for every stage.
+
+    Raises:
+        ConfigError: naming the parameter, its value and what is allowed.
+    """
+    chosen = choose_profile(profile)
+    _one_of("split", split, SPLITS)
+    _one_of("annotation", annotation, ANNOTATIONS)
+    _number("seed", seed, int, 0, 2**31 - 1)
+    if stage is not None:
+        _one_of("stage", stage, STAGES)
+    config = _from_profile(chosen, split=split, seed=seed, annotation=annotation)
+    config = replace(config, **_data(chosen, labeled, unlabeled, val))
+    if epochs is not None:
+        _number("epochs", epochs, (int, float), 0, 10_000, open_below=True)
+        if stage is None:
+            raise ConfigError(f"epochs={epochs!r} needs a stage; allowed: {', '.join(STAGES)}")
+        config = replace(config, **{stage: replace(getattr(config, stage), epochs=float(epochs), steps=0)})
+    if size is not None:
+        _number("size", size, int, 32, 4096)
+        config = replace(config, augment=_resized(config.augment, size))
+    if masks is not None:
+        _boolean("masks", masks)
+        threshold_on, centre = ("cls*ctr", "mask") if masks else ("cls", "box")
+        config = replace(config, model=replace(config.model, masks=masks, threshold_on=threshold_on, centre=centre))
+    if augment is not None:
+        _one_of("augment", augment, ("weak", "strong"))
+        config = replace(config, augment=replace(config.augment, kind=augment))
+    if threshold is not None:
+        _number("threshold", threshold, (int, float), config.label.keep, 1)
+        config = replace(config, label=replace(config.label, threshold=float(threshold)))
+    if batch_size is not None:
+        _number("batch_size", batch_size, int, 1, 65_536)
+        sized = {name: replace(getattr(config, name), batch_size=batch_size) for name in STAGES}
+        config = replace(config, **sized)
+    return config
+
+
+def choose_profile(profile: str) -> str:
+    """`profile` itself, or what auto means here."""
+    _one_of("profile", profile, ("auto", *PROFILES))
+    if profile != "auto":
+        return profile
+    if asked := paths.profile():
+        _one_of("$CASSL_PROFILE", asked, tuple(PROFILES))
+        return asked
+    return "paper" if (paths.datasets() / COCO["labeled"]).exists() else "demo"
+
+
+def why_profile(profile: str) -> str:
+    """One sentence that says which profile `profile` means here, and why."""
+    chosen = choose_profile(profile)
+    if profile != "auto":
+        reason = "asked for"
+    elif paths.profile():
+        reason = "from $CASSL_PROFILE"
+    elif chosen == "paper":
+        reason = f"auto, and {COCO['labeled']} was found"
+    else:
+        reason = f"auto, and no {COCO['labeled']} was found"
+    return f"profile {chosen} ({reason}): {PROFILES[chosen]['doc']}"
+
+
+def to_json(config: Any) -> dict:
+    """A config as plain JSON data; `from_json` is its inverse."""
+    return asdict(config)
+
+
+def from_json(data: dict) -> Config:
+    """The Config that `to_json` wrote."""
+    parts = {"model": ModelConfig, "augment": AugmentConfig, "label": LabelConfig}
+    parts |= dict.fromkeys(STAGES, TrainConfig)
+    values = {name: _tuples(value) for name, value in data.items()}
+    for name, kind in parts.items():
+        values[name] = kind(**{key: _tuples(value) for key, value in data[name].items()})
+    return Config(**values)
+
+
+def _tuples(value):
+    return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def _from_profile(name: str, *, split: str, seed: int, annotation: str) -> Config:
+    profile = PROFILES[name]
+    return Config(
+        profile=name,
+        split=split,
+        seed=seed,
+        annotation=annotation,
+        labeled="",
+        unlabeled="",
+        val="",
+        make_inputs=profile["scenes"] is not None,
+        scenes=tuple((profile["scenes"] or {}).items()),
+        model=ModelConfig(**profile["model"]),
+        augment=AugmentConfig(**profile["augment"]),
+        labeler=TrainConfig(**profile["labeler"]),
+        label=LabelConfig(**profile["label"]),
+        warmup=TrainConfig(**profile["warmup"]),
+        finetune=TrainConfig(**profile["finetune"]),
+    )
+
+
+def _data(profile: str, labeled: str | None, unlabeled: str | None, val: str | None) -> dict[str, str]:
+    """Where labelled, unlabelled and validation images come from: what the user gave, else the profile's own."""
+    own = PROFILES[profile]["scenes"] is not None
+    found = {}
+    for name, value in (("labeled", labeled), ("val", val)):
+        if value is None:
+            found[name] = "scenes" if own else str(paths.datasets() / COCO[name])
+        else:
+            _text(name, value)
+            found[name] = value
+    if unlabeled is not None:
+        _text("unlabeled", unlabeled)
+    found["unlabeled"] = unlabeled or ("scenes" if own else "split")
+    if (found["labeled"] == "scenes") != (found["val"] == "scenes"):
+        missing = "val" if found["val"] == "scenes" else "labeled"
+        raise ConfigError(f"{missing}=None beside your own data: give {missing}=JSON[:FOLDER] too, same classes")
+    return found
+
+
+def _resized(augment: AugmentConfig, size: int) -> AugmentConfig:
+    """The same multi-scale range around another short side, rounded to 8 pixels."""
+    ratio = size / augment.test_size
+    sizes = tuple(max(8, round(side * ratio / 8) * 8) for side in augment.sizes)
+    crop = -(-size // 32) * 32 if augment.crop else 0
+    return replace(augment, sizes=sizes, longest=round(augment.longest * ratio), crop=crop, test_size=size)
+
+
+def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed or not isinstance(value, str):
+        raise ConfigError(f"{name}={value!r} is not allowed; use one of: {', '.join(allowed)}")
+
+
+def _number(name: str, value: Any, kind, low: float, high: float, *, open_below: bool = False) -> None:
+    whole = kind is int
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ConfigError(f"{name}={value!r} is not a {'whole number' if whole else 'number'}; use {low} to {high}")
+    if not (low <= value <= high) or (open_below and value == low):
+        raise ConfigError(f"{name}={value!r} is out of range; use {'more than ' if open_below else ''}{low} to {high}")
+
+
+def _boolean(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name}={value!r} is not True or False (papermill takes only these: -p {name} False)")
+
+
+def _text(name: str, value: Any) -> None:
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError(f"{name}={value!r} is not a path; use None for the profile's own data")
+
+
+def describe(config: Config) -> str:
+    """The settings as aligned text, one a line, in the order of the code."""
+    lines = []
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if hasattr(value, "__dataclass_fields__"):
+            inner = ", ".join(f"{key}={item!r}" for key, item in asdict(value).items())
+            lines.append(f"{field.name:12} {inner}")
+        else:
+            lines.append(f"{field.name:12} {value!r}")
+    return "\n".join(lines)

@@ -1,0 +1,270 @@
+"""The three stages of CA-SSL (Fig. 2): each takes a Config and returns its finished Run.
+
+    train_labeler   stage 1: labelled images without classes -> pseudo labeler          (Sec. 3.1, eq. 1)
+    label           stage 2: the labeler on the unlabelled pool -> a pseudo-label store  (eqs. 2 and 3)
+    warm_up         stage 3a: the target detector on pseudo labels only                  (eq. 4)
+    finetune        stage 3b: the target detector on labelled images with classes        (eq. 5)
+
+The same request finds the finished run, continues the unfinished one, or starts it. With `existing=True` a stage only
+finds: it raises MissingRun, with the command that makes the run, instead of starting hours of work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+
+from cassl_lib import engine
+from cassl_lib.config import Config, ModelConfig, TrainConfig
+from cassl_lib.data import sources
+from cassl_lib.data.pseudo import PseudoLabeled
+from cassl_lib.data.augment import test_transform, training_transform
+from cassl_lib.data.loader import Order, Samples, batches
+from cassl_lib.evaluation.labels import judge_labels
+from cassl_lib.evaluation.model import evaluate_model
+from cassl_lib.labeling import label_pool
+from cassl_lib.models.build import build_detector
+from cassl_lib.models.transfer import copy_parts
+from cassl_lib.pseudo_labels import PseudoLabels
+from cassl_lib.resolve import to_json
+from cassl_lib.runs import MissingRun, Request, Run, open_run, write_atomically
+
+PARTS = ("backbone", "neck", "head", "classifier")  # Table 9
+# Where finetuning starts: the warm-up (the paper), the labeler (Objects (G,A) of Table 2), or the backbone's own weights.
+STARTS = ("warmup", "labeler", "scratch")
+
+
+def train_labeler(config: Config, *, existing: bool = False) -> Run:
+    """Stage 1: train the pseudo labeler on the labelled images, every label an object without class."""
+    labeled, val = sources.labeled_set(config), sources.validation_set(config)
+    plan = Training(replace(config.model, num_classes=1), config.labeler, labeled, title="pseudo labeler")
+    data = {"labeled": labeled.fingerprint, "val": val.fingerprint}
+    request = Request("labeler", plan.settings(config), data=data)
+    return _run(request, config, "train_labeler", existing, lambda run: _train(run, plan, config, val))
+
+
+def label(config: Config, *, labeler: Run | None = None, existing: bool = False) -> Run:
+    """Stage 2: label every image of the pool; low scores are kept, the threshold is applied when labels are read."""
+    labeler = labeler or train_labeler(config, existing=existing or not config.make_inputs)
+    pool = sources.pool(config)
+    test = {"test_size": config.augment.test_size, "longest": config.augment.longest}
+    settings = {"keep": config.label.keep, "shard_size": config.label.shard_size, "test": test}
+    request = Request("labels", settings, inputs={"labeler": labeler.id}, data={"pool": pool.fingerprint})
+    return _run(request, config, "label", existing, lambda run: _label(run, config, labeler, pool))
+
+
+def warm_up(config: Config, *, labels: Run | None = None, existing: bool = False) -> Run:
+    """Stage 3a: train the target detector from its initial weights on the pseudo labels above the threshold alone."""
+    labels = labels or label(config, existing=existing or not config.make_inputs)
+    val = sources.validation_set(config)
+    pseudo = PseudoLabeled(PseudoLabels(labels.folder / "store", threshold=config.label.threshold))
+    plan = Training(replace(config.model, num_classes=1), config.warmup, pseudo, title="warm-up")
+    settings = plan.settings(config) | {"threshold": config.label.threshold}
+    request = Request("warmup", settings, inputs={"labels": labels.id}, data={"val": val.fingerprint})
+    return _run(request, config, "warm_up", existing, lambda run: _train(run, plan, config, val))
+
+
+def finetune(
+    config: Config,
+    *,
+    start: str = "warmup",
+    source: Run | None = None,
+    parts: tuple[str, ...] = PARTS[:3],
+    existing: bool = False,
+) -> Run:
+    """Stage 3b: train with classes on the labelled images.
+
+    Args:
+        start: warmup (CA-SSL), labeler (Objects (G,A) of Table 2), or scratch: the baseline, which starts from the
+            backbone's own weights and is given the steps of warm-up and finetuning together.
+        source: a run to start from, instead of the one that `config` names.
+        parts: which of backbone, neck, head, classifier are copied from the source (Table 9).
+    """
+    if start not in STARTS:
+        raise ValueError(f"start={start!r} is not allowed; use one of: {', '.join(STARTS)}")
+    labeled, val = sources.labeled_set(config), sources.validation_set(config)
+    if start != "scratch" and source is None:
+        make = warm_up if start == "warmup" else train_labeler
+        source = make(config, existing=existing or not config.make_inputs)
+    training = config.finetune if start != "scratch" else replace(config.finetune, steps=baseline_steps(config))
+    title = {"warmup": "finetuning", "labeler": "finetuning from the labeler", "scratch": "baseline"}[start]
+    model = replace(config.model, num_classes=len(labeled.classes))
+    plan = Training(model, training, labeled, title=title, classes=True, source=source, parts=tuple(parts))
+    settings = plan.settings(config) | ({"parts": list(parts)} if source else {})
+    inputs = {start: source.id} if source else {}
+    data = {"labeled": labeled.fingerprint, "val": val.fingerprint}
+    request = Request("finetune", settings, inputs=inputs, data=data)
+    return _run(request, config, f"finetune --start {start}", existing, lambda run: _train(run, plan, config, val))
+
+
+def baseline_steps(config: Config) -> int:
+    """Steps of warm-up and finetuning together: what an honest baseline is trained for."""
+    pool_size = 0 if config.warmup.steps else len(sources.pool(config))
+    warmup = engine.number_of_steps(config.warmup, pool_size)
+    return warmup + engine.number_of_steps(config.finetune, len(sources.labeled_set(config)))
+
+
+def load_model(run: Run) -> torch.nn.Module:
+    """The trained detector of a finished run, in eval mode on this process's device."""
+    model = build_detector(model_config(run))
+    model.load_state_dict(load_file(run.weights))
+    return model.to(engine.device_of_process()).eval()
+
+
+def model_config(run: Run) -> ModelConfig:
+    """The ModelConfig of a run; ImageNet weights are not fetched again."""
+    settings = json.loads((run.folder / "request.json").read_text())["settings"]["model"]
+    values = {key: _tuples(value) for key, value in settings.items()}
+    return ModelConfig(**values | {"pretrained": False})
+
+
+def _tuples(value):
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training stage trains: a detector, for how long, on which source, starting where."""
+
+    model: ModelConfig
+    train: TrainConfig
+    source_of_samples: object
+    title: str
+    classes: bool = False
+    source: Run | None = None
+    parts: tuple[str, ...] = ()
+
+    @property
+    def steps(self) -> int:
+        return engine.number_of_steps(self.train, len(self.source_of_samples))
+
+    def settings(self, config: Config) -> dict:
+        """What decides the result, as JSON data. How often it is saved, or how many loaders it has, does not."""
+        decisive = asdict(self.train) | {"steps": self.steps}
+        for name in ("epochs", "workers", "checkpoint_every", "log_every"):
+            del decisive[name]
+        decisive["precision"] = engine.precision_of(self.train, engine.device_of_process())
+        seed, annotation = config.seed, config.annotation
+        augment = asdict(config.augment)
+        return json.loads(
+            json.dumps(
+                {
+                    "model": asdict(self.model),
+                    "train": decisive,
+                    "augment": augment,
+                    "seed": seed,
+                    "annotation": annotation,
+                }
+            )
+        )
+
+
+def _run(request: Request, config: Config, verb: str, existing: bool, work: Callable[[Run], dict]) -> Run:
+    """The run of a request: found finished, or worked on by this process (and its siblings under torchrun) alone."""
+    run = open_run(request)
+    if run.finished:
+        return run
+    write_atomically(run.folder / "config.json", json.dumps(to_json(config), indent=1).encode())
+    if existing:
+        command = f"python -m cassl_lib run {verb} --config {run.folder / 'config.json'}"
+        raise MissingRun(f"{run.id} is not there yet; make it with\n    {command}\n(--devices N for N processes)")
+    with _alone(run) as unfinished:
+        if unfinished:
+            result = work(run)
+            if engine.rank_and_world()[0] == 0:
+                run.finish(result)
+        if dist.is_initialized():
+            dist.barrier()
+    return run
+
+
+@contextlib.contextmanager
+def _alone(run: Run):
+    """Hold the run's lock in the first process; yields, in every process, whether the run still has to be made."""
+    rank, world = engine.rank_and_world()
+    with run.lock() if rank == 0 else contextlib.nullcontext():
+        unfinished = [not run.finished]
+        if world > 1:
+            dist.broadcast_object_list(unfinished)
+        yield unfinished[0]
+
+
+def _train(run: Run, plan: Training, config: Config, val) -> dict:
+    """Build, train, save and evaluate a detector; returns the result."""
+    engine.seed_everything(config.seed)
+    model = build_detector(plan.model)
+    report = copy_parts(load_file(plan.source.weights), model, parts=plan.parts) if plan.source else None
+    device = engine.device_of_process()
+    model = model.to(device, memory_format=torch.channels_last)
+    _announce(run, plan, report)
+    transform = training_transform(config.augment)
+    samples = Samples(plan.source_of_samples, transform, masks=plan.model.masks, classes=plan.classes, seed=config.seed)
+    rank, world = engine.rank_and_world()
+
+    def loader_from(step: int):
+        order = Order(
+            len(samples),
+            batch_size=plan.train.batch_size,
+            start=step,
+            stop=plan.steps,
+            seed=config.seed,
+            rank=rank,
+            world=world,
+        )
+        return batches(samples, order, workers=plan.train.workers)
+
+    trained = engine.train(model, loader_from, config=plan.train, steps=plan.steps, run=run, title=plan.title)
+    metrics = evaluate_model(model, val, augment=config.augment, training=plan.train, classes=plan.classes)
+    if rank == 0:
+        engine.save_weights(model, run.weights, metadata={"run": run.id, "model": json.dumps(asdict(plan.model))})
+    return {
+        "metrics": metrics,
+        "steps": plan.steps,
+        "images": len(samples),
+        "learning_rate": engine.scaled_rate(plan.train),
+        "copied": report.summary() if report else None,
+        "left_out": getattr(plan.source_of_samples, "report", None) and str(plan.source_of_samples.report),
+        **trained,
+    }
+
+
+def _announce(run: Run, plan: Training, report) -> None:
+    """Say on stderr what is about to be trained, with the scaled learning rate and what was copied."""
+    if engine.rank_and_world()[0]:
+        return
+    rate, batch = engine.scaled_rate(plan.train), plan.train.batch_size
+    lines = [f"{run.id}: {plan.title}, {plan.steps} steps of {batch} images from {len(plan.source_of_samples)}"]
+    lines.append(f"learning rate {rate:g} (setting {plan.train.learning_rate:g} for 16 images, batch {batch})")
+    if report:
+        lines.append(str(report))
+    if left_out := str(getattr(plan.source_of_samples, "report", "")):
+        lines.append(f"left out: {left_out}")
+    print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+def _label(run: Run, config: Config, labeler: Run, pool) -> dict:
+    """Write the pool's labels to the run's store and judge them where the pool has a hidden truth."""
+    store, started = run.folder / "store", time.monotonic()
+    samples = Samples(pool, test_transform(config.augment), masks=False, classes=False, replace=False)
+    label_pool(load_model(labeler), samples, store, config=config, labeler=labeler.id)
+    seconds = time.monotonic() - started
+    if engine.rank_and_world()[0]:
+        return {}
+    labels = PseudoLabels(store, threshold=config.label.threshold)
+    kept = int(labels.statistics([config.label.threshold])["labels"][0])
+    judged = judge_labels(labels, sources.hidden_truth(config))
+    unreadable = set() if len(labels) == len(pool) else pool.paths() - {item["file_name"] for item in labels}
+    return {
+        "metrics": {"threshold": config.label.threshold, "labels": kept, **judged},
+        "images": len(pool),
+        "seconds": seconds,
+        "unreadable": sorted(unreadable),
+    }

@@ -1,0 +1,268 @@
+"""Locations, targets, the head's predictions, the FCOS losses and the choice of detections, by hand and by loops."""
+
+import math
+
+import pytest
+import torch
+
+from cassl_lib.models import ModelConfig
+from cassl_lib.models.fcos import (
+    Head,
+    Predictions,
+    Targets,
+    assign_targets,
+    box_distances,
+    fcos_losses,
+    make_locations,
+    select_detections,
+)
+from cassl_lib.models import fcos
+
+CONFIG = ModelConfig(
+    num_classes=3, masks=False, channels=8, strides=(8, 16, 32), ranges=(64, 128), tower_convs=1, head_norm="gn"
+)
+SHAPES = [(8, 12), (4, 6), (2, 3)]  # of a 64 x 96 image
+
+
+@pytest.fixture
+def locations():
+    return make_locations(SHAPES, CONFIG, torch.device("cpu"))
+
+
+def assign(locations, boxes, centres=None, radius=1.5):
+    boxes = torch.tensor(boxes, dtype=torch.float32).view(1, -1, 4)
+    centres = (boxes[..., :2] + boxes[..., 2:]) / 2 if centres is None else torch.tensor([centres])
+    return assign_targets(locations, boxes, centres, radius)[0]
+
+
+def assign_by_loop(boxes, centres, radius, strides, ranges):
+    """The rule, location by location; ranges are (lowest, highest) per level."""
+    matched = []
+    for (height, width), stride, (lowest, highest) in zip(SHAPES, strides, ranges, strict=True):
+        for i in range(height):
+            for j in range(width):
+                x, y = j * stride + stride // 2, i * stride + stride // 2
+                best, best_area = -1, math.inf
+                for m, ((x1, y1, x2, y2), (cx, cy)) in enumerate(zip(boxes, centres, strict=True)):
+                    half = radius * stride
+                    in_x = max(cx - half, x1) < x < min(cx + half, x2)
+                    in_y = max(cy - half, y1) < y < min(cy + half, y2)
+                    reach = max(x - x1, y - y1, x2 - x, y2 - y)
+                    area = (x2 - x1) * (y2 - y1)
+                    if in_x and in_y and lowest <= reach <= highest and area < best_area:
+                        best, best_area = m, area
+                matched.append(best)
+    return matched
+
+
+def test_locations(locations):
+    assert locations.counts == [96, 24, 6]
+    assert locations.points[[0, 1, 12, 96, 120]].tolist() == [[4, 4], [12, 4], [4, 12], [8, 8], [16, 16]]
+    assert locations.strides[[0, 95, 96, 120]].tolist() == [8, 8, 16, 32]
+    assert locations.lowest[[0, 96, 120]].tolist() == [-1, 64, 128]
+    assert locations.highest[[0, 96, 120]].tolist() == [64, 128, 1e8]
+    assert locations.sizes[[0, 96, 120]].tolist() == [64, 128, 256]
+
+
+def test_targets_equal_the_rule_written_as_loops(locations):
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(4):
+        corner = torch.rand(12, 2, generator=generator) * torch.tensor([80.0, 50.0])
+        side = torch.rand(12, 2, generator=generator) ** 2 * 150 + 1
+        boxes = torch.cat([corner - 5, corner + side], 1).round().tolist()  # rounded: locations on the borders
+        centres = (corner + side / 3).tolist()
+        expected = assign_by_loop(boxes, centres, 1.5, CONFIG.strides, [(-1, 64), (64, 128), (128, 1e8)])
+        assert assign(locations, boxes, centres).tolist() == expected
+        assert set(expected) != {-1}
+
+
+def test_the_smallest_box_wins_and_the_first_of_equals(locations):
+    small, large = [20, 20, 44, 44], [10, 10, 54, 54]
+    centre = 3 * 12 + 3  # stride 8, pixel (28, 28)
+    assert assign(locations, [large, small])[centre] == 1
+    assert assign(locations, [small, large])[centre] == 0
+    assert assign(locations, [small, small, large])[centre] == 0
+
+
+def test_a_location_on_the_border_is_outside(locations):
+    assert assign(locations, [[4, 4, 20, 20]]).nonzero().flatten().tolist() != []
+    matched = assign(locations, [[4, 4, 20, 20]])[:96].view(8, 12)
+    assert (matched >= 0).nonzero().tolist() == [[1, 1]]  # (12, 12); (4, .), (20, .) lie on the border
+
+
+def test_ranges_are_inclusive_at_both_ends(locations):
+    matched = assign(locations, [[-36, 4, 92, 60]])  # from (28, 28) exactly 64 to the left, from (24, 24) 68
+    assert matched[3 * 12 + 3] == 0
+    matched = assign(locations, [[-40, 0, 80, 60]])  # from (24, 24) exactly 64 on level 1
+    assert matched[96 + 6 + 1] == 0
+    matched = assign(locations, [[-37, 4, 91, 60]])  # 65 to the left: no longer level 0
+    assert matched[3 * 12 + 3] == -1
+
+
+def test_centre_sampling_follows_the_mask_not_the_box(locations):
+    box = [[0, 0, 60, 60]]
+    by_mask = assign(locations, box, [[8.0, 8.0]])[:96].view(8, 12)
+    assert (by_mask >= 0).nonzero().tolist() == [[i, j] for i in range(2) for j in range(2)]  # (8, 8) +- 12, exclusive
+    by_box = assign(locations, box)[:96].view(8, 12)
+    assert (by_box >= 0).nonzero().tolist() == [[i, j] for i in (2, 3, 4) for j in (2, 3, 4)]  # (30, 30) +- 12
+
+
+def test_one_pixel_and_padding_boxes(locations):
+    assert (assign(locations, [[28, 28, 29, 29]]) == -1).all()
+    assert assign(locations, [[27.5, 27.5, 28.5, 28.5]])[3 * 12 + 3] == 0
+    assert (assign(locations, [[0, 0, 0, 0]]) == -1).all()
+
+
+def test_many_images_are_split_without_a_trace(locations, monkeypatch):
+    corner = torch.rand(5, 3, 2, generator=torch.Generator().manual_seed(1)) * 40
+    boxes = torch.cat([corner, corner + 30], -1)
+    whole = assign_targets(locations, boxes, corner + 15, 1.5)
+    monkeypatch.setattr(fcos, "PAIRS_AT_ONCE", 126 * 3 * 2)
+    assert assign_targets(locations, boxes, corner + 15, 1.5).equal(whole)
+    assert (whole >= 0).any()
+
+
+def test_box_distances(locations):
+    found = box_distances(locations, torch.tensor([10.0, 20.0, 50.0, 60.0]).expand(1, 126, 4))[0]
+    assert found[0].tolist() == [-6 / 8, -16 / 8, 46 / 8, 56 / 8]
+    assert found[96].tolist() == [-2 / 16, -12 / 16, 42 / 16, 52 / 16]
+
+
+def make_predictions(locations, batch=1, classes=3):
+    generator = torch.Generator().manual_seed(2)
+    total = len(locations.points)
+    return Predictions(
+        class_logits=torch.randn(batch, total, classes, generator=generator).requires_grad_(),
+        distances=(torch.rand(batch, total, 4, generator=generator) * 3).requires_grad_(),
+        centerness=torch.randn(batch, total, generator=generator).requires_grad_(),
+        box_maps=[],
+    )
+
+
+def test_losses_by_loop(locations):
+    boxes = torch.tensor([[[10.0, 12, 50, 52], [20, 20, 38, 36]], [[0, 0, 0, 0], [0, 0, 0, 0]]])
+    labels = torch.tensor([[2, 0], [0, 0]])
+    targets = Targets(boxes, labels, (boxes[..., :2] + boxes[..., 2:]) / 2)
+    predictions = make_predictions(locations, batch=2)
+    matched = assign_targets(locations, targets.boxes, targets.centres, 1.5)
+    found = fcos_losses(predictions, locations=locations, matched=matched, targets=targets)
+
+    focal = box = centre = weight = positives = 0.0
+    for image in range(2):
+        for p in range(126):
+            m = matched[image, p].item()
+            for c in range(3):
+                prob = predictions.class_logits[image, p, c].sigmoid().item()
+                is_class = m >= 0 and labels[image, m] == c
+                focal -= 0.25 * (1 - prob) ** 2 * math.log(prob) if is_class else 0.75 * prob**2 * math.log(1 - prob)
+            if m < 0:
+                continue
+            (x, y), stride = locations.points[p].tolist(), locations.strides[p].item()
+            x1, y1, x2, y2 = boxes[image, m].tolist()
+            left, top, right, bottom = (d / stride for d in (x - x1, y - y1, x2 - x, y2 - y))
+            target = math.sqrt(min(left, right) / max(left, right) * min(top, bottom) / max(top, bottom))
+            a, b, c, d = predictions.distances[image, p].tolist()
+            inner = (min(a, left) + min(c, right)) * (min(b, top) + min(d, bottom))
+            outer = (max(a, left) + max(c, right)) * (max(b, top) + max(d, bottom))
+            union = (a + c) * (b + d) + (left + right) * (top + bottom) - inner
+            box += target * (1 - (inner + 1) / (union + 1) + (outer - union) / outer)
+            prob = predictions.centerness[image, p].sigmoid().item()
+            centre -= target * math.log(prob) + (1 - target) * math.log(1 - prob)
+            positives, weight = positives + 1, weight + target
+    assert positives > 5
+    assert found["loss_cls"].item() == pytest.approx(focal / positives, rel=1e-4)
+    assert found["loss_box"].item() == pytest.approx(box / weight, rel=1e-4)
+    assert found["loss_centerness"].item() == pytest.approx(centre / positives, rel=1e-4)
+
+
+def test_no_instance_gives_zero_box_losses_that_reach_every_prediction(locations):
+    predictions = make_predictions(locations)
+    targets = Targets(torch.zeros(1, 1, 4), torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1, 2))
+    matched = torch.full((1, 126), -1)
+    found = fcos_losses(predictions, locations=locations, matched=matched, targets=targets)
+    assert found["loss_box"] == 0 and found["loss_centerness"] == 0
+    expected = sum(-0.75 * p**2 * math.log(1 - p) for p in predictions.class_logits.sigmoid().flatten().tolist())
+    assert found["loss_cls"].item() == pytest.approx(expected, rel=1e-4)  # divided by 1
+    sum(found.values()).backward()
+    for values in (predictions.class_logits, predictions.distances, predictions.centerness):
+        assert values.grad is not None and values.grad.isfinite().all()
+
+
+def detect(locations, scores, **settings):
+    """Detections when location p has the given (class, centerness) probabilities and a box of 2 x 2 strides."""
+    logits = torch.full((1, 126, 3), -20.0)
+    centerness = torch.full((1, 126), -20.0)
+    for (p, c), (classification, centre) in scores.items():
+        logits[0, p, c] = math.log(classification / (1 - classification))
+        centerness[0, p] = math.log(centre / (1 - centre))
+    predictions = Predictions(logits, torch.ones(1, 126, 4), centerness, [])
+    config = ModelConfig(**{**CONFIG.__dict__, **settings})
+    return select_detections(predictions, locations, config)[0]
+
+
+def test_score_is_the_geometric_mean_and_the_threshold_comes_before_the_root(locations):
+    scores = {(0, 1): (0.5, 0.3), (50, 2): (0.4, 0.12), (96, 0): (0.8, 0.2)}
+    found = detect(locations, scores)
+    assert found["positions"].tolist() == [96, 0]  # 0.4 * 0.12 = 0.048 is below 0.05
+    assert found["labels"].tolist() == [0, 1]
+    torch.testing.assert_close(found["scores"], torch.tensor([0.16, 0.15]).sqrt())
+    assert found["boxes"].tolist() == [[-8, -8, 24, 24], [-4, -4, 12, 12]]
+    found = detect(locations, scores, threshold_on="cls")
+    assert found["positions"].tolist() == [96, 0, 50]
+    assert found["scores"][2].item() == pytest.approx(math.sqrt(0.048))
+
+
+def test_nms_is_within_a_class_and_over_all_levels(locations):
+    # Location 0 on stride 8 spans (-4, -4, 12, 12), location 1 (4, -4, 20, 12): IoU 1/3.
+    close = {(0, 1): (0.9, 0.9), (1, 1): (0.8, 0.9)}
+    assert detect(locations, close)["positions"].tolist() == [0, 1]
+    assert detect(locations, close, nms_threshold=0.3)["positions"].tolist() == [0]
+    assert len(detect(locations, {(0, 1): (0.9, 0.9), (1, 2): (0.8, 0.9)}, nms_threshold=0.3)["positions"]) == 2
+    # Location 0 on stride 16 spans (-8, -8, 24, 24); location 13 on stride 8 spans (4, 4, 20, 20): IoU 1/4.
+    across = {(13, 1): (0.9, 0.9), (96, 1): (0.8, 0.9)}
+    assert detect(locations, across, nms_threshold=0.2)["positions"].tolist() == [13]
+
+
+def test_caps_per_level_and_per_image(locations):
+    scores = {(p, 0): (0.5 + p / 1000, 0.9) for p in (0, 10, 40, 60, 96, 110)}
+    assert detect(locations, scores)["positions"].tolist() == [110, 96, 60, 40, 10, 0]
+    assert detect(locations, scores, candidates_per_level=1)["positions"].tolist() == [110, 60]
+    assert detect(locations, scores, detections_per_image=2)["positions"].tolist() == [110, 96]
+    assert len(detect(locations, {})["boxes"]) == 0
+
+
+def test_head_applies_its_scales_and_keeps_distances_positive():
+    torch.manual_seed(0)
+    head = Head(CONFIG).eval()
+    pyramid = [torch.randn(2, 8, *shape) for shape in SHAPES]
+    plain = head(pyramid)
+    assert plain.class_logits.shape == (2, 126, 3) and plain.distances.shape == (2, 126, 4)
+    assert plain.centerness.shape == (2, 126)
+    assert plain.distances.min() == 0 and plain.distances.max() > 0
+    torch.nn.init.constant_(head.scales, 1.0)
+    with torch.no_grad():
+        head.scales[1] = 3.0
+    scaled = head(pyramid)
+    torch.testing.assert_close(scaled.distances[:, 96:120], 3 * plain.distances[:, 96:120])
+    torch.testing.assert_close(scaled.distances[:, :96], plain.distances[:, :96])
+    torch.testing.assert_close(scaled.centerness, plain.centerness)
+    # Level 1, cell (row 2, column 5) of image 1 is location 96 + 2 * 6 + 5; centerness sits on the box tower.
+    expected = head.centerness(head.box_tower(pyramid)[1])[1, 0, 2, 5]
+    assert plain.centerness[1, 96 + 17].item() == pytest.approx(expected.item(), abs=1e-6)
+    expected = head.class_logits(head.class_tower(pyramid)[1])[1, :, 2, 5]
+    torch.testing.assert_close(plain.class_logits[1, 96 + 17], expected)
+
+
+def test_fresh_classifier_gives_one_per_cent():
+    head = Head(CONFIG).eval()
+    assert head.class_logits.bias.sigmoid().tolist() == pytest.approx([0.01] * 3)
+    assert sum(p.std().item() for n, p in head.named_parameters() if "convs" in n and p.dim() == 4) / 2 == (
+        pytest.approx(0.01, rel=0.2)
+    )
+
+
+def test_batch_norms_of_a_tower_keep_one_statistic_per_level():
+    tower = Head(ModelConfig(**{**CONFIG.__dict__, "head_norm": "bn"})).box_tower
+    tower([torch.randn(2, 8, *shape) * scale for shape, scale in zip(SHAPES, (1, 5, 25), strict=True)])
+    variances = [norm.running_var.mean().item() for norm in tower.norms[0]]
+    assert variances[0] < variances[1] < variances[2]

@@ -1,0 +1,288 @@
+"""The pseudo-label store: what goes in comes out, the threshold is chosen at reading, damage is refused by name."""
+
+import json
+import pickle
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from pycocotools import mask as mask_api
+
+from cassl_lib.pseudo_labels import PseudoLabelError, PseudoLabels, finish, finished_shards, from_coco, write_shard
+
+
+def rle(left, top, right, bottom, height=20, width=30):
+    mask = np.zeros((height, width), np.uint8, order="F")
+    mask[top:bottom, left:right] = 1
+    return mask_api.encode(mask)
+
+
+def row(image_id, scores, boxes, **extra):
+    return {
+        "image_id": image_id,
+        "file_name": f"pool/{image_id}.jpg",
+        "height": 20,
+        "width": 30,
+        "boxes": np.array(boxes, np.float32).reshape(-1, 4),
+        "scores": np.array(scores, np.float32),
+        "labels": np.zeros(len(scores), np.int64),
+        **extra,
+    }
+
+
+BOXES = [[1, 2, 5, 6], [0, 0, 30, 20], [7.5, 3, 9, 10]]
+MASKS = [rle(1, 2, 5, 6), rle(0, 0, 30, 20), rle(7, 3, 9, 10)]
+ROWS = [
+    [row(11, [0.9, 0.05, 0.4], BOXES, rles=MASKS), row(12, [], [], rles=[])],
+    [row(2**40, [0.2], BOXES[:1], rles=MASKS[:1])],
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two shards: an image with three labels, one without any, one with a single weak label."""
+    for index, rows in enumerate(ROWS):
+        write_shard(tmp_path / "store", index, rows, "labeler-1")
+    finish(tmp_path / "store", labeler="labeler-1", pool="pool-1", shards=2)
+    return tmp_path / "store"
+
+
+def test_what_goes_in_comes_out(folder):
+    labels = PseudoLabels(folder, threshold=0.0)
+    assert len(labels) == 3 and labels.labeler == "labeler-1"
+    item = labels[0]
+    assert (item["image_id"], item["file_name"], item["height"], item["width"]) == (11, "pool/11.jpg", 20, 30)
+    np.testing.assert_array_equal(item["boxes"], np.array(BOXES, np.float32))
+    np.testing.assert_array_equal(item["scores"], np.array([0.9, 0.05, 0.4], np.float32))
+    assert item["boxes"].dtype == item["scores"].dtype == item["areas"].dtype == np.float32
+    assert item["areas"].tolist() == [16, 600, 14]  # of the masks; the third box's own area is 10.5
+    assert item["rles"] == MASKS
+    np.testing.assert_array_equal(mask_api.decode(item["rles"]), mask_api.decode(MASKS))
+    assert labels[-1]["image_id"] == labels[2]["image_id"] == 2**40
+    with pytest.raises(IndexError):
+        labels[3]
+
+
+def test_the_threshold_is_chosen_when_reading(folder):
+    labels = PseudoLabels(folder, threshold=0.3)
+    assert labels[0]["scores"].tolist() == pytest.approx([0.9, 0.4])
+    assert labels[0]["rles"] == [MASKS[0], MASKS[2]]
+    assert labels[0]["boxes"].tolist() == [BOXES[0], BOXES[2]]
+    assert labels.at(0.5)[0]["areas"].tolist() == [16] and len(labels[0]["scores"]) == 2
+    assert labels.at(0.4)[0]["scores"].tolist() == pytest.approx([0.9])  # above, not at, the threshold
+
+
+def test_an_image_without_labels_is_ordinary(folder):
+    for item in (PseudoLabels(folder)[1], PseudoLabels(folder, threshold=0.95)[0]):
+        assert item["boxes"].shape == (0, 4) and item["scores"].shape == (0,) and item["rles"] == []
+    assert PseudoLabels(folder, threshold=0.95).images_with_labels().tolist() == []
+    assert PseudoLabels(folder, threshold=0.3).images_with_labels().tolist() == [0]
+    assert PseudoLabels(folder, threshold=0.1).images_with_labels().tolist() == [0, 2]
+
+
+def test_statistics_by_hand(folder):
+    statistics = PseudoLabels(folder).statistics([0.0, 0.1, 0.3, 0.95])
+    assert statistics["labels"].tolist() == [4, 3, 2, 0]
+    assert statistics["labels_per_image"].tolist() == pytest.approx([4 / 3, 1, 2 / 3, 0])
+    assert statistics["images_with_labels"].tolist() == [2, 2, 1, 0]
+    assert statistics["images_by_labels"][0][[0, 1, 2, 3]].tolist() == [1, 1, 0, 1]
+    assert statistics["images_by_labels"].sum(axis=1).tolist() == [3, 3, 3, 3]
+    assert statistics["areas"].tolist() == [[4, 0, 0], [3, 0, 0], [2, 0, 0], [0, 0, 0]]
+    low, high = statistics["score_edges"][:-1], statistics["score_edges"][1:]
+    expected = [
+        sum(a <= np.float32(score) < b for score in (0.9, 0.05, 0.4, 0.2)) for a, b in zip(low, high, strict=True)
+    ]
+    assert statistics["score_histogram"].tolist() == expected
+
+
+def test_areas_are_sorted_by_the_limits_of_coco(tmp_path):
+    areas = [32**2 - 1, 32**2, 96**2 - 1, 96**2]
+    write_shard(tmp_path, 0, [row(1, [0.5] * 4, [BOXES[0]] * 4, areas=areas)], "m")
+    finish(tmp_path, labeler="m", pool="p")
+    assert PseudoLabels(tmp_path).statistics([0.3])["areas"].tolist() == [[1, 2, 1]]
+
+
+def test_box_only_labels_and_tensors(tmp_path):
+    tensors = {"boxes": torch.tensor(BOXES), "scores": torch.tensor([0.9, 0.8, 0.7]), "labels": torch.zeros(3).long()}
+    write_shard(tmp_path, 0, [row(1, [], []) | tensors, row(2, [], [], rles=MASKS) | tensors], "m")
+    finish(tmp_path, labeler="m", pool="p")
+    labels = PseudoLabels(tmp_path)
+    assert labels[0]["areas"].tolist() == [16, 600, 10.5] and labels[0]["rles"] == []
+    assert labels[1]["rles"] == MASKS
+    assert "segmentation" not in labels.to_coco()["annotations"][0]
+
+
+def test_anyone_with_pyarrow_can_read_it(folder):
+    table = pq.read_table(folder / "shard-00000.parquet")
+    assert table["scores"].to_pylist()[1] == [] and len(table["boxes"].to_pylist()[0]) == 12
+    assert table["masks"].to_pylist()[0] == [mask["counts"] for mask in MASKS]
+    assert set(table["labeler"].to_pylist()) == {"labeler-1"}
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert (manifest["images"], manifest["labels"], manifest["pool"], manifest["version"]) == (3, 4, "pool-1", 1)
+    assert [shard["rows"] for shard in manifest["shards"]] == [2, 1]
+
+
+def test_pickles_small_and_without_what_was_read(folder):
+    labels = PseudoLabels(folder, threshold=0.3)
+    before = len(pickle.dumps(labels))
+    expected = labels[0]
+    copied = pickle.loads(pickle.dumps(labels))
+    assert len(pickle.dumps(labels)) == before < 2000
+    np.testing.assert_array_equal(copied[0]["boxes"], expected["boxes"])
+
+
+def test_each_shard_is_read_once(folder, monkeypatch):
+    reads = []
+    original = pq.read_table
+    monkeypatch.setattr(pq, "read_table", lambda *args, **kwargs: reads.append(1) or original(*args, **kwargs))
+    labels = PseudoLabels(folder)
+    assert len(reads) == 0
+    for index in (0, 1, 0, 1):
+        labels[index], labels.at(0.7)[index]
+    assert len(reads) == 1
+
+
+def test_a_stopped_labelling_continues(tmp_path):
+    write_shard(tmp_path, 1, ROWS[1], "m")
+    write_shard(tmp_path, 0, ROWS[0], "m")
+    assert finished_shards(tmp_path, "m") == {0, 1}
+    (tmp_path / "shard-00000.json").unlink()  # stopped between the shard and its checksum
+    (tmp_path / "shard-00002.parquet.tmp").write_bytes(b"half")  # stopped while writing
+    assert finished_shards(tmp_path, "m") == {1}
+    with pytest.raises(PseudoLabelError, match=r"shard-00000\.parquet is missing"):
+        finish(tmp_path, labeler="m", pool="p", shards=2)
+    with pytest.raises(PseudoLabelError, match=r"manifest\.json is missing \(1 shards"):
+        PseudoLabels(tmp_path)
+    write_shard(tmp_path, 0, ROWS[0], "m")
+    finish(tmp_path, labeler="m", pool="p", shards=2)
+    assert len(PseudoLabels(tmp_path)) == 3
+
+
+def test_writing_again_gives_the_same_bytes(folder, tmp_path):
+    write_shard(tmp_path / "again", 0, ROWS[0], "labeler-1")
+    assert (tmp_path / "again/shard-00000.parquet").read_bytes() == (folder / "shard-00000.parquet").read_bytes()
+
+
+def test_each_image_gets_its_own_masks(tmp_path):
+    rows = [row(n, [0.9, 0.8], BOXES[:2], rles=[rle(n, 1, 9, 9), rle(n, 2, 8, 8)]) for n in range(4)]
+    write_shard(tmp_path, 0, rows, "m")
+    finish(tmp_path, labeler="m", pool="p")
+    labels = PseudoLabels(tmp_path, threshold=0.85)
+    assert [item["rles"] for item in labels] == [[rle(n, 1, 9, 9)] for n in range(4)]
+
+
+@pytest.mark.parametrize("step", ["os.fsync", "os.replace"])
+def test_a_writer_that_dies_leaves_the_old_shard(folder, monkeypatch, step):
+    before = (folder / "shard-00000.parquet").read_bytes()
+
+    def die(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(step, die)
+    with pytest.raises(OSError, match="disk full"):
+        write_shard(folder, 0, ROWS[1], "labeler-1")
+    assert (folder / "shard-00000.parquet").read_bytes() == before
+
+
+def damage_one_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damage_one_bit,
+        lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(b""),
+        lambda path: write_shard(path.parent, 1, [row(5, [0.7], BOXES[1:2], rles=MASKS[1:2])], "labeler-1"),
+        lambda path: write_shard(path.parent, 7, [], "labeler-1") and path.unlink(),
+    ],
+    ids=["one bit", "cut", "gone", "empty", "replaced", "renamed"],
+)
+def test_a_damaged_shard_is_refused_by_name(folder, damage):
+    damage(folder / "shard-00001.parquet")
+    with pytest.raises(PseudoLabelError, match=r"shard-00001\.parquet"):
+        PseudoLabels(folder)[2]
+
+
+def test_foreign_shards_and_files_are_refused_by_name(folder):
+    with pytest.raises(PseudoLabelError, match=r"shard-00000\.parquet is of labeler labeler-1, not another"):
+        finished_shards(folder, "another")
+    with pytest.raises(PseudoLabelError, match=r"shard-00001\.parquet is one too many"):
+        finish(folder, labeler="labeler-1", pool="pool-1", shards=1)
+    write_shard(folder, 5, ROWS[1], "labeler-1")
+    with pytest.raises(PseudoLabelError, match=r"shard-00005\.parquet is not in the manifest"):
+        PseudoLabels(folder)
+    (folder / "manifest.json").write_text('{"format": "another"}')
+    with pytest.raises(PseudoLabelError, match=r"manifest\.json does not belong"):
+        PseudoLabels(folder)
+
+
+@pytest.mark.parametrize(
+    "extra, message",
+    [
+        ({"scores": [0.5]}, "boxes.*one of each"),
+        ({"rles": MASKS[:2]}, "2 masks"),
+        ({"rles": [rle(0, 0, 5, 5, height=21)] * 3}, "a mask is not of the image's size 20 x 30"),
+        ({"boxes": [[0, 0, np.nan, 1]] * 3}, "not finite"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused(tmp_path, extra, message):
+    with pytest.raises(PseudoLabelError, match="pool/1.jpg.*" + message):
+        write_shard(tmp_path, 0, [row(1, [0.9, 0.8, 0.7], BOXES) | extra], "m")
+    assert not list(tmp_path.glob("*.parquet"))
+
+
+def test_coco_and_back(folder, tmp_path):
+    coco = PseudoLabels(folder).to_coco(threshold=0.1)
+    assert [image["id"] for image in coco["images"]] == [11, 12, 2**40]
+    assert [entry["image_id"] for entry in coco["annotations"]] == [11, 11, 2**40]
+    assert coco["annotations"][1]["bbox"] == [7.5, 3, 1.5, 7] and coco["annotations"][1]["area"] == 14
+    coco = json.loads(json.dumps(coco))
+    back = from_coco(coco, tmp_path / "back", labeler="labeler-1", shard_size=2)
+    assert len(back.manifest["shards"]) == 2
+    assert back.to_coco(0.1) == coco
+
+
+def test_ground_truth_of_coco_becomes_a_store(tmp_path):
+    """Polygons, an uncompressed mask, a crowd region, an image without annotations, category ids with gaps."""
+    image = {"height": 20, "width": 30}
+    common = {"image_id": 3, "iscrowd": 0}
+    coco = {
+        "images": [{"id": 3, "file_name": "a.jpg", **image}, {"id": 4, "file_name": "b.jpg", **image}],
+        "categories": [{"id": 90, "name": "brush"}, {"id": 5, "name": "plane"}],
+        "annotations": [
+            common | {"id": 1, "category_id": 90, "bbox": [2, 3, 6, 4], "segmentation": [[2, 3, 8, 3, 8, 7, 2, 7]]},
+            common
+            | {
+                "id": 2,
+                "category_id": 5,
+                "bbox": [0, 0, 1, 20],
+                "segmentation": {"size": [20, 30], "counts": [0, 20, 580]},
+            },
+            common | {"id": 3, "category_id": 5, "bbox": [0, 0, 9, 9], "iscrowd": 1, "segmentation": []},
+        ],
+    }
+    (tmp_path / "instances.json").write_text(json.dumps(coco))
+    labels = from_coco(tmp_path / "instances.json", tmp_path / "store")
+    item = labels[0]
+    assert item["labels"].tolist() == [1, 0] and item["scores"].tolist() == [1, 1]
+    assert item["boxes"].tolist() == [[2, 3, 8, 7], [0, 0, 1, 20]]
+    assert item["areas"].tolist() == [24, 20]
+    masks = mask_api.decode(item["rles"])
+    assert masks[3:7, 2:8, 0].all() and masks[:, 0, 1].all() and masks.sum() == 44
+    assert len(labels[1]["scores"]) == 0
+    assert [entry["category_id"] for entry in labels.to_coco()["annotations"]] == [90, 5]
+    assert labels.manifest["pool"] != from_coco(coco | {"images": coco["images"][:1]}, tmp_path / "b").manifest["pool"]
+
+
+def test_an_empty_store(tmp_path):
+    finish(tmp_path, labeler="m", pool="p", shards=0)
+    labels = PseudoLabels(tmp_path)
+    assert len(labels) == 0 and labels.images_with_labels().tolist() == []
+    assert labels.statistics([0.5])["labels_per_image"].tolist() == [0]
+    assert labels.to_coco()["images"] == []
