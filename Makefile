@@ -3,9 +3,11 @@ PYTHON ?= python3
 PROFILE ?= demo
 SPLIT ?= tiny
 SEED ?= 0
+SHELL := /bin/bash
 BIN := .venv/bin
 STAGES := 01_data 02_pseudo_labeler 03_pseudo_labels 04_warmup 05_finetune
-PAPERMILL = $(BIN)/papermill --progress-bar --kernel python3
+# Bars and messages of the stages are the notebooks' stderr; they are shown as they come.
+PAPERMILL = $(BIN)/papermill --no-progress-bar --log-level WARNING --kernel python3 --stderr-file >(cat >&2)
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -48,8 +50,11 @@ notebooks: .venv/ready-dev  ## execute the notebooks in place at the smoke profi
 	$(BIN)/nbstripout --keep-count --extra-keys \
 	  "metadata.papermill metadata.language_info cell.metadata.papermill cell.metadata.execution" notebooks/*.ipynb
 
+figures: .venv/ready  ## draw the README's pictures from the finished demo
+	$(BIN)/python -m cassl_lib figures --profile $(PROFILE) --split $(SPLIT) --seed $(SEED)
+
 clean-runs:  ## delete every run, checkpoint and result
 	rm -rf runs
 
-.PHONY: help demo test lab notebooks clean-runs
+.PHONY: help demo test lab notebooks figures clean-runs
 .DEFAULT_GOAL := help

@@ -17,12 +17,14 @@ TRAINED_BY = {"train_labeler": "labeler", "warm_up": "warmup", "finetune": "fine
 def main(arguments: list[str] | None = None) -> int:
     """Parse and obey; errors a user can act on are printed without a traceback."""
     from cassl_lib.data.coco import DataError
+    from cassl_lib.data.scenes import SceneError
+    from cassl_lib.pseudo_labels import PseudoLabelError
     from cassl_lib.runs import MissingRun
 
     parsed = _parser().parse_args(arguments)
     try:
         return parsed.act(parsed) or 0
-    except (ConfigError, DataError, MissingRun) as error:
+    except (ConfigError, DataError, MissingRun, PseudoLabelError, SceneError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -48,6 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     summary = verbs.add_parser("summary", help="the chain's numbers as a table, and as runs/summary.json")
     _config_options(summary)
     summary.set_defaults(act=_summary)
+    figures = verbs.add_parser("figures", help="draw the README's pictures from the finished chain")
+    _config_options(figures)
+    figures.set_defaults(act=_figures)
     return parser
 
 
@@ -114,6 +119,13 @@ def _summary(parsed: argparse.Namespace) -> None:
     numbers, file = summarize(_config(parsed))
     print(table(numbers))
     print(f"written to {file}")
+
+
+def _figures(parsed: argparse.Namespace) -> None:
+    from cassl_lib.figures import draw
+
+    for file in draw(_config(parsed)):
+        print(file)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import math
 import os
 import random
@@ -17,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from cassl_lib.config import TrainConfig
-from cassl_lib.runs import Run
+from cassl_lib.runs import Run, write_atomically
 
 
 class NonFiniteLoss(RuntimeError):
@@ -70,14 +71,14 @@ def build_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.
     decayed, free = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            small = parameter.ndim <= 1 or "relative_position" in name or "absolute_pos" in name
-            (free if small else decayed).append(parameter)
+            table = any(word in name for word in ("relative_position", "absolute_pos", "pos_embed"))
+            (free if parameter.ndim <= 1 or table else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
     rate = scaled_rate(config)
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=rate)
+        return torch.optim.AdamW(groups, lr=rate, fused=True)
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=rate, momentum=0.9)
+        return torch.optim.SGD(groups, lr=rate, momentum=0.9, fused=True)
     raise ValueError(f"optimizer={config.optimizer!r} is not allowed; use adamw or sgd")
 
 
@@ -124,9 +125,10 @@ def train(model, loader_from, *, config: TrainConfig, steps: int, run: Run, titl
         bar.update()
         if state["step"] % config.log_every == 0 or state["step"] == steps:
             _log(run, losses, optimizer, state, bar, rank)
-        if state["step"] % config.checkpoint_every == 0 and state["step"] < steps:
+        if state["step"] % config.checkpoint_every == 0 or state["step"] == steps:
             _save(run, model, optimizer, state, rank, world)
     bar.close()
+    _share(model, state)
     return {"seconds": state["seconds"], "unreadable": sorted(state["unreadable"])}
 
 
@@ -140,7 +142,7 @@ def _step(model, optimizer, images, targets, ids, *, step: int, steps: int, conf
         losses = model(images, targets)
     total = sum(losses.values())
     if not torch.isfinite(total):
-        values = {name: float(loss) for name, loss in losses.items()}
+        values = {name: float(loss.detach()) for name, loss in losses.items()}
         raise NonFiniteLoss(f"step {step}: losses {values} on images {ids}; lower the learning rate or look at them")
     optimizer.zero_grad(set_to_none=True)
     total.backward()
@@ -151,7 +153,7 @@ def _step(model, optimizer, images, targets, ids, *, step: int, steps: int, conf
 
 
 def _parallel(model, device):
-    """The model as one of several processes; buffers are averages of what each process saw, so they are not sent."""
+    """The model as one of several processes; each keeps statistics of what it saw until `_share` averages them."""
     ids = [device.index] if device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
 
@@ -170,12 +172,30 @@ def _log(run: Run, losses: dict, optimizer, state: dict, bar, rank: int) -> None
     run.log({"step": state["step"], **named, "learning_rate": rate, "seconds": round(state["seconds"], 2)})
 
 
+def _share(model, state: dict) -> None:
+    """Make BatchNorm's statistics and the names of unreadable images those of all processes together."""
+    world = rank_and_world()[1]
+    if world == 1:
+        return
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            dist.all_reduce(buffer)
+            buffer /= world
+    state["unreadable"] = set().union(*_of_all(state["unreadable"], world))
+
+
+def _of_all(value, world: int) -> list:
+    """The value of every process."""
+    values = [value] * world
+    if world > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
 def _save(run: Run, model, optimizer, state: dict, rank: int, world: int) -> None:
     """Replace the checkpoint atomically. It holds every process's random state, sent to the first process."""
-    random_states = [_random_state()]
-    if world > 1:
-        random_states = [None] * world
-        dist.all_gather_object(random_states, _random_state())
+    _share(model, state)
+    random_states = _of_all(_random_state(), world)
     if rank:
         return
     whole = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "random": random_states, **state}
@@ -252,12 +272,10 @@ def quiet(rank: int) -> bool | None:
 
 def save_weights(model, path: Path, *, metadata: dict[str, str]) -> None:
     """The weights as safetensors, atomically, with `metadata` (strings) beside them."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    temporary = path.with_suffix(".tmp")
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    save_file(tensors, temporary, metadata=metadata)
-    os.replace(temporary, path)
+    write_atomically(path, save(tensors, metadata=metadata))
 
 
 @contextlib.contextmanager
@@ -267,7 +285,9 @@ def processes():
     if launched and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(device_of_process())
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        # The first process evaluates alone, and shards take unequal times to label: the others must not give up.
+        wait = datetime.timedelta(hours=24)
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=wait)
     try:
         yield
     finally:

@@ -89,7 +89,7 @@ def load(model: CondInst, state_dict: dict[str, Tensor], strict: bool = True) ->
     if not loaded:
         raise ValueError(f"no tensor of the state dict fits the model: {report}")
     unused = tuple(f"neck.{name}." for name in model.neck.unused())
-    lost = [n for n in report.missing if not n.startswith(unused or "-") and not n.endswith("num_batches_tracked")]
+    lost = [n for n in report.missing if not n.startswith(unused) and not n.endswith("num_batches_tracked")]
     begun = {part_of(name) for name in loaded}
     torn = [name for name in [*lost, *report.wrong_shape] if part_of(name) in begun]
     if strict and torn:

@@ -1,4 +1,4 @@
-"""Stage 2's loop: a labeler over a pool, shard by shard, so that a killed process loses at most the shard in progress."""
+"""Stage 2's loop: a labeler over a pool, shard by shard; a killed process loses at most the shard in progress."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def label_pool(model, samples: Samples, store: Path, *, config: Config, labeler:
     todo = [shard for shard in range(rank, number, world) if shard not in done]
     for shard in tqdm(todo, desc="labelling", unit="shard", disable=engine.quiet(rank)):
         indices = range(shard * size, min((shard + 1) * size, len(samples)))
-        write_shard(store, shard, _rows(model, samples, indices, config), labeler)
+        write_shard(store, shard, image_rows(model, samples, indices, config), labeler)
     if dist.is_initialized():
         dist.barrier()
     if rank == 0:
         finish(store, labeler=labeler, pool=samples.source.fingerprint, shards=number)
 
 
-def _rows(model, samples: Samples, indices: range, config: Config) -> list[dict]:
+def image_rows(model, samples: Samples, indices: range, config: Config) -> list[dict]:
     """The store's rows of these images of the pool."""
     pool = samples.source
     facts = {(row := pool.row(index))["id"]: row for index in indices}

@@ -5,25 +5,48 @@ from __future__ import annotations
 import ast
 import inspect
 import sys
+from collections.abc import Mapping
 
-from cassl_lib import config as settings
+from cassl_lib.config import Config
 from cassl_lib.resolve import ConfigError, describe, resolve, why_profile
+from cassl_lib.runs import Run
 
 
-def configure(*, show: bool = True, **parameters) -> settings.Config:
+def configure(*, stage: str | None = None, own: Mapping | None = None, show: bool = True, **parameters) -> Config:
     """The Config of a notebook's parameters; prints which profile it is and why, and the settings.
 
     papermill only warns about a parameter that a notebook does not have, and goes on with the defaults. Here it fails.
 
+    Args:
+        stage: of `resolve`, said by the notebook and no parameter of it.
+        own: the parameters that decide no setting: `devices`, a whole number; all others are names or None.
+        parameters: of `resolve`.
+
     Raises:
         ConfigError: a parameter that is not known, or a value that is not allowed.
     """
-    check_injected(tuple(parameters))
-    config = resolve(**parameters)
+    own = dict(own or {})
+    check_injected((*parameters, *own))
+    config = resolve(**parameters, stage=stage)
+    _check_own(own)
     print(why_profile(parameters.get("profile", "auto")))
     if show:
         print(describe(config))
     return config
+
+
+def _check_own(own: Mapping) -> None:
+    """Refuse devices that are no number, names that are no text, and both together."""
+    devices = own.get("devices", 1)
+    if not isinstance(devices, int) or isinstance(devices, bool) or devices < 1:
+        raise ConfigError(f"devices={devices!r} is not a whole number of processes; use 1 or more")
+    for name, value in own.items():
+        if name == "devices" or value is None:
+            continue
+        if not isinstance(value, str) or not value.strip():
+            raise ConfigError(f"{name}={value!r} is not a name; use None for the one that the other parameters mean")
+        if devices > 1:
+            raise ConfigError(f"{name}={value!r} is for one process; use devices=1, not {devices}")
 
 
 def check_injected(allowed: tuple[str, ...]) -> None:
@@ -63,10 +86,30 @@ def show_shapes(**named) -> None:
 def _shape(value) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_shape(item)}" for key, item in value.items())
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple)) and not all(isinstance(item, (int, float)) for item in value):
         shown = "; ".join(_shape(item) for item in value[:4])
         return f"[{shown}{'; ...' if len(value) > 4 else ''}]"
     return str(tuple(value.shape)) if hasattr(value, "shape") else repr(value)
+
+
+def show_left_out(report) -> None:
+    """Print what was left out while reading, by reason; a sentence where nothing was."""
+    print(str(report) or "nothing was left out")
+
+
+def show_run(run: Run) -> None:
+    """Print a finished run: its name, on how much it was made and in what time."""
+    result = run.result
+    steps = f"{result['steps']:,} steps, " if "steps" in result else ""
+    print(f"{run.id}: {steps}{result['images']:,} images, {result['seconds']:.0f} s")
+    if result["unreadable"]:
+        print(f"{len(result['unreadable'])} images could not be read, such as {result['unreadable'][0]}")
+
+
+def metric(run: Run, kind: str, key: str = "AP") -> float | None:
+    """A number of a run, such as ("box_agnostic", "AP75"), between 0 and 1; None where the run has none."""
+    value = run.result["metrics"].get(kind, {}).get(key)
+    return None if value is None or value < 0 else value
 
 
 def beside_paper(rows: list[tuple[str, float | None, float | None]], *, metric: str) -> None:

@@ -7,7 +7,7 @@ so the names of columns are reconstructed.
 SOURCES = {"coco_unlabeled": 123_403, "places365": 1_803_460, "open_images": 1_743_042}
 """Images of the three unlabelled sources, from their own publications."""
 
-# UNSTATED (Sec. 4): of small, base and large the paper gives the sizes (Table 7) and the three sources; these
+# UNSTATED: Sec. 4, of small, base and large the paper gives the sizes (Table 7) and the three sources; these
 # compositions are the ones that fit: tiny + 3/10 of Places365; Open Images; everything.
 IMAGES = {"train": 118_287, "tiny": 123_403, "small": 664_441, "base": 1_743_042, "large": 3_669_905}
 """Images of COCO train2017 (labelled) and of the four unlabelled splits."""

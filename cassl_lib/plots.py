@@ -66,6 +66,21 @@ def show_images(
     return panel
 
 
+def show_instances(
+    images: Sequence,
+    instances: Sequence[Mapping],
+    *,
+    names: Sequence[str] | None = None,
+    titles: Sequence[str] | None = None,
+    columns: int = 4,
+) -> Figure:
+    """`show_images` of instances as dicts of `boxes`, `masks`, `labels`, `scores`, any of which may be absent."""
+    parts = {}
+    for part in ("boxes", "masks", "labels", "scores"):
+        parts[part] = [found.get(part) for found in instances]
+    return show_images(images, **parts, names=names, titles=titles, columns=columns)
+
+
 def label_panel(
     images: Sequence,
     truth: Sequence[Mapping],
@@ -75,18 +90,63 @@ def label_panel(
     titles: Sequence[str] = ("truth", "prediction"),
 ) -> Figure:
     """Each image twice: with `truth[i]` and `prediction[i]`, dicts `boxes`, `masks`, `labels`, `scores`."""
-    pairs = [instances for pair in zip(truth, prediction, strict=True) for instances in pair]
-    parts = {}
-    for part in ("boxes", "masks", "labels", "scores"):
-        parts[part] = [instances.get(part) for instances in pairs]
+    pairs = [found for pair in zip(truth, prediction, strict=True) for found in pair]
     doubled = [image for image in images for _ in range(2)]
-    return show_images(doubled, **parts, names=names, titles=list(titles) * len(images), columns=4)
+    return show_instances(doubled, pairs, names=names, titles=list(titles) * len(images), columns=4)
+
+
+def side_by_side(
+    images: Sequence, found: Mapping[str, Sequence[Mapping]], *, names: Sequence[str] | None = None
+) -> Figure:
+    """One row for each name of `found`, such as truth and two runs: the images with `found[name][i]`."""
+    count = max(1, len(images))
+    rows = [instances for row in found.values() for instances in row]
+    titles = [name if column == 0 else "" for name in found for column in range(len(images))]
+    return show_instances(list(images) * len(found), rows, names=names, titles=titles, columns=count)
+
+
+def show_positives(image, boxes, *, points, matched, strides) -> Figure:
+    """Which locations learn which box, a panel for each level: dots in the colour of the box that they answer for.
+
+    Args:
+        image: (3, H, W); boxes (N, 4).
+        points: (P, 2) x, y of the locations in pixels; matched (P,) their box, -1 for background; strides (P,).
+    """
+    points, matched, strides = (_array(values) for values in (points, matched, strides))
+    levels = np.unique(strides)
+    titles, count = [f"stride {int(stride)}" for stride in levels], len(levels)
+    panel = show_images([image] * count, boxes=[boxes] * count, titles=titles, columns=count)
+    for axis, stride in zip(panel.axes, levels, strict=True):
+        answers = np.flatnonzero((strides == stride) & (matched >= 0))
+        colours = [COLOURS[box % len(COLOURS)] for box in matched[answers]]
+        axis.scatter(*points[answers].T, s=14, c=colours, edgecolors="white", linewidths=0.5)
+    return panel
+
+
+def loss_curves(histories: Mapping[str, Sequence[Mapping]]) -> Figure:
+    """`curves` of every loss that the runs logged, side by side."""
+    keys = list(dict.fromkeys(k for history in histories.values() for r in history for k in r if k.startswith("loss_")))
+    panel = Figure(figsize=(WIDTH, 2.6), layout="constrained")
+    for axis, key in zip(panel.subplots(1, max(1, len(keys)), squeeze=False)[0], keys or [""], strict=True):
+        _draw_curves(axis, histories, key)
+        axis.set_title(key.removeprefix("loss_"), fontsize=TEXT)
+        axis.set_ylabel("")
+    if histories:
+        panel.axes[0].legend(frameon=False, fontsize=TEXT)
+    return panel
 
 
 def curves(histories: Mapping[str, Sequence[Mapping]], key: str) -> Figure:
     """One line a run of `record[key]` over `record["step"]`: faint as logged, bold as a running mean of a fiftieth."""
     panel = Figure(figsize=(WIDTH * 0.7, 3.2), layout="constrained")
     axis = panel.subplots()
+    _draw_curves(axis, histories, key)
+    if histories:
+        axis.legend(frameon=False, fontsize=TEXT)
+    return panel
+
+
+def _draw_curves(axis: Axes, histories: Mapping[str, Sequence[Mapping]], key: str) -> None:
     for index, (name, history) in enumerate(histories.items()):
         points = [(record.get("step", n), record[key]) for n, record in enumerate(history) if key in record]
         steps, values = np.array(points, dtype=float).reshape(-1, 2).T
@@ -97,9 +157,6 @@ def curves(histories: Mapping[str, Sequence[Mapping]], key: str) -> Figure:
         centre = steps[window // 2 : window // 2 + len(smooth)]
         axis.plot(centre, smooth, color=colour, linewidth=1.6, label=name)
     _tidy(axis, "step", key)
-    if histories:
-        axis.legend(frameon=False, fontsize=TEXT)
-    return panel
 
 
 def score_histogram(scores, threshold: float | None = None, *, edges=None) -> Figure:
@@ -263,7 +320,7 @@ def _overlay(image: np.ndarray, masks: np.ndarray | None, colours: Sequence[str]
     if masks is None or len(masks) == 0:
         return image
     painted = image.astype(float)
-    for n in sorted(range(len(masks)), key=lambda n: -masks[n].sum()):
+    for n in sorted(range(len(masks)), key=lambda n: -int(masks[n].sum())):
         colour = np.array([int(colours[n][at : at + 2], 16) for at in (1, 3, 5)], dtype=float)
         painted[masks[n].astype(bool)] = 0.5 * image[masks[n].astype(bool)] + 0.5 * colour
     return painted.astype(np.uint8)

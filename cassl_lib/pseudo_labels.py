@@ -135,7 +135,7 @@ class PseudoLabels:
     """
 
     def __init__(self, folder: str | Path, threshold: float = 0.3):
-        # UNSTATED (Sec. 3.1): the threshold on the score is in the lost supplement
+        # UNSTATED: Sec. 3.1, the threshold on the score is in the lost supplement
         self.folder, self.threshold = Path(folder), threshold
         self.manifest = _read_manifest(self.folder)
         self._first_rows = np.cumsum([0] + [entry["rows"] for entry in self.manifest["shards"]])
@@ -145,13 +145,7 @@ class PseudoLabels:
         return self.manifest["images"]
 
     def __getitem__(self, index: int) -> dict:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
-        index %= len(self)
-        number = int(np.searchsorted(self._first_rows, index, side="right")) - 1
-        if number not in self._shards:
-            self._shards[number] = self._read(number)
-        shard, row = self._shards[number], index - int(self._first_rows[number])
+        shard, row = self._find(index)
         first, last = shard.starts[row], shard.starts[row + 1]
         kept = np.flatnonzero(shard.scores[first:last] > self.threshold) + first
         item = {name: shard.table[name][row].as_py() for name in ("image_id", "file_name", "height", "width")}
@@ -162,6 +156,16 @@ class PseudoLabels:
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_shards": {}}
+
+    def file_name(self, index: int) -> str:
+        """Of one image, without its labels."""
+        shard, row = self._find(index)
+        return shard.table["file_name"][row].as_py()
+
+    def image_id(self, index: int) -> int:
+        """Of one image, without its labels."""
+        shard, row = self._find(index)
+        return shard.table["image_id"][row].as_py()
 
     @property
     def labeler(self) -> str:
@@ -225,6 +229,16 @@ class PseudoLabels:
                 annotations.append(entry)
         info = {"description": f"pseudo labels of {self.labeler}, scores above {at.threshold}"}
         return {"info": info, "images": images, "annotations": annotations, "categories": self.categories}
+
+    def _find(self, index: int) -> tuple[_Shard, int]:
+        """The shard of an image, read if it is touched for the first time, and the image's row there."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        index %= len(self)
+        number = int(np.searchsorted(self._first_rows, index, side="right")) - 1
+        if number not in self._shards:
+            self._shards[number] = self._read(number)
+        return self._shards[number], index - int(self._first_rows[number])
 
     def _each_shard(self) -> Iterable[_Shard]:
         return (self._shards.get(number) or self._read(number) for number in range(len(self.manifest["shards"])))

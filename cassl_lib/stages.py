@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -25,9 +26,10 @@ from safetensors.torch import load_file
 from cassl_lib import engine
 from cassl_lib.config import Config, ModelConfig, TrainConfig
 from cassl_lib.data import sources
-from cassl_lib.data.pseudo import PseudoLabeled
 from cassl_lib.data.augment import test_transform, training_transform
+from cassl_lib.data.coco import DataError
 from cassl_lib.data.loader import Order, Samples, batches
+from cassl_lib.data.pseudo import PseudoLabeled
 from cassl_lib.evaluation.labels import judge_labels
 from cassl_lib.evaluation.model import evaluate_model
 from cassl_lib.labeling import label_pool
@@ -38,7 +40,7 @@ from cassl_lib.resolve import to_json
 from cassl_lib.runs import MissingRun, Request, Run, open_run, write_atomically
 
 PARTS = ("backbone", "neck", "head", "classifier")  # Table 9
-# Where finetuning starts: the warm-up (the paper), the labeler (Objects (G,A) of Table 2), or the backbone's own weights.
+# Where finetuning starts: the warm-up (the paper), the labeler (Objects (G,A), Table 2), or the backbone's own weights.
 STARTS = ("warmup", "labeler", "scratch")
 
 
@@ -91,6 +93,8 @@ def finetune(
     if start not in STARTS:
         raise ValueError(f"start={start!r} is not allowed; use one of: {', '.join(STARTS)}")
     labeled, val = sources.labeled_set(config), sources.validation_set(config)
+    if labeled.classes != val.classes:
+        raise DataError(f"{val.path}: its classes {val.classes} are not those of {labeled.path}, {labeled.classes}")
     if start != "scratch" and source is None:
         make = warm_up if start == "warmup" else train_labeler
         source = make(config, existing=existing or not config.make_inputs)
@@ -110,6 +114,14 @@ def baseline_steps(config: Config) -> int:
     pool_size = 0 if config.warmup.steps else len(sources.pool(config))
     warmup = engine.number_of_steps(config.warmup, pool_size)
     return warmup + engine.number_of_steps(config.finetune, len(sources.labeled_set(config)))
+
+
+def judge(config: Config, labels: Run) -> dict:
+    """Number and quality of a label run's labels at the configuration's threshold (which is not the run's own)."""
+    kept = PseudoLabels(labels.folder / "store", threshold=config.label.threshold)
+    count = int(kept.statistics([config.label.threshold])["labels"][0])
+    judged = judge_labels(kept, sources.hidden_truth(config))
+    return {"threshold": config.label.threshold, "labels": count, **judged}
 
 
 def load_model(run: Run) -> torch.nn.Module:
@@ -170,11 +182,11 @@ class Training:
 def _run(request: Request, config: Config, verb: str, existing: bool, work: Callable[[Run], dict]) -> Run:
     """The run of a request: found finished, or worked on by this process (and its siblings under torchrun) alone."""
     run = open_run(request)
-    if run.finished:
+    if run.finished and (existing or engine.rank_and_world()[1] == 1):  # to work, several processes decide together
         return run
     write_atomically(run.folder / "config.json", json.dumps(to_json(config), indent=1).encode())
     if existing:
-        command = f"python -m cassl_lib run {verb} --config {run.folder / 'config.json'}"
+        command = f"python -m cassl_lib run {verb} --config {shlex.quote(str(run.folder / 'config.json'))}"
         raise MissingRun(f"{run.id} is not there yet; make it with\n    {command}\n(--devices N for N processes)")
     with _alone(run) as unfinished:
         if unfinished:
@@ -230,7 +242,7 @@ def _train(run: Run, plan: Training, config: Config, val) -> dict:
         "steps": plan.steps,
         "images": len(samples),
         "learning_rate": engine.scaled_rate(plan.train),
-        "copied": report.summary() if report else None,
+        "copied": str(report) if report else None,
         "left_out": getattr(plan.source_of_samples, "report", None) and str(plan.source_of_samples.report),
         **trained,
     }
@@ -258,13 +270,11 @@ def _label(run: Run, config: Config, labeler: Run, pool) -> dict:
     seconds = time.monotonic() - started
     if engine.rank_and_world()[0]:
         return {}
-    labels = PseudoLabels(store, threshold=config.label.threshold)
-    kept = int(labels.statistics([config.label.threshold])["labels"][0])
-    judged = judge_labels(labels, sources.hidden_truth(config))
-    unreadable = set() if len(labels) == len(pool) else pool.paths() - {item["file_name"] for item in labels}
+    labels = PseudoLabels(store)
+    there = {labels.file_name(index) for index in range(len(labels))} if len(labels) < len(pool) else pool.paths()
     return {
-        "metrics": {"threshold": config.label.threshold, "labels": kept, **judged},
+        "metrics": judge(config, run),
         "images": len(pool),
         "seconds": seconds,
-        "unreadable": sorted(unreadable),
+        "unreadable": sorted(pool.paths() - there),
     }

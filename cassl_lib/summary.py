@@ -23,10 +23,10 @@ def chain(config: Config) -> dict[str, Run]:
     }
 
 
-def numbers_of(runs: dict[str, Run]) -> dict[str, float | int | None]:
+def numbers_of(config: Config, runs: dict[str, Run]) -> dict[str, float | int | None]:
     """The summary's keys; AP between 0 and 1, None where a run has no such number (box-only, no hidden truth)."""
     metrics = {name: run.result["metrics"] for name, run in runs.items()}
-    labels = metrics["labels"]
+    labels = stages.judge(config, runs["labels"])
 
     def ap(name: str, kind: str, key: str = "AP") -> float | None:
         return metrics[name].get(kind, {}).get(key)
@@ -55,7 +55,7 @@ def numbers_of(runs: dict[str, Run]) -> dict[str, float | int | None]:
 def summarize(config: Config) -> tuple[dict, Path]:
     """Gather the chain's numbers and write them to `summary.json` in the run store."""
     runs = chain(config)
-    numbers = numbers_of(runs)
+    numbers = numbers_of(config, runs)
     origin = {"profile": config.profile, "split": config.split, "seed": config.seed}
     whole = numbers | origin | {"runs": {name: run.id for name, run in runs.items()}}
     whole["environment"] = runs["cassl"].result["environment"]

@@ -1,11 +1,12 @@
 """Locations, targets, the head's predictions, the FCOS losses and the choice of detections, by hand and by loops."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from cassl_lib.models import ModelConfig
+from cassl_lib.models import ModelConfig, fcos
 from cassl_lib.models.fcos import (
     Head,
     Predictions,
@@ -16,7 +17,6 @@ from cassl_lib.models.fcos import (
     make_locations,
     select_detections,
 )
-from cassl_lib.models import fcos
 
 CONFIG = ModelConfig(
     num_classes=3, masks=False, channels=8, strides=(8, 16, 32), ranges=(64, 128), tower_convs=1, head_norm="gn"
@@ -85,7 +85,6 @@ def test_the_smallest_box_wins_and_the_first_of_equals(locations):
 
 
 def test_a_location_on_the_border_is_outside(locations):
-    assert assign(locations, [[4, 4, 20, 20]]).nonzero().flatten().tolist() != []
     matched = assign(locations, [[4, 4, 20, 20]])[:96].view(8, 12)
     assert (matched >= 0).nonzero().tolist() == [[1, 1]]  # (12, 12); (4, .), (20, .) lie on the border
 
@@ -196,8 +195,7 @@ def detect(locations, scores, **settings):
         logits[0, p, c] = math.log(classification / (1 - classification))
         centerness[0, p] = math.log(centre / (1 - centre))
     predictions = Predictions(logits, torch.ones(1, 126, 4), centerness, [])
-    config = ModelConfig(**{**CONFIG.__dict__, **settings})
-    return select_detections(predictions, locations, config)[0]
+    return select_detections(predictions, locations, replace(CONFIG, **settings))[0]
 
 
 def test_score_is_the_geometric_mean_and_the_threshold_comes_before_the_root(locations):
@@ -262,7 +260,7 @@ def test_fresh_classifier_gives_one_per_cent():
 
 
 def test_batch_norms_of_a_tower_keep_one_statistic_per_level():
-    tower = Head(ModelConfig(**{**CONFIG.__dict__, "head_norm": "bn"})).box_tower
+    tower = Head(replace(CONFIG, head_norm="bn")).box_tower
     tower([torch.randn(2, 8, *shape) * scale for shape, scale in zip(SHAPES, (1, 5, 25), strict=True)])
     variances = [norm.running_var.mean().item() for norm in tower.norms[0]]
     assert variances[0] < variances[1] < variances[2]

@@ -2,7 +2,6 @@
 
 Weak is conventional multi-scale training with a flip. Strong adds what the paper names by citation: one colour
 operation, one geometric operation and erased patches, with Soft Teacher's numbers.
-UNSTATED: which of the cited operations the paper used, and how strong.
 """
 
 from __future__ import annotations
@@ -70,6 +69,7 @@ def _sane(image, target):
 # ---- strong: one colour operation and one geometric operation in random order, then 1 to 4 erased patches ----
 
 
+# UNSTATED: which of the cited operations the paper used, and how strong.
 def strong(image, target):
     """Soft Teacher's student augmentation on top of the weak one."""
     steps = [_colour, _geometry] if torch.rand(()) < 0.5 else [_geometry, _colour]

@@ -6,6 +6,7 @@ each annotation, so worker processes share the arrays.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections import Counter
@@ -86,6 +87,7 @@ class CocoImages:
         self.category_ids = np.array([category["id"] for category in categories], np.int64)
         self.classes = [str(category["name"]) for category in categories]
         images = self._present(data["images"])
+        self._absent = len(data["images"]) - len(images)
         self.ids = np.array([image["id"] for image in images], np.int64)
         self.heights = np.array([image["height"] for image in images], np.int64)
         self.widths = np.array([image["width"] for image in images], np.int64)
@@ -97,7 +99,11 @@ class CocoImages:
 
     @cached_property
     def fingerprint(self) -> str:
-        return file_fingerprint(self.path)
+        """Hash of the JSON and, where images are absent, of the names of those that are there."""
+        content = file_fingerprint(self.path)
+        if not self._absent:
+            return content
+        return hashlib.sha256("\n".join([content, *self.names.tolist()]).encode()).hexdigest()[:16]
 
     def image_path(self, index: int) -> Path:
         return self.folder / str(self.names[index])
@@ -106,17 +112,20 @@ class CocoImages:
         return int(self.ids[index])
 
     def annotations(self, index: int, *, masks: bool = True) -> dict[str, np.ndarray]:
-        """boxes (N, 4) float32 xyxy, labels (N,) int64, and masks (N, H, W) uint8 of an image, at its own size."""
+        """size (H, W) of an image, its boxes (N, 4) float32 xyxy, labels (N,) int64, and masks (N, H, W) uint8."""
         rows = slice(self.first[index], self.first[index + 1])
-        found = {"boxes": self.boxes[rows], "labels": self.labels[rows]}
+        size = int(self.heights[index]), int(self.widths[index])
+        found = {"size": size, "boxes": self.boxes[rows], "labels": self.labels[rows]}
         if masks:
-            size = int(self.heights[index]), int(self.widths[index])
+            if len(self.boxes) and not len(self.segmentations.parts):
+                raise DataError(f"{self.path} holds boxes only, no segmentation; use masks=False")
             decoded = [self.segmentations.decode(row, size) for row in range(rows.start, rows.stop)]
             found["masks"] = np.stack(decoded) if decoded else np.zeros((0, *size), np.uint8)
         return found
 
     def _present(self, images: list[dict]) -> list[dict]:
         """The images that are on disk; absent ones are reported, and if all are absent the folder is wrong."""
+        # DEVIATES: images without objects are kept, public code drops them; they teach what is background.
         there = set(os.listdir(self.folder))
         kept = []
         for image in images:
@@ -145,7 +154,7 @@ class CocoImages:
                 self.report.add("crowds are not trained on", f"annotation {annotation.get('id')}")
             elif annotation["category_id"] not in label_of:
                 self.report.add("annotations have a category the JSON does not list", annotation["category_id"])
-            elif not _has_area(annotation["bbox"]):
+            elif not has_area(annotation["bbox"]):
                 self.report.add("boxes have no area", f"annotation {annotation.get('id')} {annotation['bbox']}")
             else:
                 taken.append((row, annotation))
@@ -156,6 +165,8 @@ class CocoImages:
         self.boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1).astype(np.float32)
         self.labels = np.array([label_of[annotation["category_id"]] for _, annotation in taken], np.int64)
         self.segmentations = Segmentations([annotation.get("segmentation") for _, annotation in taken])
+        for row in np.flatnonzero(np.diff(self.segmentations.first) == 0) if len(self.segmentations.parts) else ():
+            self.report.add("annotations have no mask to train on", f"annotation {taken[row][1].get('id')}")
         counts = Counter(self.labels.tolist())
         for label, name in enumerate(self.classes):
             if not counts[label]:
@@ -220,8 +231,9 @@ def _pieces(segmentation):
                 yield Segmentations.POLYGON, polygon, (0, 0)
 
 
-def _has_area(box: list[float]) -> bool:
-    return len(box) == 4 and all(np.isfinite(box)) and box[2] > 0 and box[3] > 0
+def has_area(box: list[float]) -> bool:
+    """Whether a COCO box, xywh, can be trained and evaluated on."""
+    return isinstance(box, list) and len(box) == 4 and all(np.isfinite(box)) and box[2] > 0 and box[3] > 0
 
 
 def _read(path: Path) -> dict:
@@ -230,13 +242,15 @@ def _read(path: Path) -> dict:
         data = json.loads(path.read_bytes())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not JSON ({error}); give a COCO instances file") from error
-    missing = [key for key in ("images", "annotations", "categories") if not isinstance(data, dict) or key not in data]
+    lists = ("images", "annotations", "categories")
+    missing = [key for key in lists if not isinstance(data, dict) or not isinstance(data.get(key), list)]
     if missing:
-        raise DataError(f"{path} is not a COCO instances file: it has no {', '.join(map(repr, missing))}")
+        raise DataError(f"{path} is not a COCO instances file: it has no list {', '.join(map(repr, missing))}")
     for key in ("images", "categories"):
         if not data[key]:
             raise DataError(f"{path}: {key!r} is empty, nothing to train or evaluate on")
     wanted = {"images": ("id", "file_name", "height", "width"), "annotations": ("image_id", "bbox", "category_id")}
+    wanted["categories"] = ("id", "name")
     for key, names in wanted.items():
         for item in data[key]:
             if lacking := [name for name in names if name not in item]:

@@ -16,25 +16,29 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
-from torchvision.io import ImageReadMode, decode_image
 
 from cassl_lib.data.coco import DataError
 
 
 def read_image(path: Path) -> torch.Tensor:
     """(3, H, W) uint8 RGB of an image file; grey, palette and CMYK are converted. Raises OSError if unreadable."""
+    # By Pillow: as fast as torchvision's decode_image, with the same pixels, but a damaged JPEG can crash that one.
     try:
-        return decode_image(str(path), mode=ImageReadMode.RGB)
-    except RuntimeError:  # not a PNG, JPEG, WEBP or GIF that torchvision reads; Pillow knows more kinds
         with Image.open(path) as image:
-            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+            if image.mode.startswith("I"):  # 16 bits a pixel, of which `convert` would cut off all above 255
+                image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+            pixels = np.array(image.convert("RGB"))
+    except (ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise OSError(f"damaged: {error}") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 class Samples(Dataset):
     """(image, target, image id, unreadable) of a source, for tickets (position, index).
 
-    A source has `len`, `image_path(i)`, `image_id(i)` and `annotations(i, masks=...)`. An image that cannot be read is
-    named in `unreadable`, and replaced by the next one that can be read or, with `replace=False`, left out.
+    A source has `len`, `image_path(i)`, `image_id(i)` and `annotations(i, masks=...)`: a dict of boxes, labels, masks
+    and, if the source knows it, the `size` (H, W) of the image that they were made for. An image that cannot be read
+    is named in `unreadable`, and replaced by the next one that can be read or, with `replace=False`, left out.
 
     Args:
         classes: False sets every label to 0: the class-agnostic conversion of Sec. 3.1.
@@ -59,7 +63,7 @@ class Samples(Dataset):
         return image, target, self.source.image_id(at), unreadable
 
     def _read(self, index: int):
-        """(index, image, unreadable) of the image at `index` or, if that is damaged, of the next one that can be read."""
+        """(index, image, unreadable) of the image at `index` or, if that is damaged, of the next one that is not."""
         unreadable = []
         for offset in range(min(100, len(self.source)) if self.replace else 1):
             at = (index + offset) % len(self.source)
@@ -73,17 +77,17 @@ class Samples(Dataset):
 
     def _target(self, index: int, size: tuple[int, int]) -> dict:
         found = self.source.annotations(index, masks=self.masks)
+        if found.get("size", size) != size:
+            raise DataError(
+                f"{self.source.image_path(index)} is {size[0]}x{size[1]} pixels, its annotations say "
+                f"{found['size'][0]}x{found['size'][1]}; the JSON belongs to other files"
+            )
         labels = torch.from_numpy(found["labels"].copy())
         target = {
             "boxes": tv_tensors.BoundingBoxes(torch.from_numpy(found["boxes"].copy()), format="XYXY", canvas_size=size),
             "labels": labels if self.classes else torch.zeros_like(labels),
         }
         if self.masks:
-            if found["masks"].shape[1:] != size:
-                raise DataError(
-                    f"{self.source.image_path(index)} is {size[0]}x{size[1]} pixels, its annotations say "
-                    f"{found['masks'].shape[1]}x{found['masks'].shape[2]}; the JSON belongs to other files"
-                )
             target["masks"] = tv_tensors.Mask(torch.from_numpy(found["masks"]))
         return target
 
@@ -121,6 +125,7 @@ def batches(samples: Samples, order, *, workers: int) -> DataLoader:
         collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=False,
+        generator=torch.Generator(),  # of the workers' seeds: they are not to be drawn from the model's random stream
     )
 
 

@@ -11,7 +11,7 @@ from cassl_lib.pseudo_labels import PseudoLabels
 
 
 class PseudoLabeled:
-    """Images of a store with their labels above its threshold; masks are decoded only for the image that is asked for."""
+    """Images of a store with their labels above its threshold; masks are decoded only for the image asked for."""
 
     def __init__(self, labels: PseudoLabels):
         self.labels = labels
@@ -20,19 +20,19 @@ class PseudoLabeled:
         return len(self.labels)
 
     def image_path(self, index: int) -> Path:
-        return Path(self.labels[index]["file_name"])
+        return Path(self.labels.file_name(index))
 
     def image_id(self, index: int) -> int:
-        return self.labels[index]["image_id"]
+        return self.labels.image_id(index)
 
     def annotations(self, index: int, *, masks: bool = True) -> dict[str, np.ndarray]:
-        """boxes (N, 4) float32 xyxy, labels (N,) int64, and masks (N, H, W) uint8 at the size of the image."""
+        """size (H, W) of the image, boxes (N, 4) float32 xyxy, labels (N,) int64, and masks (N, H, W) uint8."""
         item = self.labels[index]
-        found = {"boxes": item["boxes"], "labels": item["labels"].astype(np.int64)}
+        size = item["height"], item["width"]
+        found = {"size": size, "boxes": item["boxes"], "labels": item["labels"].astype(np.int64)}
         if masks:
             if len(item["boxes"]) and not item["rles"]:
                 raise ValueError(f"{self.labels.folder} holds boxes only; train with masks=False, or label with masks")
-            size = item["height"], item["width"]
             found["masks"] = (
                 np.ascontiguousarray(coco_mask.decode(item["rles"]).transpose(2, 0, 1))
                 if item["rles"]

@@ -33,7 +33,7 @@ from cassl_lib.data.drawing_kinds import NAMED
 VERSION = 1  # of the drawing: to be raised whenever the same spec gives other pixels or annotations
 CLASSES = tuple(kind.name for kind in NAMED)
 _PLACES, _OPENIMAGES = (tuple(f"{name}_{part}" for part in range(PARTS)) for name in ("places", "openimages"))
-# UNSTATED (Sec. 4): what small, base and large consist of; inferred from the sizes the paper prints
+# UNSTATED: Sec. 4, what small, base and large consist of; inferred from the sizes the paper prints
 SPLITS: dict[str, tuple[str, ...]] = {
     "tiny": ("coco",),
     "small": ("coco", *_PLACES[:3]),

@@ -11,8 +11,8 @@ from cassl_lib.data import scenes
 from cassl_lib.data.coco import CocoImages, DataError, locate
 from cassl_lib.data.unlabeled import Pool, build_pool
 
-# The paper's pools below the data root, as (folder or JSON, share taken). UNSTATED: the paper names only the three sources
-# and the sizes 0.12, 0.66, 1.74 and 3.66 million; this is the one composition whose counts fit (tiny is stated).
+# UNSTATED: what small, base and large consist of. The paper names the three sources and the sizes, 0.12, 0.66, 1.74 and
+# 3.66 million; this is the one composition whose counts fit. (folder or JSON below the data root, share taken)
 SPLITS = {
     "tiny": (("coco/annotations/image_info_unlabeled2017.json", 1.0),),
     "small": (("coco/annotations/image_info_unlabeled2017.json", 1.0), ("places365/data_large", 0.3)),

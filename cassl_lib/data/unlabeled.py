@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 from cassl_lib.data.coco import DataError, Report, locate
 
+SHARE = re.compile(r"0?\.\d+")  # what follows FOLDER@
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 SCHEMA = pa.schema(
     [("id", pa.int64()), ("path", pa.string()), ("height", pa.int32()), ("width", pa.int32()), ("source", pa.string())]
@@ -30,7 +32,7 @@ class Pool:
 
     Attributes:
         table: Arrow table with the columns of `SCHEMA`, opened by memory map.
-        fingerprint: hash of the ids, paths and sizes.
+        fingerprint: hash of the paths, with the bytes of each file or, of a JSON, its id, height and width.
     """
 
     def __init__(self, index: Path):
@@ -72,7 +74,7 @@ def build_pool(parts: list[str], folder: Path) -> tuple[Pool, Report]:
         DataError: a part does not exist or holds no image.
     """
     listing = [entry for part in parts for entry in _listing(part)]
-    names = "\n".join(f"{path}|{size}" for path, size, _ in listing)
+    names = "\n".join(f"{path}|{size}|{facts or ''}" for path, size, facts in listing)
     fingerprint = hashlib.sha256(names.encode()).hexdigest()[:16]
     index = folder / f"pool-{fingerprint}.parquet"
     report = Report()
@@ -93,9 +95,9 @@ def build_pool(parts: list[str], folder: Path) -> tuple[Pool, Report]:
 
 def _listing(part: str) -> list[tuple[str, int, tuple | None]]:
     """(path, bytes, (id, height, width) if known) of a part, sorted by path; FOLDER@0.3 takes an even 3 in 10."""
-    part, _, share = part.partition("@")
-    if share:
-        whole, share = _listing(part), float(share)
+    whole, _, share = part.rpartition("@")
+    if whole and SHARE.fullmatch(share) and not Path(part).expanduser().exists():
+        whole, share = _listing(whole), float(share)
         return [entry for place, entry in enumerate(whole) if int((place + 1) * share) > int(place * share)]
     path = Path(part.partition(os.pathsep)[0]).expanduser()
     if path.is_dir():
@@ -121,15 +123,18 @@ def _walk(folder: Path):
 
 
 def _columns(listing: list, report: Report) -> dict[str, list]:
-    """The columns of the index. Ids are COCO's where a JSON gives them, else the place in the pool, from 1."""
+    """The columns of the index. Ids are COCO's if JSONs give every image one of its own, else places, from 1."""
+    known = {facts[0] for _, _, facts in listing if facts}
+    by_place = len(known) < len(listing)
     columns: dict[str, list] = {name: [] for name in SCHEMA.names}
     bar = tqdm(listing, desc="pool", unit="image", disable=None, mininterval=1)
     for place, (path, _, facts) in enumerate(bar, start=1):
         try:
             image_id, height, width = facts or (place, *_size(path))
-        except OSError as error:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             report.add("files cannot be read as images", f"{path} ({error})")
             continue
+        image_id = place if by_place else image_id
         for name, value in zip(SCHEMA.names, (image_id, path, height, width, Path(path).parent.name), strict=True):
             columns[name].append(value)
     return columns

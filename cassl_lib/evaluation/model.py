@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 from cassl_lib import engine
 from cassl_lib.config import AugmentConfig, TrainConfig
 from cassl_lib.data.augment import test_transform
-from cassl_lib.data.coco import CocoImages
+from cassl_lib.data.coco import CocoImages, has_area
 from cassl_lib.data.loader import Samples, batches, in_turn
 from cassl_lib.evaluation.coco import evaluate
 
@@ -29,16 +29,20 @@ def evaluate_model(
 
     Returns:
         By kind (`box_agnostic`, `mask_agnostic` and, with classes, `box`, `mask`) the twelve numbers of `evaluate`;
-        empty in all processes but the first.
+        empty in all processes but the first. No masks where the detector or the annotations have none.
     """
     results = detect(model, images, augment=augment, training=training)
     if engine.rank_and_world()[0]:
         return {}
     truth = _truth(images)
+    with_masks = model.config.masks and all(entry.get("segmentation") for entry in truth["annotations"])
     metrics = {}
     for name, iou_type in (("box", "bbox"), ("mask", "segm")):
-        if iou_type == "segm" and not model.config.masks:
-            continue
+        if iou_type == "segm":
+            if not with_masks:
+                continue
+            # pycocotools takes the area of a result, and so small, medium or large, from its box where it has one
+            results = [{key: value for key, value in result.items() if key != "bbox"} for result in results]
         if classes:
             metrics[name] = evaluate(results, truth, iou_type)
         metrics[f"{name}_agnostic"] = evaluate(results, truth, iou_type, class_agnostic=True)
@@ -87,9 +91,17 @@ def encode_masks(masks: torch.Tensor) -> list[dict]:
 
 
 def _truth(images: CocoImages):
-    """The annotation file, without the images that are not on disk (and so could not be predicted)."""
+    """The annotation file without what `CocoImages` leaves out (but for crowds, which evaluation knows).
+
+    Annotations are numbered anew, from 1: pycocotools takes a match with annotation 0 for none.
+    """
     data = json.loads(images.path.read_bytes())
-    present = set(images.ids.tolist())
+    present, classes = set(images.ids.tolist()), set(images.category_ids.tolist())
     data["images"] = [image for image in data["images"] if image["id"] in present]
-    data["annotations"] = [entry for entry in data["annotations"] if entry["image_id"] in present]
+    usable = [
+        entry
+        for entry in data["annotations"]
+        if entry["image_id"] in present and entry["category_id"] in classes and has_area(entry["bbox"])
+    ]
+    data["annotations"] = [entry | {"id": number} for number, entry in enumerate(usable, start=1)]
     return data

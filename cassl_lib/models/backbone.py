@@ -49,7 +49,7 @@ class Backbone(nn.Module):
         if config.backbone_norm == "frozen_bn":
             replace_batch_norms(self.body, frozen_batch_norm)
         elif config.backbone_norm == "gn":
-            replace_batch_norms(self.body, lambda norm: nn.GroupNorm(gcd(32, norm.num_features), norm.num_features))
+            replace_batch_norms(self.body, lambda norm: group_norm(norm.num_features))
         freeze_stages(self.body, config.frozen_stages)
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -80,6 +80,15 @@ def create_body(config: ModelConfig, options: dict) -> FeatureListNet:
             f"The ImageNet weights of {config.backbone} could not be loaded ({type(error).__name__}: {error}). "
             'Without a network give a local file, pretrained="FILE", or start at random, pretrained=False.'
         ) from error
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm of 32 groups, or as many as divide `channels`, of at least two channels each.
+
+    A group of one channel has no variance on a map of one pixel, such as a coarse level of a small image.
+    """
+    groups = gcd(32, channels)
+    return nn.GroupNorm(groups // 2 if groups == channels > 1 else groups, channels)
 
 
 def replace_batch_norms(module: nn.Module, make_norm) -> None:

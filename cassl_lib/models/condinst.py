@@ -98,11 +98,18 @@ class CondInst(nn.Module):
             positions = found.pop("positions")
             if self.config.masks:
                 parameters = dynamic_parameters(
-                    self.head.controller, [x[i : i + 1] for x in predictions.box_maps], positions * 0, positions
+                    self.head.controller,
+                    [x[i : i + 1] for x in predictions.box_maps],
+                    torch.zeros_like(positions),
+                    positions,
                 )
                 found["masks"] = self.paste_masks(
-                    features[i], parameters, points=locations.points[positions], sizes=locations.sizes[positions],
-                    image_size=image_size, size=size,
+                    features[i],
+                    parameters,
+                    points=locations.points[positions],
+                    sizes=locations.sizes[positions],
+                    image_size=image_size,
+                    size=size,
                 )
             results.append(found)
         return results
@@ -150,15 +157,28 @@ class CondInst(nn.Module):
         stride = self.config.strides[0]
         with torch.autocast(features.device.type, enabled=False):
             logits = mask_logits(
-                features.float(), parameters=parameters, images=images, points=locations.points[positions],
-                sizes=locations.sizes[positions], stride=stride,
+                features.float(),
+                parameters=parameters,
+                images=images,
+                points=locations.points[positions],
+                sizes=locations.sizes[positions],
+                stride=stride,
             )
             truth = gather_masks(targets, stride=stride // 2, size=tuple(logits.shape[-2:]), device=logits.device)
             first = torch.tensor([0, *(len(t["boxes"]) for t in targets)], device=images.device).cumsum(0)
             truth = truth[first[images] + matched[images, positions]]
             return losses.dice_loss(logits.sigmoid(), truth.float()).sum() / count
 
-    def paste_masks(self, features, parameters, *, points, sizes, image_size, size) -> Tensor:
+    def paste_masks(
+        self,
+        features: Tensor,
+        parameters: Tensor,
+        *,
+        points: Tensor,
+        sizes: Tensor,
+        image_size: tuple[int, int],
+        size: tuple[int, int],
+    ) -> Tensor:
         """Masks (N, *size) bool of one image: enlarge to pixels, crop the padding, resize to `size`, > 0.5."""
         stride = self.config.strides[0]
         # Features beyond the image (and two cells, which its last pixels are interpolated from) would be cropped.
@@ -167,14 +187,15 @@ class CondInst(nn.Module):
         at_once = max(1, PIXELS_AT_ONCE // max(image_size[0] * image_size[1], size[0] * size[1]))
         masks = [features.new_zeros((0, *size), dtype=torch.bool)]
         with torch.autocast(features.device.type, enabled=False):
-            for p, point, interest in zip(
-                parameters.split(at_once), points.split(at_once), sizes.split(at_once), strict=True
-            ):
-                if len(p) == 0:
-                    continue
-                images = torch.zeros(len(p), dtype=torch.int64, device=p.device)
+            for start in range(0, len(parameters), at_once):
+                chunk = slice(start, start + at_once)
                 logits = mask_logits(
-                    features, parameters=p, images=images, points=point, sizes=interest, stride=stride
+                    features,
+                    parameters=parameters[chunk],
+                    images=torch.zeros_like(sizes[chunk], dtype=torch.int64),
+                    points=points[chunk],
+                    sizes=sizes[chunk],
+                    stride=stride,
                 )
                 soft = aligned_bilinear(logits.sigmoid()[:, None], stride // 2)[..., : image_size[0], : image_size[1]]
                 if size != image_size:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import gcd, log
+from math import log
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torchvision.ops import batched_nms
 
 from cassl_lib import losses
 from cassl_lib.config import INFINITE, ModelConfig
+from cassl_lib.models.backbone import group_norm
 from cassl_lib.models.masks import MaskBranch, count_dynamic_parameters
 
 PRIOR = 0.01  # probability of every class that the fresh classifier gives
@@ -30,7 +31,7 @@ class Tower(nn.Module):
         bias = norm == "gn"
         self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1, bias=bias) for _ in range(convs))
         if norm == "gn":
-            self.norms = nn.ModuleList(nn.GroupNorm(gcd(32, channels), channels) for _ in range(convs))
+            self.norms = nn.ModuleList(group_norm(channels) for _ in range(convs))
         else:
             self.norms = nn.ModuleList(
                 nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(levels)) for _ in range(convs)

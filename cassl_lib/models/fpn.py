@@ -21,7 +21,9 @@ class FPN(nn.Module):
         super().__init__()
         self.strides = strides
         levels = list(STAGE_LEVELS.values())
-        self.lateral = nn.ModuleDict({p: nn.Conv2d(c, channels, 1) for p, c in zip(levels, stage_channels, strict=True)})
+        self.lateral = nn.ModuleDict(
+            {p: nn.Conv2d(c, channels, 1) for p, c in zip(levels, stage_channels, strict=True)}
+        )
         self.output = nn.ModuleDict({p: nn.Conv2d(channels, channels, 3, padding=1) for p in levels})
         top = [p for stride, p in TOP_LEVELS.items() if stride <= max(strides)]
         self.top = nn.ModuleDict({p: nn.Conv2d(channels, channels, 3, stride=2, padding=1) for p in top})
@@ -34,9 +36,8 @@ class FPN(nn.Module):
 
     def unused(self) -> list[str]:
         """Names of the convolutions that `strides` does not need."""
-        needed = [*self.strides, 32] if self.top else self.strides
         laterals = [f"lateral.{p}" for stride, p in STAGE_LEVELS.items() if stride < min(self.strides)]
-        return laterals + [f"output.{p}" for stride, p in STAGE_LEVELS.items() if stride not in needed]
+        return laterals + [f"output.{p}" for stride, p in STAGE_LEVELS.items() if stride not in self.strides]
 
     def forward(self, stages: list[Tensor]) -> list[Tensor]:
         maps, merged, unused = {}, None, self.unused()

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from math import gcd
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cassl_lib.config import ModelConfig
+from cassl_lib.models.backbone import group_norm
 
 HIDDEN = 8  # channels between the dynamic layers
 
 
 def count_dynamic_parameters(mask_features: int) -> int:
     """Weights (features + 2) x 8, 8 x 8, 8 x 1, then biases 8, 8, 1: 169 for 8 features."""
-    return (mask_features + 2) * HIDDEN + HIDDEN * HIDDEN + HIDDEN + HIDDEN + HIDDEN + 1
+    weights, biases = (mask_features + 2) * HIDDEN + HIDDEN * HIDDEN + HIDDEN, 2 * HIDDEN + 1
+    return weights + biases
 
 
 def split_dynamic_parameters(parameters: Tensor, mask_features: int) -> tuple[list[Tensor], list[Tensor]]:
@@ -50,7 +50,7 @@ class MaskBranch(nn.Module):
 
 
 def conv_block(inputs: int, outputs: int, norm: str) -> nn.Sequential:
-    norm_layer = nn.BatchNorm2d(outputs) if norm == "bn" else nn.GroupNorm(gcd(32, outputs), outputs)
+    norm_layer = nn.BatchNorm2d(outputs) if norm == "bn" else group_norm(outputs)
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), norm_layer, nn.ReLU(inplace=True))
 
 
@@ -96,7 +96,9 @@ def dynamic_parameters(controller: nn.Conv2d, box_maps: list[Tensor], images: Te
     return F.linear(neighbourhoods, weight, controller.bias).float()
 
 
-def mask_logits(features: Tensor, *, parameters: Tensor, images: Tensor, points: Tensor, sizes: Tensor, stride: int):
+def mask_logits(
+    features: Tensor, *, parameters: Tensor, images: Tensor, points: Tensor, sizes: Tensor, stride: int
+) -> Tensor:
     """Logits of N instances by their own three 1x1 convolutions, at twice the resolution of the features.
 
     The input of the first layer is (instance location - pixel location) / size of interest, x then y, followed by the
@@ -133,11 +135,11 @@ def mask_logits(features: Tensor, *, parameters: Tensor, images: Tensor, points:
 
 def mask_centres(masks: Tensor, boxes: Tensor) -> Tensor:
     """Centroids (N, 2) x, y of full-resolution masks (N, H, W), in pixels; of an empty mask, its box's centre."""
-    columns, rows = masks.sum(1, dtype=torch.float32), masks.sum(2, dtype=torch.float32)
-    area = rows.sum(1, dtype=torch.float64)
-    x = (columns.double() * torch.arange(columns.shape[1], device=masks.device)).sum(1) / area
-    y = (rows.double() * torch.arange(rows.shape[1], device=masks.device)).sum(1) / area
-    return torch.where(area[:, None] > 0, torch.stack([x, y], 1).float(), box_centres(boxes))
+    # Moments of a large mask exceed 2^24, what float32 counts exactly.
+    columns, rows = (masks.sum(axis, dtype=torch.int32).double() for axis in (1, 2))
+    moments = [values @ torch.arange(values.shape[1], device=masks.device).double() for values in (columns, rows)]
+    area = rows.sum(1)[:, None]
+    return torch.where(area > 0, (torch.stack(moments, 1) / area).float(), box_centres(boxes))
 
 
 def box_centres(boxes: Tensor) -> Tensor:

@@ -60,5 +60,7 @@ def copy_parts(source: dict[str, Tensor], model: nn.Module, parts: tuple[str, ..
             skipped.append(name)
     for part in parts:
         if part not in map(part_of, copied):
-            raise ValueError(f"nothing of the part {part!r} could be copied: the source has no such tensor of the shape")
+            raise ValueError(
+                f"nothing of the part {part!r} could be copied: the source has no such tensor of the shape"
+            )
     return TransferReport(tuple(copied), tuple(skipped), tuple(missing))

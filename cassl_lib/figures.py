@@ -1,0 +1,74 @@
+"""The README's pictures, drawn from a finished chain: `python -m cassl_lib figures`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from cassl_lib import paths, plots, stages, summary
+from cassl_lib.config import Config
+from cassl_lib.data import sources
+from cassl_lib.data.loader import read_image
+from cassl_lib.pseudo_labels import PseudoLabels
+
+FOLDER = paths.REPOSITORY / "figures"
+SHOWN = 6  # images in a row
+
+
+def draw(config: Config) -> list[Path]:
+    """Write the pictures; needs the runs of the whole chain (`make demo`)."""
+    runs = summary.chain(config)
+    figures = {
+        "pipeline": plots.pipeline_figure(),
+        "pseudo_labels": pseudo_labels(config, PseudoLabels(runs["labels"].folder / "store")),
+        "detections": detections(config, {"baseline": runs["baseline"], "CA-SSL": runs["cassl"]}),
+    }
+    FOLDER.mkdir(exist_ok=True)
+    written = []
+    for name, figure in figures.items():
+        written.append(FOLDER / f"{name}.png")
+        figure.savefig(written[-1], dpi=100, metadata={"Software": None})
+    return written
+
+
+def pseudo_labels(config: Config, labels: PseudoLabels):
+    """Pool images with their labels above the threshold."""
+    kept = labels.at(config.label.threshold)
+    items = [kept[index] for index in range(SHOWN)]
+    return plots.show_images(
+        [read_image(Path(item["file_name"])) for item in items],
+        boxes=[item["boxes"] for item in items],
+        masks=None,
+        labels=None,
+        scores=[item["scores"] for item in items],
+        names=None,
+        titles=["pseudo labels"] + [""] * (SHOWN - 1),
+        columns=SHOWN,
+    )
+
+
+def detections(config: Config, runs: dict):
+    """The same validation images: truth, then each run's detections above a score of 0.4."""
+    val = sources.validation_set(config)
+    chosen = range(SHOWN)
+    images = [read_image(val.image_path(index)) for index in chosen]
+    rows = [("truth", [val.annotations(index) for index in chosen])]
+    for name, run in runs.items():
+        found = stages.load_model(run).predict(images)
+        rows.append((name, [_confident(item) for item in found]))
+    return plots.show_images(
+        images * len(rows),
+        boxes=[item["boxes"] for _, row in rows for item in row],
+        masks=[item["masks"] for _, row in rows for item in row],
+        labels=[item["labels"] for _, row in rows for item in row],
+        scores=None,
+        names=val.classes,
+        titles=[name if column == 0 else "" for name, _ in rows for column in chosen],
+        columns=SHOWN,
+    )
+
+
+def _confident(found: dict) -> dict[str, np.ndarray]:
+    keep = found["scores"] > 0.4
+    return {name: value[keep].numpy() for name, value in found.items()}

@@ -1,0 +1,163 @@
+"""What a notebook looks at: images of a source, what a run finds on them, its errors, chosen pseudo labels.
+
+Images are (3, H, W) uint8 tensors; instances are dicts of boxes (N, 4) xyxy pixels, labels, scores and masks, as
+`plots.show_instances` draws them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cassl_lib import stages
+from cassl_lib.config import AugmentConfig, Config
+from cassl_lib.data import sources
+from cassl_lib.data.augment import test_transform
+from cassl_lib.data.coco import DataError
+from cassl_lib.data.loader import read_image
+from cassl_lib.data.pseudo import PseudoLabeled
+from cassl_lib.data.unlabeled import ENDINGS
+from cassl_lib.evaluation.labels import judge_labels
+from cassl_lib.evaluation.matching import match
+from cassl_lib.pseudo_labels import PseudoLabels
+from cassl_lib.runs import Run
+
+MARKS = ("found", "wrong class", "spurious", "missed")  # what `mark_errors` says of a box
+
+
+def sample(source, count: int = 8, *, masks: bool = False) -> tuple[list[torch.Tensor], list[dict]]:
+    """Images, and their annotations, spread evenly over a source; those that cannot be read are passed over."""
+    images, found = [], []
+    for index in _spread(len(source), count):
+        try:
+            images.append(read_image(source.image_path(index)))
+        except OSError as error:
+            print(f"passed over {source.image_path(index)}: {error}", file=sys.stderr)
+            continue
+        found.append(source.annotations(index, masks=masks))
+    return images, found
+
+
+def pictures(place: str, count: int = 8) -> list[torch.Tensor]:
+    """The image of a file, or the first images of a folder by name."""
+    path = Path(place).expanduser()
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder; give an image or a folder of images")
+    files = sorted(f for f in path.iterdir() if f.suffix.lower() in ENDINGS) if path.is_dir() else [path]
+    if not files:
+        raise DataError(f"{path}: no image in it; endings that count are {' '.join(ENDINGS)}")
+    try:
+        return [read_image(file) for file in files[:count]]
+    except OSError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def detections(run: Run, images: Sequence[torch.Tensor], *, above: float = 0.3) -> list[dict[str, np.ndarray]]:
+    """A run's detections with a score above `above`, in the frame of each image, at the run's own test size."""
+    model = stages.load_model(run)
+    augment = json.loads((run.folder / "request.json").read_text())["settings"]["augment"]
+    transform, found = test_transform(AugmentConfig(**augment)), []
+    for image in images:
+        resized, _ = transform(image, {})
+        (result,) = model.predict([resized.to(model.pixel_mean.device)], sizes=[tuple(image.shape[-2:])])
+        kept = result["scores"] > above
+        found.append({name: value[kept].cpu().numpy() for name, value in result.items()})
+    return found
+
+
+def class_names(run: Run, classes: Sequence[str]) -> list[str]:
+    """Names for the labels that a run gives: `classes` if it has as many, `object` if it is class-agnostic."""
+    number = stages.model_config(run).num_classes
+    if number == len(classes):
+        return list(classes)
+    return ["object"] if number == 1 else [f"class {label}" for label in range(number)]
+
+
+def mark_errors(found: Mapping, truth: Mapping, *, classes: bool = True) -> dict[str, np.ndarray]:
+    """The boxes of an image with labels that index `MARKS`: matched at IoU 0.5 by falling score, or not.
+
+    Args:
+        classes: False takes every matched box for found, whatever its label.
+    """
+    taken = match(found["boxes"], found["scores"], truth["boxes"])
+    right = truth["labels"][taken] == found["labels"] if len(truth["labels"]) else taken >= 0
+    marks = np.where(taken < 0, 2, np.where(right | (not classes), 0, 1))
+    missed = np.setdiff1d(np.arange(len(truth["boxes"])), taken)
+    boxes = np.concatenate([found["boxes"], truth["boxes"][missed]])
+    return {"boxes": boxes, "labels": np.concatenate([marks, np.full(len(missed), 3)]).astype(np.int64)}
+
+
+def count_marks(marked: Sequence[Mapping]) -> dict[str, int]:
+    """How many boxes of all images have which mark."""
+    labels = np.concatenate([np.zeros(0, np.int64), *(image["labels"] for image in marked)])
+    return dict(zip(MARKS, np.bincount(labels, minlength=len(MARKS)).tolist(), strict=True))
+
+
+def judged(config: Config, labels: Run, thresholds: Sequence[float]) -> list[dict]:
+    """`judge_labels` of a label run at each threshold; empty where the images it labelled have no hidden truth."""
+    pool = json.loads((labels.folder / "request.json").read_text())["data"]["pool"]
+    truth = sources.hidden_truth(config)
+    if not truth or pool != sources.pool(config).fingerprint:
+        return []
+    store = PseudoLabels(labels.folder / "store")
+    return [judge_labels(store.at(threshold), truth) for threshold in thresholds]
+
+
+def gallery(labels: PseudoLabels, rank: Callable, *, count: int = 8, masks: bool = False) -> tuple[list, list[dict]]:
+    """The images, with chosen labels, that come first by `rank`, of at most 2000 spread evenly over the store.
+
+    Args:
+        rank: function of an image of the store that returns how far ahead it comes, None to leave it out, and the
+            indices of the labels to show.
+    """
+    ranked = []
+    for index in _spread(len(labels), 2000):
+        value, rows = rank(labels[index])
+        if value is not None:
+            ranked.append((-value, index, rows))
+    images, shown = [], []
+    for _, index, rows in sorted(ranked, key=lambda entry: entry[:2])[:count]:
+        item = labels[index]
+        found = PseudoLabeled(labels).annotations(index, masks=masks and bool(item["rles"])) | {
+            "scores": item["scores"]
+        }
+        images.append(read_image(Path(item["file_name"])))
+        shown.append({name: value[rows] for name, value in found.items() if name != "size"})
+    return images, shown
+
+
+def surest(item: Mapping) -> tuple:
+    """By the mean score of the labels, of which there are at least two."""
+    scores = item["scores"]
+    return (float(scores.mean()) if len(scores) > 1 else None), np.arange(len(scores))
+
+
+def borderline(threshold: float, *, width: float = 0.05) -> Callable:
+    """By the number of labels within `width` of the threshold; only these are shown."""
+
+    def rank(item: Mapping) -> tuple:
+        rows = np.flatnonzero(np.abs(item["scores"] - threshold) < width)
+        return (len(rows) or None), rows
+
+    return rank
+
+
+def strangest(item: Mapping) -> tuple:
+    """By the one label that is thinnest for its length, or covers most of the image: 6 to 1 counts as 6 tenths."""
+    if not len(item["boxes"]):
+        return None, np.zeros(0, np.int64)
+    sides = np.maximum(item["boxes"][:, 2:] - item["boxes"][:, :2], 1)
+    thin = sides.max(1) / sides.min(1)
+    large = 10 * sides.prod(1) / (item["height"] * item["width"])
+    strange = np.maximum(thin, large)
+    return float(strange.max()), strange.argmax()[None]
+
+
+def _spread(total: int, count: int) -> list[int]:
+    """At most `count` of `total` indices at even distances, the first included."""
+    return [place * total // min(count, total) for place in range(min(count, total))]

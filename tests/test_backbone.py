@@ -1,0 +1,147 @@
+"""Backbones and the pyramid: shapes, norms, frozen stages, weights from a file."""
+
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from cassl_lib.models import ModelConfig, backbone, build_detector
+from cassl_lib.models.backbone import Backbone, FrozenBatchNorm2d
+from cassl_lib.models.fpn import FPN
+
+RESNET = ModelConfig(backbone="resnet10t", backbone_options=(("channels", (8, 16, 24, 32)), ("stem_width", 8)))
+SWIN = ModelConfig(
+    backbone="swin_tiny_patch4_window7_224",
+    backbone_options=(("embed_dim", 8), ("depths", (1, 1, 1, 2)), ("num_heads", (1, 1, 2, 2))),
+)
+
+
+@pytest.mark.parametrize("config", [RESNET, SWIN, replace(RESNET, backbone="resnet18")], ids=lambda c: c.backbone)
+def test_four_stages_in_nchw(config):
+    net = Backbone(config)
+    stages = net(torch.rand(2, 3, 64, 96))
+    assert [tuple(x.shape) for x in stages] == [
+        (2, c, 64 // s, 96 // s) for c, s in zip(net.channels, (4, 8, 16, 32), strict=True)
+    ]
+
+
+def test_swin_shifts_in_the_last_stage_and_norms_every_stage():
+    net = Backbone(SWIN, first_stage=1)
+    shifts = [
+        m.shift_size
+        for n, m in net.named_modules()
+        if n.startswith("body.layers_3.blocks.") and hasattr(m, "shift_size")
+    ]
+    assert shifts == [(0, 0), (3, 3)]
+    assert [type(norm) for norm in net.norms] == [nn.LayerNorm] * 4
+    assert [norm.weight.requires_grad for norm in net.norms] == [False, True, True, True]
+    stages = net(torch.rand(1, 3, 64, 64) * 5)
+    for stage in stages[1:]:
+        assert stage.mean(1).abs().max() < 1e-4  # LayerNorm over the channels
+        torch.testing.assert_close(stage.var(1, unbiased=False), torch.ones_like(stage[:, 0]), rtol=0.05, atol=0.05)
+
+
+def test_drop_path_reaches_the_blocks():
+    rates = [m.drop_prob for m in Backbone(replace(SWIN, drop_path=0.3)).modules() if hasattr(m, "drop_prob")]
+    assert max(rates) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("config", [RESNET, SWIN], ids=lambda c: c.backbone)
+def test_frozen_stages_do_not_train(config):
+    for frozen, trained in [(0, {0, 1, 2}), (1, {1, 2}), (2, {2})]:
+        body = Backbone(replace(config, frozen_stages=frozen)).body
+        groups = [[], [], []]  # stem, first stage, the rest
+        for name, parameter in body.named_parameters():
+            first = name.startswith(("layer1.", "layers_0."))
+            groups[1 if first else 2 if name.startswith("layer") else 0].append(parameter.requires_grad)
+        assert all(groups)
+        assert {i for i, group in enumerate(groups) if all(group)} == trained
+        assert {i for i, group in enumerate(groups) if not any(group)} == {0, 1, 2} - trained
+
+
+def test_frozen_stages_keep_their_statistics():
+    net = Backbone(replace(RESNET, frozen_stages=2)).train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    net(torch.rand(2, 3, 64, 64))
+    moved = {name.split(".")[1] for name, value in net.state_dict().items() if not value.equal(before[name])}
+    assert moved == {"layer2", "layer3", "layer4"}
+
+
+def test_frozen_batch_norm_equals_batch_norm_in_evaluation_and_keeps_bfloat16():
+    plain = Backbone(RESNET)
+    for norm in plain.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.normal_(norm.running_mean), nn.init.uniform_(norm.running_var, 0.5, 2), nn.init.normal_(norm.bias)
+    frozen = Backbone(replace(RESNET, backbone_norm="frozen_bn")).train()
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in frozen.modules())
+    frozen.load_state_dict(plain.state_dict())
+    image = torch.rand(1, 3, 64, 64)
+    for a, b in zip(plain.eval()(image), frozen(image), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    assert FrozenBatchNorm2d(3)(torch.rand(1, 3, 2, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_groups_divide_the_channels_two_or_more_in_each():
+    net = Backbone(replace(RESNET, backbone_norm="gn"))
+    groups = {m.num_channels: m.num_groups for m in net.modules() if isinstance(m, nn.GroupNorm)}
+    assert groups[24] == 8 and groups[32] == 16 and groups[6] == 2
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in net.modules())
+
+
+def test_stride_in_1x1_moves_the_stride_of_bottlenecks():
+    net = Backbone(ModelConfig(backbone="resnet26", backbone_options=(("stride_in_1x1", True),)))
+    block = net.body.layer2[0]
+    assert block.conv1.stride == (2, 2) and block.conv2.stride == (1, 1)
+    assert net.body.layer1[0].conv1.stride == (1, 1)
+
+
+def test_weights_from_a_local_file(tmp_path):
+    options = dict(RESNET.backbone_options)
+    source = timm.create_model("resnet10t", num_classes=5, **options)
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    net = Backbone(replace(RESNET, pretrained=str(tmp_path / "weights.pth")))
+    assert net.body.layer3[0].conv1.weight.equal(source.layer3[0].conv1.weight)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        Backbone(replace(RESNET, pretrained=str(tmp_path / "absent.pth")))
+
+
+def test_a_failed_download_names_the_remedy(monkeypatch):
+    def fail(*arguments, **options):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(backbone.timm, "create_model", fail)
+    with pytest.raises(RuntimeError, match='no route to host.*pretrained="FILE"'):
+        Backbone(replace(RESNET, pretrained=True))
+
+
+def test_pyramid_has_every_requested_stride():
+    for strides in [(8, 16, 32, 64, 128), (4, 8, 16, 32), (8, 16), (16, 32, 64)]:
+        neck = FPN([8, 16, 24, 32], 8, strides)
+        stages = [torch.rand(1, c, 128 // s, 64 // s) for c, s in zip([8, 16, 24, 32], (4, 8, 16, 32), strict=True)]
+        maps = neck(stages)
+        assert [tuple(x.shape) for x in maps] == [(1, 8, 128 // s, -(-64 // s)) for s in strides]
+        sum(x.sum() for x in maps).backward()
+        for name, parameter in neck.named_parameters():
+            assert (parameter.grad is not None) == parameter.requires_grad, name
+        assert set(neck.lateral) == set(neck.output) == {"p2", "p3", "p4", "p5"}
+        assert set(neck.top) == {p for p, s in {"p6": 64, "p7": 128}.items() if s <= strides[-1]}
+
+
+def test_pyramid_adds_the_coarser_level_and_p7_sees_relu_of_p6():
+    neck = FPN([4, 4, 4, 4], 4, (8, 16, 32, 64, 128))
+    stages = [torch.rand(1, 4, 128 // s, 128 // s) for s in (4, 8, 16, 32)]
+    maps = neck(stages)
+    merged = [neck.lateral[f"p{i + 2}"](stage) for i, stage in enumerate(stages)]
+    for i in (2, 1):
+        merged[i] = merged[i] + merged[i + 1].repeat_interleave(2, 2).repeat_interleave(2, 3)
+    for found, i in zip(maps[:3], (1, 2, 3), strict=True):
+        torch.testing.assert_close(found, neck.output[f"p{i + 2}"](merged[i]))
+    torch.testing.assert_close(maps[3], neck.top["p6"](maps[2]))
+    torch.testing.assert_close(maps[4], neck.top["p7"](maps[3].clamp(min=0)))
+
+
+def test_a_backbone_without_four_stages_is_refused():
+    with pytest.raises(ValueError, match="4, 8, 16, 16"):
+        build_detector(replace(RESNET, backbone_options=(*RESNET.backbone_options, ("output_stride", 16))))
