@@ -8,6 +8,8 @@ BIN := .venv/bin
 STAGES := 01_data 02_pseudo_labeler 03_pseudo_labels 04_warmup 05_finetune
 # Bars and messages of the stages are the notebooks' stderr; they are shown as they come.
 PAPERMILL = $(BIN)/papermill --no-progress-bar --log-level WARNING --kernel python3 --stderr-file >(cat >&2)
+# The kernel warns of plain TCP at each start; it listens on this machine only.
+HUSH = 2> >(grep --line-buffered -v 'Kernel is running over TCP' >&2)
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -17,6 +19,7 @@ help:  ## list the commands
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) --version); name another with make PYTHON=..."; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing requirements.txt into .venv: about 6 GB, some minutes"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
@@ -30,7 +33,7 @@ demo: .venv/ready  ## all stages on the embedded scenes, about a quarter of an h
 	@for name in $(STAGES); do \
 	  echo "== $$name"; \
 	  $(PAPERMILL) notebooks/$$name.ipynb runs/notebooks/$$name.ipynb -p profile $(PROFILE) -p split $(SPLIT) -p seed $(SEED) \
-	    || exit 1; \
+	    $(HUSH) || exit 1; \
 	done
 	@$(BIN)/python -m cassl_lib summary --profile $(PROFILE) --split $(SPLIT) --seed $(SEED)
 
@@ -38,8 +41,9 @@ test: .venv/ready-dev  ## ruff, pytest, and nbval over the notebooks at the smok
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest
-	CASSL_PROFILE=smoke $(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
-	  --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks
+	store=$$(mktemp -d) && trap 'rm -rf "$$store"' EXIT && \
+	  CASSL_PROFILE=smoke CASSL_RUNS=$$store/runs CASSL_DATASETS=$$store/datasets $(BIN)/pytest --nbval-lax \
+	  --nbval-current-env --nbval-cell-timeout=300 --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks
 
 lab: .venv/ready  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks

@@ -32,27 +32,25 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m cassl_lib", description=__doc__)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    run = verbs.add_parser("run", help="run a stage: train_labeler, label, warm_up or finetune")
+
+    def verb(name: str, act, help: str) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, help=help)
+        added.set_defaults(act=act)
+        if act is not _report:
+            _config_options(added)
+        return added
+
+    run = verb("run", _run, "run a stage: train_labeler, label, warm_up or finetune")
     run.add_argument("verb", metavar="STAGE", choices=("train_labeler", "label", "warm_up", "finetune"))
-    run.add_argument(
-        "--start", default="warmup", choices=("warmup", "labeler", "scratch"), help="where finetune starts"
-    )
+    run.add_argument("--start", default="warmup", choices=("warmup", "labeler", "scratch"), help="of finetune")
     run.add_argument("--devices", type=int, default=1, help="processes; more than one starts torchrun")
-    _config_options(run)
-    run.set_defaults(act=_run)
-    show = verbs.add_parser("show", help="print the resolved configuration")
-    _config_options(show)
-    show.set_defaults(act=_show)
-    scenes = verbs.add_parser("scenes", help="write the embedded scenes of a profile, or check the ones on disk")
+    verb("show", _show, "print the resolved configuration")
+    scenes = verb("scenes", _scenes, "write the embedded scenes of a profile")
     scenes.add_argument("--verify", action="store_true", help="compare what is on disk with its recorded hashes")
-    _config_options(scenes)
-    scenes.set_defaults(act=_scenes)
-    summary = verbs.add_parser("summary", help="the chain's numbers as a table, and as runs/summary.json")
-    _config_options(summary)
-    summary.set_defaults(act=_summary)
-    figures = verbs.add_parser("figures", help="draw the README's pictures from the finished chain")
-    _config_options(figures)
-    figures.set_defaults(act=_figures)
+    summary = verb("summary", _summary, "the chain's numbers as a table, and as runs/summary.json")
+    summary.add_argument("--record", action="store_true", help="keep them under reports/results/ too")
+    verb("figures", _figures, "draw the README's pictures from the finished chain")
+    verb("report", _report, "renew the README's table from reports/results/")
     return parser
 
 
@@ -84,11 +82,15 @@ def _config(parsed: argparse.Namespace) -> Config:
     return resolve(**values, stage=TRAINED_BY.get(getattr(parsed, "verb", "")))
 
 
-def _run(parsed: argparse.Namespace) -> None:
+def _run(parsed: argparse.Namespace) -> int | None:
     from cassl_lib import engine, launch
 
     with engine.processes():
-        run = launch.run_stage(parsed.verb, _config(parsed), devices=parsed.devices, start=parsed.start)
+        try:
+            run = launch.run_stage(parsed.verb, _config(parsed), devices=parsed.devices, start=parsed.start)
+        except launch.LaunchError as error:
+            print(f"error: {str(error).splitlines()[0]} their messages are above", file=sys.stderr)
+            return 2
         if engine.rank_and_world()[0] == 0:
             print(run.folder)
             print(json.dumps(run.result["metrics"], indent=1))
@@ -114,18 +116,35 @@ def _scenes(parsed: argparse.Namespace) -> None:
 
 
 def _summary(parsed: argparse.Namespace) -> None:
+    from cassl_lib import paths, report
+    from cassl_lib.figures import draw
     from cassl_lib.summary import summarize, table
 
-    numbers, file = summarize(_config(parsed))
+    config = _config(parsed)
+    numbers, file = summarize(config)
     print(table(numbers))
-    print(f"written to {file}")
+    print(file)
+    if parsed.record:
+        print(report.record(config, numbers))
+    _print_lines(draw(config, paths.runs() / "pictures"))
 
 
 def _figures(parsed: argparse.Namespace) -> None:
+    from cassl_lib import paths
     from cassl_lib.figures import draw
 
-    for file in draw(_config(parsed)):
-        print(file)
+    _print_lines(draw(_config(parsed), paths.REPOSITORY / "figures"))
+
+
+def _report(parsed: argparse.Namespace) -> None:
+    from cassl_lib.report import README, update_readme
+
+    update_readme()
+    print(README)
+
+
+def _print_lines(values: list) -> None:
+    print("\n".join(str(value) for value in values))
 
 
 if __name__ == "__main__":

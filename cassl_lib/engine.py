@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import json
 import math
 import os
 import random
@@ -248,11 +249,13 @@ def predict(model, loader, *, sizes, config: TrainConfig, title: str):
 
     Args:
         sizes: function of an image id that returns (height, width) of the original image, the frame of the detections.
+        title: what the progress bar calls it; None for no bar.
     """
     device = next(model.parameters()).device
     model.eval()
     rank, _ = rank_and_world()
-    for images, _, ids, unreadable in tqdm(loader, desc=title, unit="batch", disable=quiet(rank), mininterval=1):
+    hidden = quiet(rank) if title else True
+    for images, _, ids, unreadable in tqdm(loader, desc=title, unit="batch", disable=hidden, mininterval=1):
         if not images:
             yield None, None, unreadable
             continue
@@ -270,12 +273,13 @@ def quiet(rank: int) -> bool | None:
     return None if "ipykernel" not in sys.modules else False
 
 
-def save_weights(model, path: Path, *, metadata: dict[str, str]) -> None:
-    """The weights as safetensors, atomically, with `metadata` (strings) beside them."""
+def save_weights(model, path: Path, *, metadata: dict) -> None:
+    """The weights as safetensors, atomically, with `metadata` (JSON data) as its metadata entry `cassl`."""
     from safetensors.torch import save
 
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    write_atomically(path, save(tensors, metadata=metadata))
+    # One entry: safetensors writes several in no fixed order, and equal runs are to leave equal bytes.
+    write_atomically(path, save(tensors, metadata={"cassl": json.dumps(metadata)}))
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The README's pictures, drawn from a finished chain: `python -m cassl_lib figures`."""
+"""Pictures of a finished chain: in the run store after `make demo`, in `figures/` by `make figures`."""
 
 from __future__ import annotations
 
@@ -6,28 +6,27 @@ from pathlib import Path
 
 import numpy as np
 
-from cassl_lib import paths, plots, stages, summary
+from cassl_lib import plots, stages, summary
 from cassl_lib.config import Config
 from cassl_lib.data import sources
 from cassl_lib.data.loader import read_image
 from cassl_lib.pseudo_labels import PseudoLabels
 
-FOLDER = paths.REPOSITORY / "figures"
 SHOWN = 6  # images in a row
 
 
-def draw(config: Config) -> list[Path]:
-    """Write the pictures; needs the runs of the whole chain (`make demo`)."""
+def draw(config: Config, folder: Path) -> list[Path]:
+    """Write the pictures into `folder`; needs the runs of the whole chain (`make demo`)."""
     runs = summary.chain(config)
     figures = {
         "pipeline": plots.pipeline_figure(),
         "pseudo_labels": pseudo_labels(config, PseudoLabels(runs["labels"].folder / "store")),
         "detections": detections(config, {"baseline": runs["baseline"], "CA-SSL": runs["cassl"]}),
     }
-    FOLDER.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, figure in figures.items():
-        written.append(FOLDER / f"{name}.png")
+        written.append(folder / f"{name}.png")
         figure.savefig(written[-1], dpi=100, metadata={"Software": None})
     return written
 

@@ -45,7 +45,8 @@ def _torchrun(verb: str, config: Config, devices: int, start: str) -> None:
         file = Path(folder) / "config.json"
         file.write_text(json.dumps(to_json(config)))
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={devices}"]
-        command += ["-m", "cassl_lib", "run", verb, "--config", str(file), "--start", start]
+        # Without the "--" torchrun takes --start for the beginning of an option of its own.
+        command += ["-m", "--", "cassl_lib", "run", verb, "--config", str(file), "--start", start]
         _stream(command)
 
 
@@ -58,11 +59,11 @@ def _stream(command: list[str]) -> None:
     try:
         for line in process.stdout:
             print(line, end="", flush=True)
-            tail = [*tail[-30:], line]
+            tail = [*tail[-100:], line]  # torchrun itself says 40 lines about a failure
     except BaseException:
         process.send_signal(signal.SIGTERM)  # torchrun passes it on to every process
         try:
-            process.wait(timeout=30)
+            process.wait(timeout=60)  # torchrun itself kills after 30 seconds
         except subprocess.TimeoutExpired:
             process.kill()
         raise

@@ -17,9 +17,9 @@ import torch
 from cassl_lib import stages
 from cassl_lib.config import AugmentConfig, Config
 from cassl_lib.data import sources
-from cassl_lib.data.augment import test_transform
+from cassl_lib.data.augment import test_transform, training_transform
 from cassl_lib.data.coco import DataError
-from cassl_lib.data.loader import read_image
+from cassl_lib.data.loader import Order, Samples, batches, read_image
 from cassl_lib.data.pseudo import PseudoLabeled
 from cassl_lib.data.unlabeled import ENDINGS
 from cassl_lib.evaluation.labels import judge_labels
@@ -41,6 +41,15 @@ def sample(source, count: int = 8, *, masks: bool = False) -> tuple[list[torch.T
             continue
         found.append(source.annotations(index, masks=masks))
     return images, found
+
+
+def first_batch(source, config: Config, *, classes: bool) -> tuple[list[torch.Tensor], list[dict]]:
+    """Four images and targets as the first step of a training on `source` would see them."""
+    transform = training_transform(config.augment)
+    samples = Samples(source, transform, masks=config.model.masks, classes=classes, seed=config.seed)
+    order = Order(len(samples), batch_size=4, start=0, stop=1, seed=config.seed)
+    images, targets, _, _ = next(iter(batches(samples, order, workers=0)))
+    return images, targets
 
 
 def pictures(place: str, count: int = 8) -> list[torch.Tensor]:
@@ -70,12 +79,10 @@ def detections(run: Run, images: Sequence[torch.Tensor], *, above: float = 0.3) 
     return found
 
 
-def class_names(run: Run, classes: Sequence[str]) -> list[str]:
-    """Names for the labels that a run gives: `classes` if it has as many, `object` if it is class-agnostic."""
-    number = stages.model_config(run).num_classes
-    if number == len(classes):
-        return list(classes)
-    return ["object"] if number == 1 else [f"class {label}" for label in range(number)]
+def shared_names(*classes: Sequence[str]) -> list[str] | None:
+    """The names of the labels where all agree on more than one class; None, and so a colour an instance, elsewhere."""
+    names = list(classes[0])
+    return names if len(names) > 1 and all(list(other) == names for other in classes) else None
 
 
 def mark_errors(found: Mapping, truth: Mapping, *, classes: bool = True) -> dict[str, np.ndarray]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import ast
 import inspect
 import sys
+import textwrap
 from collections.abc import Mapping
 
 from cassl_lib.config import Config
 from cassl_lib.resolve import ConfigError, describe, resolve, why_profile
-from cassl_lib.runs import Run
+from cassl_lib.runs import Run, find_run
 
 
 def configure(*, stage: str | None = None, own: Mapping | None = None, show: bool = True, **parameters) -> Config:
@@ -31,7 +32,8 @@ def configure(*, stage: str | None = None, own: Mapping | None = None, show: boo
     _check_own(own)
     print(why_profile(parameters.get("profile", "auto")))
     if show:
-        print(describe(config))
+        for line in describe(config).splitlines():
+            print(textwrap.fill(line, 120, subsequent_indent=" " * 13, break_long_words=False))
     return config
 
 
@@ -67,6 +69,20 @@ def injected_names() -> list[str]:
     injected = next((cell for cell in reversed(cells) if cell.lstrip().startswith("# Parameters\n")), "")
     nodes = ast.parse(injected).body
     return [target.id for node in nodes if isinstance(node, ast.Assign) for target in node.targets]
+
+
+def named_run(name: str, *allowed: str) -> Run:
+    """The finished run that a parameter names.
+
+    Args:
+        name: of `find_run`.
+        allowed: the stages it may be of.
+    """
+    run = find_run(name)
+    stage = run.result["stage"]
+    if stage not in allowed:
+        raise ConfigError(f"{name!r} is a run of the stage {stage}; give one of: {', '.join(allowed)}")
+    return run
 
 
 def show_source(*functions) -> None:

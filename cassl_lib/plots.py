@@ -47,8 +47,12 @@ def show_images(
         boxes, masks, labels, scores: one array an image; any may be None.
         names: name of each label; instances are then coloured by label, otherwise one by one.
     """
-    columns = max(1, min(columns, len(images)))
-    rows = max(1, -(-len(images) // columns))
+    if not len(images):
+        panel = Figure(figsize=(WIDTH, 0.3))
+        panel.text(0, 0.5, "no image to show", va="center", fontsize=TEXT, color=GREY, style="italic")
+        return panel
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
     shapes = [image.shape[1] / image.shape[2] for image in images]  # height for a width of 1
     tallest = [max(shapes[row * columns : (row + 1) * columns], default=1.0) for row in range(rows)]
     heights = [WIDTH / columns * shape + (0.25 if titles else 0.05) for shape in tallest]
@@ -99,10 +103,10 @@ def side_by_side(
     images: Sequence, found: Mapping[str, Sequence[Mapping]], *, names: Sequence[str] | None = None
 ) -> Figure:
     """One row for each name of `found`, such as truth and two runs: the images with `found[name][i]`."""
-    count = max(1, len(images))
     rows = [instances for row in found.values() for instances in row]
     titles = [name if column == 0 else "" for name in found for column in range(len(images))]
-    return show_instances(list(images) * len(found), rows, names=names, titles=titles, columns=count)
+    columns = len(images) if len(images) > 1 else len(found)  # a single image is shown in one row
+    return show_instances(list(images) * len(found), rows, names=names, titles=titles, columns=columns)
 
 
 def show_positives(image, boxes, *, points, matched, strides) -> Figure:
@@ -180,6 +184,7 @@ def score_histogram(scores, threshold: float | None = None, *, edges=None) -> Fi
         text = f"above {threshold:g}: {above:,} of {total:,} labels ({100 * above / max(total, 1):.0f} %)"
         axis.set_title(text, fontsize=TEXT, loc="right")
     axis.set_xlim(edges[0], edges[-1])
+    axis.set_ylim(bottom=0)
     _tidy(axis, "score", "labels")
     return panel
 

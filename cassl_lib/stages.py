@@ -236,13 +236,14 @@ def _train(run: Run, plan: Training, config: Config, val) -> dict:
     trained = engine.train(model, loader_from, config=plan.train, steps=plan.steps, run=run, title=plan.title)
     metrics = evaluate_model(model, val, augment=config.augment, training=plan.train, classes=plan.classes)
     if rank == 0:
-        engine.save_weights(model, run.weights, metadata={"run": run.id, "model": json.dumps(asdict(plan.model))})
+        engine.save_weights(model, run.weights, metadata={"run": run.id, "model": asdict(plan.model)})
     return {
         "metrics": metrics,
         "steps": plan.steps,
         "images": len(samples),
         "learning_rate": engine.scaled_rate(plan.train),
         "copied": str(report) if report else None,
+        "classes": list(val.classes) if plan.classes else ["object"],
         "left_out": getattr(plan.source_of_samples, "report", None) and str(plan.source_of_samples.report),
         **trained,
     }

@@ -53,7 +53,7 @@ def numbers_of(config: Config, runs: dict[str, Run]) -> dict[str, float | int | 
 
 
 def summarize(config: Config) -> tuple[dict, Path]:
-    """Gather the chain's numbers and write them to `summary.json` in the run store."""
+    """Gather the chain's numbers, with where they come from, and write them to `summary.json` in the run store."""
     runs = chain(config)
     numbers = numbers_of(config, runs)
     origin = {"profile": config.profile, "split": config.split, "seed": config.seed}
@@ -61,7 +61,7 @@ def summarize(config: Config) -> tuple[dict, Path]:
     whole["environment"] = runs["cassl"].result["environment"]
     file = paths.runs() / "summary.json"
     write_atomically(file, (json.dumps(whole, indent=1) + "\n").encode())
-    return numbers, file
+    return whole, file
 
 
 def table(numbers: dict) -> str:

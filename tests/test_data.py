@@ -542,6 +542,8 @@ def test_boxes_are_the_hulls_of_their_masks_under_every_geometric_operation(monk
         box, mask = target["boxes"][0].as_subclass(torch.Tensor), target["masks"][0]
         assert (box - hull(mask)).abs().max() <= 1.5  # nearest pixels
         assert together(image, mask)
+        assert set(image.unique().tolist()) <= {0, 125, 250}  # what comes in from outside is grey
+        assert (image == 125).any() or (box - torch.tensor([50.0, 35, 90, 65])).abs().max() < 2
         moved.add(tuple((box - torch.tensor([50.0, 35, 90, 65])).round().tolist()))
     assert len(moved) > 5
     for left, top, right, bottom in moved:

@@ -13,13 +13,14 @@ from PIL import Image
 from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from cassl_lib import engine
 from cassl_lib.config import AugmentConfig, TrainConfig
 from cassl_lib.data.coco import CocoImages
 from cassl_lib.engine import NonFiniteLoss, learning_rate, number_of_steps, predict, train
-from cassl_lib.evaluation.model import evaluate_model
+from cassl_lib.evaluation.model import detect, evaluate_model
 from cassl_lib.runs import Run
 
 PLAIN = TrainConfig(
@@ -141,6 +142,15 @@ def test_a_step_follows_the_gradient(tmp_path):
     assert history[0]["loss_cls"] == pytest.approx(0.9 * 2) and history[0]["learning_rate"] == 0.1
 
 
+def test_the_rate_of_a_step_is_the_one_it_should_have(tmp_path):
+    model = Line()
+    go(model, [1, 1, 1, 1], tmp_path, replace(PLAIN, steps=4, log_every=1, milestones=(0.5,), warmup_steps=1))
+    rates = [0.0001, 0.1, 0.01, 0.01]
+    assert [entry["learning_rate"] for entry in Run(tmp_path).history] == pytest.approx(rates)
+    velocities = [1, 1.9, 2.71, 3.439]
+    assert model.w.item() == pytest.approx(1 - sum(r * v for r, v in zip(rates, velocities, strict=True)), abs=1e-6)
+
+
 def test_gradients_are_clipped(tmp_path):
     model = Line()
     go(model, [100], tmp_path, replace(PLAIN, steps=1, clip_norm=0.5))
@@ -162,7 +172,7 @@ def test_a_loss_that_is_no_number_stops_with_the_images_and_keeps_the_checkpoint
 @pytest.mark.parametrize("stop", [3, 4, 5])
 def test_a_run_goes_on_as_if_nothing_had_happened(tmp_path, stop):
     """Weights, momentum, random stream and log, after a stop between two checkpoints and after one at a checkpoint."""
-    config = replace(PLAIN, optimizer="adamw")
+    config = replace(PLAIN, optimizer="adamw", log_every=1)
     torch.manual_seed(0)
     undisturbed = Line(noisy=True)
     go(undisturbed, [1, 2, 3, 4, 5, 6], tmp_path / "whole", config)
@@ -177,7 +187,7 @@ def test_a_run_goes_on_as_if_nothing_had_happened(tmp_path, stop):
     def history(name):
         return [{k: v for k, v in entry.items() if k != "seconds"} for entry in Run(tmp_path / name).history]
 
-    assert history("parts") == history("whole") and len(history("parts")) == 3
+    assert history("parts") == history("whole") and len(history("parts")) == 6
 
 
 def test_a_new_run_forgets_the_log_of_one_without_a_checkpoint(tmp_path):
@@ -218,10 +228,12 @@ def test_processes_share_their_statistics_and_what_they_could_not_read(monkeypat
 
 def test_weights_are_whole_or_absent_and_say_what_they_are(tmp_path):
     model = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
-    engine.save_weights(model, tmp_path / "model.safetensors", metadata={"run": "warmup-1"})
+    about = {"run": "warmup-1", "model": {"channels": 4}}
+    engine.save_weights(model, tmp_path / "model.safetensors", metadata=about)
     loaded = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(loaded[name], value) for name, value in model.state_dict().items())
-    assert b'"run":"warmup-1"' in (tmp_path / "model.safetensors").read_bytes()
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["cassl"]) == about
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
@@ -229,7 +241,7 @@ def test_weights_are_whole_or_absent_and_say_what_they_are(tmp_path):
 
 
 class Finder(torch.nn.Module):
-    """Finds whatever is bright in an image, as one box with a mask; the box is twice as wide as the mask."""
+    """Finds what is bright, the brighter the surer, as one box with a mask; the box is twice as wide as the mask."""
 
     def __init__(self, masks=True):
         super().__init__()
@@ -247,7 +259,7 @@ class Finder(torch.nn.Module):
             return none | {"masks": torch.zeros((0, *size), dtype=torch.bool)}
         left, right = columns[0].item(), columns[-1].item() + 1
         box = [left, rows[0].item(), 2 * right - left, rows[-1].item() + 1]
-        found = {"boxes": torch.tensor([box]).float(), "scores": torch.tensor([0.9])}
+        found = {"boxes": torch.tensor([box]).float(), "scores": image.max().float()[None] / 256}
         return found | {"labels": torch.tensor([0]), "masks": bright[None]}
 
 
@@ -272,15 +284,18 @@ SIZE = 100
 
 @pytest.fixture
 def squares(tmp_path):
-    """One bright rectangle an image, of 24, 30 and 90 pixels; an empty image, an absent one, a crowd, a useless box."""
+    """One bright square an image, of 24, 30 and 90 pixels; an empty image, and one with something that is no object.
+
+    Besides an absent image, a crowd, a box without area, and a category that is not listed.
+    """
     (tmp_path / "images").mkdir()
     entries, annotations = [], []
-    for number, side in enumerate((24, 30, 90, 0)):
+    for number, side in enumerate((24, 30, 90, 0, 24)):
         pixels = np.zeros((SIZE, SIZE), np.uint8)
-        pixels[:side, :side] = 255
+        pixels[:side, :side] = 255 if number == 4 else 200
         Image.fromarray(pixels).save(tmp_path / f"images/{number}.png")
         entries.append({"id": number, "file_name": f"{number}.png", "height": SIZE, "width": SIZE})
-        if side:
+        if side and number < 4:
             shape = {"segmentation": [[0, 0, side, 0, side, side, 0, side]], "area": side**2, "iscrowd": 0}
             annotations.append({"image_id": number, "category_id": 7, "bbox": [0, 0, side, side], **shape})
     crowd = mask_api.encode(np.asfortranarray(np.ones((SIZE, SIZE), np.uint8)))
@@ -303,15 +318,17 @@ def evaluated(squares, masks=True, classes=False):
 
 
 def test_masks_are_judged_by_their_own_areas(squares):
-    """Two of the masks are small (below 32 * 32), their boxes, twice as wide, are not."""
+    """The surest mask is a false one, and small (below 32 * 32); its box, twice as wide, is not."""
     found = evaluated(squares)["mask_agnostic"]
-    assert {name: found[name] for name in ("AP", "APs", "APm", "APl")} == {"AP": 1, "APs": 1, "APm": 1, "APl": -1}
+    # Precision where 1, 2, 3 objects are found: 1/2, 2/3, 3/4; of the small ones 1/2, 2/3; the larger one is alone
+    expected = {"AP": 3 / 4, "APs": 2 / 3, "APm": 1, "APl": -1}
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
     truth = COCO()
     truth.dataset = json.loads(squares.path.read_text())
     truth.dataset["annotations"] = [a | {"id": a["id"] + 1} for a in truth.dataset["annotations"][:4]]
     truth.createIndex()
-    masks = [np.pad(np.ones((side, side), np.uint8), (0, SIZE - side)) for side in (24, 30, 90)]
-    results = [{"image_id": n, "category_id": 7, "score": 0.9} for n in range(3)]
+    masks = [np.pad(np.ones((side, side), np.uint8), (0, SIZE - side)) for side in (24, 24, 30, 90)]
+    results = [{"image_id": n, "category_id": 7, "score": 0.99 if n == 4 else 0.8} for n in (4, 0, 1, 2)]
     detected = truth.loadRes(
         [r | {"segmentation": mask_api.encode(np.asfortranarray(m))} for r, m in zip(results, masks, strict=True)]
     )
@@ -324,12 +341,28 @@ def test_what_is_evaluated_depends_on_the_detector_and_on_the_annotations(square
     assert list(evaluated(squares, classes=True)) == ["box", "box_agnostic", "mask", "mask_agnostic"]
     boxes = evaluated(squares, masks=False)
     assert list(boxes) == ["box_agnostic"]
-    assert (boxes["box_agnostic"]["AP50"], boxes["box_agnostic"]["AP75"]) == (1, 0)  # twice as wide: IoU 0.5
+    assert (boxes["box_agnostic"]["AP50"], boxes["box_agnostic"]["AP75"]) == (
+        pytest.approx(0.75),
+        0,
+    )  # twice as wide: IoU 0.5
     data = json.loads(squares.path.read_text())
     for annotation in data["annotations"]:
         del annotation["segmentation"]
     squares.path.write_text(json.dumps(data))
     assert list(evaluated(CocoImages(squares.path, squares.folder))) == ["box_agnostic"]
+
+
+def test_processes_share_the_images_to_evaluate(squares, monkeypatch):
+    seen = {}
+    for rank in (0, 1):
+        monkeypatch.setattr(engine, "rank_and_world", lambda rank=rank: (rank, 2))
+        monkeypatch.setattr(
+            engine.dist, "all_gather_object", lambda values, mine: values.__setitem__(slice(2), [mine, []])
+        )
+        sizes = AugmentConfig(test_size=SIZE, longest=SIZE)
+        found = detect(Finder(), squares, augment=sizes, training=PLAIN)
+        seen[rank] = [result["image_id"] for result in found]
+    assert seen == {0: [0, 2, 4], 1: [1]}  # and 3, which is empty
 
 
 def test_images_that_cannot_be_read_count_as_missed(squares):

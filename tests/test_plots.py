@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_hex
 
 from cassl_lib import plots
 
@@ -83,6 +84,54 @@ def test_truth_and_prediction_lie_side_by_side():
     assert [axis.get_title() for axis in panel.axes] == ["truth", "prediction"] * 2
     assert [[text.get_text() for text in axis.texts] for axis in panel.axes] == [["cat"], [], [], ["dog 0.50"]]
     assert [drawn(axis).shape[0] for axis in panel.axes] == [40, 40, 60, 60]
+
+
+def test_instances_may_lack_any_part():
+    found = [{"boxes": [[2, 2, 30, 30]], "labels": [1]}, {"masks": np.ones((1, 40, 40), bool), "size": (40, 40)}, {}]
+    panel = plots.show_instances(images((40, 40), (40, 40), (40, 40)), found, names=["cat", "dog"], columns=3)
+    assert [[text.get_text() for text in axis.texts] for axis in panel.axes] == [["dog"], [], []]
+    assert [len(axis.patches) for axis in panel.axes] == [1, 0, 0]
+    assert [int(drawn(axis).max()) > 40 for axis in panel.axes] == [False, True, False]
+
+
+def test_runs_are_shown_in_rows_over_the_same_images():
+    box = {"boxes": [[2, 2, 30, 30]], "labels": [0]}
+    panel = plots.side_by_side(images((40, 40), (40, 60)), {"truth": [box, {}], "mine": [{}, box]}, names=["cat"])
+    assert [axis.get_title() for axis in panel.axes] == ["truth", "", "mine", ""]
+    assert [len(axis.patches) for axis in panel.axes] == [1, 0, 0, 1]
+    assert [drawn(axis).shape[1] for axis in panel.axes] == [40, 60, 40, 60]
+    single = plots.side_by_side(images((40, 40)), {"truth": [box], "mine": [box]})
+    assert [axis.get_subplotspec().rowspan.start for axis in single.axes] == [0, 0]  # in one row
+
+
+def test_positives_are_dots_on_their_own_level_in_the_colour_of_their_box():
+    points = np.array([[4, 4], [12, 4], [8, 8]], float)
+    facts = dict(points=points, matched=np.array([-1, 1, 0]), strides=np.array([8, 8, 16]))
+    panel = plots.show_positives(images((16, 16))[0], np.array([[0, 0, 16, 16], [8, 0, 16, 8]]), **facts)
+    assert [axis.get_title() for axis in panel.axes] == ["stride 8", "stride 16"]
+    dots = [axis.collections[0] for axis in panel.axes]
+    assert [dot.get_offsets().tolist() for dot in dots] == [[[12, 4]], [[8, 8]]]
+    assert [to_hex(dot.get_facecolor()[0]).upper() for dot in dots] == [plots.COLOURS[1], plots.COLOURS[0]]
+
+
+def test_every_loss_has_its_panel():
+    histories = {
+        "a": [{"step": 1, "loss_cls": 2.0, "seconds": 3}],
+        "b": [{"step": 1, "loss_cls": 1.0, "loss_mask": 5.0}],
+    }
+    panel = plots.loss_curves(histories)
+    assert [axis.get_title() for axis in panel.axes] == ["cls", "mask"]
+    assert [[line.get_ydata()[0] for line in axis.lines if len(line.get_ydata())] for axis in panel.axes] == [
+        [2, 1],
+        [5],
+    ]
+    assert [text.get_text() for text in panel.axes[0].get_legend().get_texts()] == ["a", "b"]
+    assert len(plots.loss_curves({"unfinished": []}).axes) == 1
+
+
+def test_no_image_is_said_in_a_line():
+    panel = plots.show_images([])
+    assert panel.get_figheight() < 1 and [text.get_text() for text in panel.texts] == ["no image to show"]
 
 
 def test_curves_follow_the_records_that_have_the_key():

@@ -1,5 +1,6 @@
 """The run store: identity, the lock, what survives a crash, and how a run is found."""
 
+import fcntl
 import json
 import multiprocessing
 import os
@@ -83,7 +84,15 @@ class Notice:
 
 
 def wait_for_lock(folder, waiting, told, released, order):
-    sys.stderr = Notice(waiting, told)
+    """Take the lock; `waiting` is set when it has been said, and then the system asked, to wait for it."""
+    said, ask = SPAWN.Event(), fcntl.flock
+
+    def flock(file, operation):
+        if operation == fcntl.LOCK_EX and said.is_set():
+            waiting.set()
+        return ask(file, operation)
+
+    sys.stderr, fcntl.flock = Notice(said, told), flock
     with Run(folder).lock():
         order.put("before the release" if not released.is_set() else "after the release")
 

@@ -1,0 +1,86 @@
+"""Tracked results, and the README's table of them: `summary --record` adds one, `report` renews the table."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+
+from cassl_lib import paths
+from cassl_lib.config import Config
+from cassl_lib.resolve import to_json
+from cassl_lib.runs import write_atomically
+
+RESULTS = paths.REPOSITORY / "reports" / "results"
+README = paths.REPOSITORY / "README.md"
+BEGIN, END = "<!-- results -->", "<!-- end of results -->"
+ROWS = (  # key of the summary, what the table calls it
+    ("labeler_agnostic_ap", "pseudo labeler, class-agnostic box AP"),
+    ("labeler_agnostic_ap75", "pseudo labeler, class-agnostic box AP75"),
+    ("warmup_agnostic_ap", "warmed-up detector, class-agnostic box AP"),
+    ("warmup_agnostic_ap75", "warmed-up detector, class-agnostic box AP75"),
+    ("baseline_ap", "baseline without warm-up, box AP"),
+    ("objects_ga_ap", "finetuned from the labeler, Objects (G,A), box AP"),
+    ("cassl_ap", "CA-SSL, Objects (P,A), box AP"),
+    ("baseline_mask_ap", "baseline, mask AP"),
+    ("objects_ga_mask_ap", "Objects (G,A), mask AP"),
+    ("cassl_mask_ap", "CA-SSL, mask AP"),
+    ("pseudo_precision", "pseudo labels, precision at IoU 0.5"),
+    ("pseudo_recall", "pseudo labels, recall at IoU 0.5"),
+    ("pseudo_recall_75", "pseudo labels, recall at IoU 0.75"),
+    ("pseudo_recall_unnamed", "pseudo labels, recall on kinds no label names"),
+)
+
+
+def record(config: Config, summary: dict) -> Path:
+    """Keep a chain's summary under `reports/results/`, with its whole configuration."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    file = RESULTS / f"chain_{config.profile}_{config.split}_seed{config.seed}.json"
+    write_atomically(file, (json.dumps(summary | {"config": to_json(config)}, indent=1) + "\n").encode())
+    return file
+
+
+def chains(profile: str, split: str) -> list[dict]:
+    """The tracked summaries of a profile and split, by seed."""
+    files = sorted(RESULTS.glob(f"chain_{profile}_{split}_seed*.json"))
+    return sorted((json.loads(file.read_text()) for file in files), key=lambda found: found["seed"])
+
+
+def chain_table(found: list[dict]) -> str:
+    """A Markdown table: a row a number, a column a seed, then mean and standard deviation, all times 100."""
+    seeds = [str(chain["seed"]) for chain in found]
+    lines = ["| | " + " | ".join(f"seed {seed}" for seed in seeds) + " | mean | spread |"]
+    lines.append("|---|" + "---:|" * (len(seeds) + 2))
+    for key, name in ROWS:
+        values = [100 * chain[key] for chain in found if chain[key] is not None]
+        if len(values) == len(found):
+            cells = [*values, statistics.mean(values), statistics.stdev(values)]
+            lines.append(f"| {name} | " + " | ".join(f"{value:.1f}" for value in cells) + " |")
+    errors = [chain["pseudo_edge_errors"] for chain in found if chain["pseudo_edge_errors"]]
+    for edge in ("left", "top", "right", "bottom") if errors else ():
+        values = [error[edge] for error in errors]
+        cells = [*values, statistics.mean(values), statistics.stdev(values)]
+        lines.append(f"| pseudo boxes, mean error of the {edge} edge, pixels | ")
+        lines[-1] += " | ".join(f"{value:+.2f}" for value in cells[:-1]) + f" | {cells[-1]:.2f} |"
+    return "\n".join(lines)
+
+
+def section(profile: str = "demo", split: str = "tiny") -> str:
+    """The README's results: where they come from, and the table."""
+    found = chains(profile, split)
+    if len(found) < 2:
+        return "Nothing has been recorded yet."
+    places = sorted({f"{c['environment']['device']}, torch {c['environment']['torch']}" for c in found})
+    dates = sorted({c["environment"]["date"] for c in found})
+    return (
+        f"Profile {profile}, split {split}, {len(found)} seeds of the whole chain; AP x 100 on the validation scenes; "
+        f"spread is the standard deviation over seeds.\nMade on {'; '.join(places)}, {', '.join(dates)}; "
+        f"the files are `reports/results/chain_{profile}_{split}_seed*.json`.\n\n{chain_table(found)}"
+    )
+
+
+def update_readme() -> None:
+    """Put the section between the README's markers."""
+    before, _, rest = README.read_text().partition(BEGIN)
+    after = rest.partition(END)[2]
+    README.write_text(f"{before}{BEGIN}\n{section()}\n{END}{after}")

@@ -1,0 +1,162 @@
+"""Several processes do what one does; their failure and an interrupt reach whoever started them."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+from safetensors.torch import load_file
+
+from cassl_lib import launch, paths, stages
+from cassl_lib.data import sources
+from cassl_lib.data.loader import Order
+from cassl_lib.launch import LaunchError, run_stage
+from cassl_lib.pseudo_labels import PseudoLabels
+from cassl_lib.resolve import from_json, resolve, to_json
+from cassl_lib.runs import Run
+
+PATIENCE = 120  # seconds until a process that does nothing is a failure
+
+
+@pytest.fixture(scope="module")
+def config():
+    """Without BatchNorm, whose statistics are of each process; SGD, for AdamW makes much of tiny differences."""
+    plain = resolve(profile="smoke")
+    model = replace(plain.model, backbone_norm="gn", head_norm="gn", mask_norm="gn", score_threshold=0.003)
+    short = {"steps": 3, "log_every": 1, "optimizer": "sgd", "learning_rate": 0.02, "warmup_steps": 0}
+    sections = {name: replace(getattr(plain, name), **short) for name in ("labeler", "warmup", "finetune")}
+    label = replace(plain.label, keep=0.0, threshold=0.0, shard_size=3)  # six shards for two processes
+    return replace(plain, model=model, label=label, **sections)
+
+
+@pytest.fixture(scope="module")
+def own_data(config, tmp_path_factory):
+    """The scenes without objects on the images that the second process sees first, and the first one next."""
+    labeled, val = sources.labeled_set(config), sources.validation_set(config)
+    data = json.loads(labeled.path.read_text())
+    order = list(Order(len(labeled), batch_size=8, start=0, stop=2, seed=config.seed))
+    empty = {labeled.image_id(index) for step in (0, 1) for _, index in order[step][1 - step :: 2]}
+    data["annotations"] = [entry for entry in data["annotations"] if entry["image_id"] not in empty]
+    file = tmp_path_factory.mktemp("data") / "few.json"
+    file.write_text(json.dumps(data))
+    own = {name: f"{path}{os.pathsep}{images.folder}" for name, path, images in
+           (("labeled", file, labeled), ("val", val.path, val))}  # fmt: skip
+    return replace(config, **own)
+
+
+def losses(run: Run) -> list[list[float]]:
+    return [[value for name, value in entry.items() if name.startswith("loss_")] for entry in run.history]
+
+
+def difference(first: Run, second: Run) -> float:
+    one, two = load_file(first.weights), load_file(second.weights)
+    return max((one[name] - two[name]).abs().max().item() for name in one)
+
+
+def test_two_processes_do_what_one_does(own_data, tmp_path, monkeypatch, capfd):
+    """The whole chain, in one launch: finetuning makes its inputs on the way."""
+    chains = []
+    for devices in (1, 2):
+        monkeypatch.setenv("CASSL_RUNS", str(tmp_path / f"{devices}"))
+        run = run_stage("finetune", own_data, devices=devices)
+        chains.append([run, *(stage(own_data, existing=True) for stage in STAGES)])
+    (tuned, labeler, labels, warmed), (tuned_2, labeler_2, labels_2, warmed_2) = chains
+    assert [run.id for run in chains[0]] == [run.id for run in chains[1]]
+    assert f"{tuned.id}: finetuning" in capfd.readouterr().out  # the lines of the processes are passed on
+    assert len(losses(labeler)) == 3 and all(min(step) > 0 for step in losses(labeler))
+    # The same losses, up to sums in another order, though a process had no object at all in two of the steps
+    for one, two in zip(losses(labeler), losses(labeler_2), strict=True):
+        assert one == pytest.approx(two, rel=1e-4, abs=2e-6)
+    assert difference(labeler, labeler_2) < 1e-5
+    stores = [PseudoLabels(run.folder / "store", threshold=0.0) for run in (labels, labels_2)]
+    assert [stores[0].file_name(i) for i in range(16)] == [stores[1].file_name(i) for i in range(16)]
+    counts = [store.manifest["labels"] for store in stores]
+    assert counts[0] > 100 and abs(counts[0] - counts[1]) <= 0.02 * counts[0]  # a tie may be broken otherwise
+    assert len(warmed.history) == len(warmed_2.history) == 3
+    assert losses(tuned)[-1] == pytest.approx(losses(tuned_2)[-1], rel=1e-3)
+    assert [run.result["images"] for run in chains[1]] == [24, 24, 16, 16]
+
+
+STAGES = (stages.train_labeler, stages.label, stages.warm_up)
+
+
+def test_a_failing_process_is_an_error_with_its_message(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("CASSL_RUNS", str(tmp_path))
+    with pytest.raises(LaunchError, match="gone.json: no such annotation file"):
+        run_stage("train_labeler", replace(config, labeled=str(tmp_path / "gone.json")), devices=2)
+
+
+def test_the_end_of_what_a_failed_process_said_is_kept(capfd):
+    script = "import sys; [print('line', n) for n in range(200)]; sys.exit('out of memory')"
+    with pytest.raises(LaunchError, match=r"ended with 1:\n(line \d+\n)+out of memory") as caught:
+        launch._stream([sys.executable, "-c", script])
+    assert "line 199" in str(caught.value) and "line 3\n" not in str(caught.value)
+    assert "line 0\n" in capfd.readouterr().out
+
+
+def test_what_is_launched_is_what_was_asked_for(config, monkeypatch):
+    seen = {}
+
+    def stream(command):
+        file = command[command.index("--config") + 1]
+        with open(file) as opened:
+            seen["config"] = from_json(json.load(opened))
+        seen["command"] = " ".join(command).replace(file, "FILE")
+        raise LaunchError("enough")
+
+    monkeypatch.setattr(launch, "_stream", stream)
+    with pytest.raises(LaunchError, match="enough"):
+        run_stage("finetune", config, devices=4, start="labeler")
+    assert seen["config"] == config
+    assert "-m torch.distributed.run --standalone --nproc_per_node=4 -m -- cassl_lib run finetune" in seen["command"]
+    assert seen["command"].endswith("--config FILE --start labeler")
+    with pytest.raises(
+        ValueError, match="stage 'tune' is not known; use one of: train_labeler, label, warm_up, finetu"
+    ):
+        run_stage("tune", config)
+
+
+def gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def test_an_interrupt_stops_all_processes(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("CASSL_RUNS", str(tmp_path))
+    endless = replace(config, labeler=replace(config.labeler, steps=100_000))
+    (tmp_path / "endless.json").write_text(json.dumps(to_json(endless)))
+    # Where the tests run in a shell's background, interrupts are ignored; not here.
+    script = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    script += "from cassl_lib.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", script, "run", "train_labeler", "--devices", "2"]
+    with (tmp_path / "output").open("w+") as output:
+        process = subprocess.Popen(
+            [*command, "--config", str(tmp_path / "endless.json")], cwd=paths.REPOSITORY, stdout=output, stderr=output
+        )
+        deadline = time.monotonic() + PATIENCE
+        while not (logs := list(tmp_path.glob("labeler-*/log.jsonl"))):  # both processes train
+            output.seek(0)
+            assert process.poll() is None and time.monotonic() < deadline, output.read()
+            try:
+                process.wait(0.05)
+            except subprocess.TimeoutExpired:
+                continue
+        lock = logs[0].parent / "lock"
+        worker = int(lock.read_text().split()[1])
+        assert not gone(worker) and worker != process.pid
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) != 0
+        output.seek(0)
+        assert "KeyboardInterrupt" in output.read()
+    assert gone(worker)
+    with lock.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert not Run(lock.parent).finished

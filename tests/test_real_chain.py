@@ -1,0 +1,89 @@
+"""All stages on real images as they come: crowds, an image without colour, images without objects, a damaged file."""
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cassl_lib import stages, summary
+from cassl_lib.data import sources
+from cassl_lib.pseudo_labels import PseudoLabels
+from cassl_lib.resolve import resolve
+
+GREY, EMPTY, CROWDED = {86}, {250, 508}, {149, 315, 357}
+
+
+@pytest.fixture
+def folders(shared_data, tmp_path, monkeypatch):
+    """Twelve labelled images, four to evaluate on, five of a pool and a damaged one."""
+    monkeypatch.setenv("CASSL_RUNS", str(tmp_path / "runs"))
+    data = json.loads((shared_data / "coco_subset/instances.json").read_text())
+    odd = GREY | EMPTY | CROWDED
+    plain = [image["id"] for image in data["images"] if image["id"] not in odd]
+    parts = {"train": odd | set(plain[:6]), "val": {438, *plain[6:9]}}
+    for name, ids in parts.items():
+        part = {**data, "images": [image for image in data["images"] if image["id"] in ids]}
+        part["annotations"] = [entry for entry in data["annotations"] if entry["image_id"] in ids]
+        (tmp_path / f"{name}.json").write_text(json.dumps(part))
+    (tmp_path / "pool").mkdir()
+    pool = sorted((shared_data / "unlabeled/images").iterdir())[:6]
+    for path in pool[:5]:
+        shutil.copy(path, tmp_path / "pool")
+    (tmp_path / "pool" / pool[5].name).write_bytes(pool[5].read_bytes()[:5000])
+    images = shared_data / "coco_subset/images"
+    return {name: f"{tmp_path / name}.json{os.pathsep}{images}" for name in parts} | {"pool": tmp_path / "pool"}
+
+
+def test_the_whole_chain_on_real_images(folders):
+    config = resolve(
+        profile="smoke", labeled=folders["train"], val=folders["val"], unlabeled=str(folders["pool"]), size=64
+    )
+    config = replace(
+        config,
+        model=replace(config.model, score_threshold=0.003),  # six steps do not make a detector; let it find something
+        label=replace(config.label, keep=0.01, threshold=0.02, shard_size=4),
+    )
+    stages.finetune(config)
+    stages.finetune(config, start="labeler")
+    stages.finetune(config, start="scratch")
+    runs = summary.chain(config)
+
+    labeled = sources.labeled_set(config)
+    assert len(labeled) == 12 and len(labeled.classes) == 80
+    crowds = labeled.report.counts["crowds are not trained on"]
+    for name in ("labeler", "objects_ga", "baseline", "cassl"):
+        assert f"{crowds} crowds are not trained on" in runs[name].result["left_out"]
+        assert runs[name].result["images"] == 12 and runs[name].result["unreadable"] == []
+    assert crowds >= len(CROWDED)
+    assert stages.load_model(runs["cassl"]).config.num_classes == 80
+    assert set(runs["cassl"].result["metrics"]) == {"box", "box_agnostic", "mask", "mask_agnostic"}
+    numbers, _ = summary.summarize(config)
+    assert numbers["pseudo_precision"] is None and numbers["cassl_ap"] is not None
+
+    labels = PseudoLabels(runs["labels"].folder / "store", threshold=0.02)
+    damaged = sorted(folders["pool"].iterdir())[5]
+    assert runs["labels"].result["unreadable"] == [str(damaged)]
+    assert [Path(labels.file_name(index)) for index in range(5)] == sorted(folders["pool"].iterdir())[:5]
+    assert runs["labels"].result["metrics"]["labels"] > 0 and runs["warmup"].result["images"] == 5
+    for item in labels:
+        with Image.open(item["file_name"]) as image:
+            assert (item["width"], item["height"]) == image.size
+        assert all(rle["size"] == [item["height"], item["width"]] for rle in item["rles"])
+        assert len(item["rles"]) == len(item["boxes"])
+
+
+def test_the_odd_images_are_what_they_are_taken_for(folders):
+    """Guards the test above."""
+    config = resolve(profile="smoke", labeled=folders["train"], val=folders["val"])
+    labeled = sources.labeled_set(config)
+    place = {int(image_id): index for index, image_id in enumerate(labeled.ids)}
+    for image_id in GREY:
+        with Image.open(labeled.image_path(place[image_id])) as image:
+            assert image.mode == "L"
+    assert all(len(labeled.annotations(place[image_id])["boxes"]) == 0 for image_id in EMPTY)
+    crowds = {e["image_id"] for e in json.loads(labeled.path.read_text())["annotations"] if e["iscrowd"]}
+    assert crowds >= CROWDED

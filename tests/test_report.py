@@ -1,0 +1,36 @@
+"""The README's table is what the tracked results say."""
+
+import pytest
+
+from cassl_lib import report
+
+CHAIN = dict.fromkeys((key for key, _ in report.ROWS), 0.25) | {
+    "seed": 0,
+    "pseudo_edge_errors": {"left": -0.5, "top": 0.0, "right": 0.5, "bottom": 0.25},
+    "environment": {"device": "2 CPU cores", "torch": "2.15.0", "date": "2026-01-01"},
+}
+
+
+def test_a_row_holds_seeds_mean_and_spread():
+    found = [CHAIN | {"cassl_ap": 0.40}, CHAIN | {"seed": 1, "cassl_ap": 0.44}]
+    row = next(line for line in report.chain_table(found).splitlines() if "Objects (P,A), box AP" in line)
+    # mean (40 + 44) / 2 = 42, spread sqrt((2^2 + 2^2) / (2 - 1)) = 2.828
+    assert row.split("|")[2:6] == [" 40.0 ", " 44.0 ", " 42.0 ", " 2.8 "]
+
+
+def test_a_number_that_is_missing_has_no_row():
+    found = [CHAIN | {"cassl_mask_ap": None}, CHAIN | {"seed": 1}]
+    assert "CA-SSL, mask AP" not in report.chain_table(found)
+
+
+def test_the_readme_shows_the_tracked_results():
+    text = report.README.read_text()
+    shown = text.partition(report.BEGIN)[2].partition(report.END)[0].strip()
+    assert shown == report.section(), "the README is stale: run python -m cassl_lib report"
+
+
+def test_one_seed_is_no_table(monkeypatch, tmp_path):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    assert report.section() == "Nothing has been recorded yet."
+    with pytest.raises(KeyError):
+        report.chain_table([{"seed": 0}])

@@ -1,0 +1,435 @@
+"""The stages end to end at the smallest profile: found again, killed and continued, started from one another."""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from cassl_lib import engine, paths, stages, summary
+from cassl_lib.config import Config
+from cassl_lib.data import sources
+from cassl_lib.data.augment import test_transform as transform_at_test_time
+from cassl_lib.data.coco import DataError
+from cassl_lib.data.loader import Samples
+from cassl_lib.labeling import label_pool
+from cassl_lib.pseudo_labels import PseudoLabels, finished_shards
+from cassl_lib.resolve import from_json, resolve, to_json
+from cassl_lib.runs import MissingRun, Run
+
+PATIENCE = 120  # seconds until a process that does nothing is a failure
+
+
+def settings(**parameters) -> Config:
+    """Smoke, with a labeler that finds something and mask losses that draw from the random stream."""
+    config = resolve(profile="smoke", **parameters)
+    return replace(
+        config,
+        model=replace(config.model, score_threshold=0.01, mask_proposals=16),
+        labeler=replace(config.labeler, steps=30, checkpoint_every=100),
+        label=replace(config.label, keep=0.15, threshold=0.2, shard_size=1),
+        warmup=replace(config.warmup, steps=12),
+        finetune=replace(config.finetune, steps=3),
+    )
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    return settings()
+
+
+@pytest.fixture(scope="module")
+def chain(config, tmp_path_factory) -> dict[str, Run]:
+    """Every stage once, in a store of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CASSL_RUNS", str(tmp_path_factory.mktemp("chain")))
+        cassl = stages.finetune(config)  # makes the others on the way
+        stages.finetune(config, start="labeler")
+        stages.finetune(config, start="scratch")
+        return summary.chain(config) | {"cassl": cassl}
+
+
+@pytest.fixture
+def in_chain(chain, monkeypatch) -> Path:
+    """The chain's store as the current one."""
+    store = chain["cassl"].folder.parent
+    monkeypatch.setenv("CASSL_RUNS", str(store))
+    return store
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch) -> Path:
+    """An empty store; its name has a space."""
+    store = tmp_path / "my runs"
+    monkeypatch.setenv("CASSL_RUNS", str(store))
+    return store
+
+
+# ---- the chain ----
+
+
+def test_every_stage_leaves_a_result(chain, config):
+    results = {name: run.result for name, run in chain.items()}
+    assert all(run.finished and run.id.startswith(results[name]["stage"]) for name, run in chain.items())
+    assert results["labels"]["inputs"] == {"labeler": chain["labeler"].id}
+    assert results["warmup"]["inputs"] == {"labels": chain["labels"].id}
+    assert results["cassl"]["inputs"] == {"warmup": chain["warmup"].id}
+    assert results["objects_ga"]["inputs"] == {"labeler": chain["labeler"].id} and results["baseline"]["inputs"] == {}
+    assert list(results["warmup"]["metrics"]) == ["box_agnostic", "mask_agnostic"]
+    assert list(results["cassl"]["metrics"]) == ["box", "box_agnostic", "mask", "mask_agnostic"]
+    assert {name: results[name]["steps"] for name in ("labeler", "warmup", "cassl", "objects_ga", "baseline")} == {
+        "labeler": 30,
+        "warmup": 12,
+        "cassl": 3,
+        "objects_ga": 3,
+        "baseline": 15,  # warm-up and finetuning together
+    }
+    assert results["labels"]["images"] == results["warmup"]["images"] == 16 and results["cassl"]["images"] == 24
+    assert results["labels"]["unreadable"] == [] and results["cassl"]["learning_rate"] == 0.002  # 0.004 * 8 / 16
+
+
+def test_the_labels_are_worth_a_warm_up(chain):
+    """Guards the other tests: pseudo labels exist, so boxes and masks are trained on."""
+    metrics = chain["labels"].result["metrics"]
+    assert metrics["labels"] > 16 and 0 < metrics["recall"] <= 1
+    store = PseudoLabels(chain["labels"].folder / "store", threshold=0.0)
+    assert min(item["scores"].min() for item in store if len(item["scores"])) >= 0.15  # `keep`
+    assert store.manifest["labels"] > metrics["labels"]  # those between `keep` and the threshold
+    assert all(entry["loss_box"] > 0 and entry["loss_mask"] > 0 for entry in chain["warmup"].history)
+    assert [entry["step"] for entry in chain["warmup"].history] == [2, 4, 6, 8, 10, 12]
+    losses = [entry["loss_cls"] for entry in chain["labeler"].history]
+    assert losses[-1] < losses[0] / 2
+
+
+def test_a_run_can_be_made_again_from_what_it_wrote(chain, config):
+    for run in chain.values():
+        assert from_json(json.loads((run.folder / "config.json").read_text())) == config
+    model = stages.load_model(chain["cassl"])
+    weights = load_file(chain["cassl"].weights)
+    assert (
+        not model.training and model.config.num_classes == 12 and model.config == replace(config.model, num_classes=12)
+    )
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+def test_the_same_request_finds_the_finished_run(chain, config, in_chain, monkeypatch):
+    def work(*_, **__):
+        raise AssertionError("a finished run was worked on")
+
+    monkeypatch.setattr(engine, "train", work)
+    monkeypatch.setattr(stages, "label_pool", work)
+    before = {path: path.stat().st_mtime_ns for path in in_chain.rglob("result.json")}
+    assert stages.finetune(config) == chain["cassl"]
+    assert stages.finetune(config, start="labeler") == chain["objects_ga"]
+    assert stages.finetune(config, start="scratch", existing=True) == chain["baseline"]
+    assert stages.warm_up(config, existing=True) == chain["warmup"]
+    assert stages.label(replace(config, make_inputs=False)) == chain["labels"]
+    assert {path: path.stat().st_mtime_ns for path in in_chain.rglob("result.json")} == before
+
+
+def test_the_summary_holds_the_chains_numbers(chain, config, in_chain):
+    numbers, file = summary.summarize(config)
+    written = json.loads(file.read_text())
+    assert file == in_chain / "summary.json" and numbers.items() <= written.items()
+    assert numbers["pseudo_labels"] == chain["labels"].result["metrics"]["labels"]
+    assert numbers["labeler_agnostic_ap"] == chain["labeler"].result["metrics"]["box_agnostic"]["AP"]
+    assert written["runs"] == {name: run.id for name, run in chain.items()}
+    assert "CA-SSL, Objects (P,A)" in summary.table(numbers)
+
+
+def names(config, chain) -> dict[str, str]:
+    """What the stages call their runs with these settings; nothing is run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "_run", lambda request, *_: Run(Path(request.id)))
+        return {
+            "labeler": stages.train_labeler(config).id,
+            "labels": stages.label(config, labeler=chain["labeler"]).id,
+            "warmup": stages.warm_up(config, labels=chain["labels"]).id,
+            "cassl": stages.finetune(config, source=chain["warmup"]).id,
+            "objects_ga": stages.finetune(config, start="labeler", source=chain["labeler"]).id,
+            "baseline": stages.finetune(config, start="scratch").id,
+        }
+
+
+def test_a_run_is_named_by_what_decides_it(chain, config, in_chain):
+    def differ(other):
+        found = names(other, chain)
+        return {name for name in found if found[name] != chain[name].id}
+
+    trained = {"labeler", "warmup", "cassl", "objects_ga", "baseline"}
+    assert differ(config) == set()
+    idle = {"workers": 1, "checkpoint_every": 5, "log_every": 7, "epochs": 99.0}
+    assert differ(replace(config, warmup=replace(config.warmup, **idle))) == set()
+    assert differ(replace(config, make_inputs=False)) == set()
+    assert differ(replace(config, label=replace(config.label, threshold=0.3))) == {"warmup"}
+    assert differ(replace(config, label=replace(config.label, keep=0.16))) == {"labels"}
+    assert differ(replace(config, warmup=replace(config.warmup, learning_rate=1e-3))) == {"warmup"}
+    assert differ(replace(config, warmup=replace(config.warmup, steps=13))) == {"warmup", "baseline"}
+    assert differ(replace(config, seed=1)) == trained
+    assert differ(replace(config, model=replace(config.model, nms_threshold=0.5))) == trained
+    assert differ(replace(config, augment=replace(config.augment, kind="strong"))) == trained
+    assert differ(replace(config, augment=replace(config.augment, test_size=64))) == trained | {"labels"}
+    assert differ(replace(config, split="small")) == {"labels"}
+
+
+# ---- where finetuning starts ----
+
+
+class Caught(Exception):
+    """Carries the weights that training would have started with."""
+
+
+def start_of(config, **options) -> dict[str, torch.Tensor]:
+    def train(model, *_, **__):
+        raise Caught({name: value.clone() for name, value in model.state_dict().items()})
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Caught) as caught:
+        patch.setattr(engine, "train", train)
+        patch.setenv("CASSL_RUNS", str(paths.runs() / "probe"))  # the runs themselves are finished
+        stages.finetune(config, **options)
+    return caught.value.args[0]
+
+
+def parts_equal(first, second) -> set[str]:
+    """The parts, as Table 9 calls them, whose weights are the same."""
+    equal = {}
+    for name, value in first.items():
+        part = "classifier" if "class_logits" in name else name.split(".")[0]
+        equal[part] = equal.get(part, True) and value.shape == second[name].shape and torch.equal(value, second[name])
+    return {part for part, same in equal.items() if same}
+
+
+def test_finetuning_starts_where_it_is_told(chain, config, in_chain):
+    warmed, labeler = load_file(chain["warmup"].weights), load_file(chain["labeler"].weights)
+    scratch = start_of(config, start="scratch")
+    assert parts_equal(scratch, warmed) == parts_equal(scratch, labeler) == set()
+    default = start_of(config, source=chain["warmup"])
+    assert parts_equal(default, warmed) == {"backbone", "neck", "head"}  # twelve classes: the classifier is new
+    assert parts_equal(default, scratch) == {"classifier"}
+    assert parts_equal(start_of(config, start="labeler", source=chain["labeler"]), labeler) == {
+        "backbone",
+        "neck",
+        "head",
+    }
+    assert parts_equal(start_of(config, source=chain["warmup"], parts=("backbone",)), warmed) == {"backbone"}
+    everything = start_of(config, source=chain["warmup"], parts=stages.PARTS)
+    weight = everything["head.class_logits.weight"]
+    assert weight.shape[0] == 12 and torch.equal(weight, warmed["head.class_logits.weight"].expand_as(weight))
+
+
+def test_the_labeler_and_the_warm_up_start_alike_but_not_from_one_another(chain, config, in_chain, monkeypatch):
+    seen = []
+
+    def train(model, *_, **__):
+        seen.append({name: value.clone() for name, value in model.state_dict().items()})
+        raise Caught
+
+    monkeypatch.setattr(engine, "train", train)
+    monkeypatch.setenv("CASSL_RUNS", str(in_chain / "probe"))
+    for stage, options in ((stages.train_labeler, {}), (stages.warm_up, {"labels": chain["labels"]})):
+        with pytest.raises(Caught):
+            stage(config, **options)
+    trained = load_file(chain["labeler"].weights)
+    assert parts_equal(*seen) == {"backbone", "neck", "head", "classifier"} and parts_equal(seen[0], trained) == set()
+
+
+def test_an_unknown_start_or_part_is_refused(chain, config, in_chain):
+    with pytest.raises(ValueError, match="start='imagenet' is not allowed; use one of: warmup, labeler, scratch"):
+        stages.finetune(config, start="imagenet")
+    with pytest.raises(ValueError, match="unknown parts"):
+        stages.finetune(config, source=chain["warmup"], parts=("tail",))
+
+
+# ---- what is not there ----
+
+
+def test_a_missing_run_names_the_command_that_makes_it(config, elsewhere):
+    """The printed command, run as it stands in a shell, makes exactly the run that was missing."""
+    quick = replace(config, labeler=replace(config.labeler, steps=1))
+    for stage in (stages.warm_up, stages.label, stages.train_labeler):
+        with pytest.raises(MissingRun) as caught:
+            stage(quick, existing=True)
+    with pytest.raises(MissingRun) as on_the_way:  # an input is not made either where the profile forbids it
+        stages.finetune(replace(quick, make_inputs=False))
+    assert str(on_the_way.value).splitlines()[0] == str(caught.value).splitlines()[0]
+    command = str(caught.value).splitlines()[1].strip()
+    assert command.startswith("python -m cassl_lib run train_labeler --config ")
+    python, *arguments = shlex.split(command)
+    done = subprocess.run([sys.executable, *arguments], cwd=paths.REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    run = stages.train_labeler(quick, existing=True)
+    assert run.finished and str(run.folder) in done.stdout and run.id in str(caught.value)
+    with pytest.raises(MissingRun, match=r"labels-\w+ is not there yet(.|\n)*run label --config "):
+        stages.warm_up(quick, existing=True)
+    with pytest.raises(MissingRun, match="run finetune --start scratch --config "):
+        stages.finetune(quick, start="scratch", existing=True)
+
+
+def test_one_of_several_processes_finds_a_finished_input(chain, config, in_chain, monkeypatch):
+    monkeypatch.setattr(engine, "rank_and_world", lambda: (1, 2))
+    assert stages.warm_up(config, existing=True) == chain["warmup"]
+
+
+def test_processes_share_the_shards(chain, config, in_chain, monkeypatch, tmp_path):
+    monkeypatch.setattr(engine, "rank_and_world", lambda: (1, 2))
+    three = replace(config, label=replace(config.label, shard_size=3))  # 16 images: six shards
+    transform = transform_at_test_time(config.augment)
+    samples = Samples(sources.pool(config), transform, masks=False, classes=False, replace=False)
+    label_pool(stages.load_model(chain["labeler"]), samples, tmp_path, config=three, labeler="labeler")
+    assert finished_shards(tmp_path) == {1, 3, 5} and not (tmp_path / "manifest.json").exists()
+
+
+# ---- killed ----
+
+
+def kill_when(process: subprocess.Popen, happened) -> None:
+    """Kill a process as soon as `happened()`."""
+    deadline = time.monotonic() + PATIENCE
+    while not happened():
+        assert process.poll() is None, f"it ended, with {process.returncode}, before it could be killed"
+        assert time.monotonic() < deadline
+        try:
+            process.wait(0.003)
+        except subprocess.TimeoutExpired:
+            continue
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+def start(verb: str, config: Config, folder: Path) -> subprocess.Popen:
+    file = folder / f"{verb}.json"
+    file.write_text(json.dumps(to_json(config)))
+    command = [sys.executable, "-m", "cassl_lib", "run", verb, "--config", str(file)]
+    return subprocess.Popen(command, cwd=paths.REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def copy_inputs(chain, store: Path, *wanted: str) -> None:
+    for name in wanted:
+        shutil.copytree(chain[name].folder, store / chain[name].id)
+
+
+def without_time(entries: list[dict]) -> list[dict]:
+    return [{key: value for key, value in entry.items() if key != "seconds"} for entry in entries]
+
+
+def test_a_killed_warm_up_goes_on_to_the_same_weights(chain, config, elsewhere, tmp_path, capsys):
+    copy_inputs(chain, elsewhere, "labeler", "labels")
+    killed = Run(elsewhere / chain["warmup"].id)
+    kill_when(start("warm_up", config, tmp_path), killed.checkpoint.exists)
+    assert killed.checkpoint.exists() and not killed.finished and not killed.weights.exists()
+    continued = stages.warm_up(config)
+    assert continued == killed and f"{killed.id}: continues at step" in capsys.readouterr().err
+    assert continued.weights.read_bytes() == chain["warmup"].weights.read_bytes()
+    assert without_time(continued.history) == without_time(chain["warmup"].history)
+    assert continued.result["metrics"] == chain["warmup"].result["metrics"]
+
+
+def test_a_killed_labelling_goes_on_to_the_same_store(chain, config, elsewhere, tmp_path):
+    copy_inputs(chain, elsewhere, "labeler")
+    killed = Run(elsewhere / chain["labels"].id)
+    store, whole = killed.folder / "store", chain["labels"].folder / "store"
+    kill_when(start("label", config, tmp_path), (store / "shard-00001.json").exists)
+    assert not killed.finished and not (store / "manifest.json").exists()
+    written = {path: path.stat().st_mtime_ns for path in store.glob("shard-0000[01].*")}
+    assert stages.label(config) == killed and len(written) == 4
+    assert {path: path.stat().st_mtime_ns for path in written} == written  # finished shards are not made again
+    assert {path.name: path.read_bytes() for path in store.iterdir()} == {
+        path.name: path.read_bytes() for path in whole.iterdir()
+    }
+    assert len(list(store.glob("*.parquet"))) == 16 and killed.result["metrics"] == chain["labels"].result["metrics"]
+
+
+# ---- data as it comes ----
+
+
+def test_an_image_that_cannot_be_labelled_is_named_and_has_no_labels(chain, config, elsewhere, tmp_path):
+    pool = sources.pool(config)
+    (tmp_path / "pool").mkdir()
+    for index in range(3):
+        shutil.copy(pool.image_path(index), tmp_path / "pool")
+    cut = tmp_path / "pool" / "zz.jpg"
+    cut.write_bytes(pool.image_path(3).read_bytes()[:2000])  # its header still tells the size
+    own = replace(config, unlabeled=str(tmp_path / "pool"))
+    labels = stages.label(own, labeler=chain["labeler"])
+    assert labels.result["images"] == 4 and labels.result["unreadable"] == [str(cut)]
+    assert labels.result["metrics"].keys() == {"threshold", "labels"}  # no hidden truth, no judgement
+    store = PseudoLabels(labels.folder / "store")
+    assert [Path(store.file_name(index)).name for index in range(len(store))] == [
+        pool.image_path(index).name for index in range(3)
+    ]
+    warmed = stages.warm_up(replace(own, warmup=replace(own.warmup, steps=1)), labels=labels)
+    assert warmed.result["images"] == 3
+
+
+def test_a_damaged_training_image_is_skipped_and_named(chain, config, elsewhere, tmp_path):
+    labels = tmp_path / "train.json"
+    labeled = sources.labeled_set(config)
+    shutil.copy(labeled.path, labels)
+    shutil.copytree(labeled.folder, tmp_path / "images")
+    name = str(labeled.names[5])
+    (tmp_path / "images" / name).write_text("no image")
+    val = sources.validation_set(config)
+    own = replace(config, labeled=str(labels), val=f"{val.path}{os.pathsep}{val.folder}")
+    result = stages.finetune(own, start="scratch").result
+    assert len(result["unreadable"]) == 1 and name in result["unreadable"][0]
+
+
+def test_a_warm_up_without_any_label_stays_finite(chain, config, elsewhere):
+    strict = replace(config, label=replace(config.label, threshold=0.999), warmup=replace(config.warmup, steps=2))
+    run = stages.warm_up(strict, labels=chain["labels"])
+    assert run.history[-1]["loss_box"] == run.history[-1]["loss_mask"] == 0 and run.history[-1]["loss_cls"] > 0
+    assert all(torch.isfinite(value).all() for value in load_file(run.weights).values() if value.is_floating_point())
+
+
+def test_boxes_alone_go_through_all_stages(elsewhere):
+    config = settings(masks=False)
+    short = {name: replace(getattr(config, name), steps=2) for name in ("labeler", "warmup", "finetune")}
+    config = replace(config, label=replace(config.label, keep=0.0, threshold=0.0), **short)
+    config = replace(config, model=replace(config.model, score_threshold=0.0, detections_per_image=5))
+    run = stages.finetune(config)
+    assert list(run.result["metrics"]) == ["box", "box_agnostic"] and "loss_mask" not in run.history[-1]
+    labels = stages.label(config, existing=True)
+    first = PseudoLabels(labels.folder / "store", threshold=0)[0]
+    assert len(first["boxes"]) == 5 and first["rles"] == []
+    with pytest.raises(ValueError, match="holds boxes only; train with masks=False"):
+        stages.warm_up(replace(config, model=settings().model), labels=labels)
+
+
+def test_validation_classes_must_be_the_training_classes(config, elsewhere, tmp_path):
+    val = sources.validation_set(config)
+    data = json.loads(val.path.read_text())
+    gone = data["categories"].pop(3)
+    data["annotations"] = [entry for entry in data["annotations"] if entry["category_id"] != gone["id"]]
+    (tmp_path / "val.json").write_text(json.dumps(data))
+    labeled = sources.labeled_set(config)
+    own = replace(
+        config,
+        labeled=f"{labeled.path}{os.pathsep}{labeled.folder}",
+        val=f"{tmp_path / 'val.json'}{os.pathsep}{val.folder}",
+    )
+    with pytest.raises(DataError, match="val.json: its classes .* are not those of"):
+        stages.finetune(own, start="scratch")
+    (tmp_path / "val.json").write_text(json.dumps(data | {"annotations": []}))
+    with pytest.raises(DataError, match="val.json: no usable annotation"):
+        stages.train_labeler(own)
+
+
+def test_the_pools_own_image_is_trained_on_with_its_own_labels(chain, config, in_chain):
+    """The link between store and image: the file that a row names is the one the labels were found on."""
+    pool, store = sources.pool(config), PseudoLabels(chain["labels"].folder / "store")
+    for index in range(len(pool)):
+        assert store.file_name(index) == str(pool.image_path(index)) and store.image_id(index) == pool.image_id(index)
+        item = store[index]
+        with Image.open(item["file_name"]) as image:
+            assert image.size == (item["width"], item["height"])
+        assert (item["boxes"][:, 2] <= item["width"]).all() and (item["boxes"][:, 3] <= item["height"]).all()
