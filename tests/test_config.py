@@ -107,7 +107,7 @@ def changed(**parameters) -> dict:
 
 def test_a_parameter_changes_what_it_says_and_nothing_else():
     assert changed(split="base", seed=3) == {"split": "base", "seed": 3}
-    assert changed(threshold=0.5) == {"label.threshold": 0.5}
+    assert changed(threshold=0.77) == {"label.threshold": 0.77}
     assert changed(augment="strong") == {"augment.kind": "strong"}
     assert changed(masks=False) == {"model.masks": False, "model.centre": "box", "model.threshold_on": "cls"}
     assert changed(masks=True) == {}

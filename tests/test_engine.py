@@ -32,6 +32,7 @@ PLAIN = TrainConfig(
     warmup_steps=0,
     milestones=(),
     clip_norm=0.0,
+    workers=0,
     checkpoint_every=2,
     log_every=2,
 )
@@ -313,8 +314,7 @@ def squares(tmp_path):
 
 def evaluated(squares, masks=True, classes=False):
     sizes = AugmentConfig(test_size=SIZE, longest=SIZE)
-    training = replace(PLAIN, workers=0)
-    return evaluate_model(Finder(masks), squares, augment=sizes, training=training, classes=classes)
+    return evaluate_model(Finder(masks), squares, augment=sizes, training=PLAIN, classes=classes)
 
 
 def test_masks_are_judged_by_their_own_areas(squares):
