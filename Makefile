@@ -28,14 +28,18 @@ help:  ## list the commands
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
+CHAIN = --profile $(PROFILE) --split $(SPLIT) --seed $(SEED)
+DONE = runs/notebooks/$(PROFILE)-$(SPLIT)-$(SEED)
+
 demo: .venv/ready  ## all stages on the embedded scenes, about a quarter of an hour (PROFILE, SPLIT, SEED)
-	@mkdir -p runs/notebooks
-	@for name in $(STAGES); do \
+	@if test -e $(DONE)/05_finetune.ipynb && $(BIN)/python -m cassl_lib summary $(CHAIN) 2>/dev/null; then exit 0; fi; \
+	mkdir -p $(DONE); \
+	for name in $(STAGES); do \
 	  echo "== $$name"; \
-	  $(PAPERMILL) notebooks/$$name.ipynb runs/notebooks/$$name.ipynb -p profile $(PROFILE) -p split $(SPLIT) -p seed $(SEED) \
+	  $(PAPERMILL) notebooks/$$name.ipynb $(DONE)/$$name.ipynb -p profile $(PROFILE) -p split $(SPLIT) -p seed $(SEED) \
 	    $(HUSH) || exit 1; \
-	done
-	@$(BIN)/python -m cassl_lib summary --profile $(PROFILE) --split $(SPLIT) --seed $(SEED)
+	done; \
+	$(BIN)/python -m cassl_lib summary $(CHAIN)
 
 test: .venv/ready-dev  ## ruff, pytest, and nbval over the notebooks at the smoke profile
 	$(BIN)/ruff check .
@@ -55,7 +59,7 @@ notebooks: .venv/ready-dev  ## execute the notebooks in place at the smoke profi
 	  "metadata.papermill metadata.language_info cell.metadata.papermill cell.metadata.execution" notebooks/*.ipynb
 
 figures: .venv/ready  ## draw the README's pictures from the finished demo
-	$(BIN)/python -m cassl_lib figures --profile $(PROFILE) --split $(SPLIT) --seed $(SEED)
+	$(BIN)/python -m cassl_lib figures $(CHAIN)
 
 clean-runs:  ## delete every run, checkpoint and result
 	rm -rf runs

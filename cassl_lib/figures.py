@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from cassl_lib import plots, stages, summary
 from cassl_lib.config import Config
@@ -27,8 +29,15 @@ def draw(config: Config, folder: Path) -> list[Path]:
     written = []
     for name, figure in figures.items():
         written.append(folder / f"{name}.png")
-        figure.savefig(written[-1], dpi=100, metadata={"Software": None})
+        _save(figure, written[-1])
     return written
+
+
+def _save(figure, file: Path) -> None:
+    """As a PNG of 128 colours: a quarter of the bytes, and people clone them."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=100)
+    Image.open(buffer).convert("RGB").quantize(128).save(file, optimize=True)
 
 
 def pseudo_labels(config: Config, labels: PseudoLabels):

@@ -59,6 +59,9 @@ def label(config: Config, *, labeler: Run | None = None, existing: bool = False)
     pool = sources.pool(config)
     test = {"test_size": config.augment.test_size, "longest": config.augment.longest}
     settings = {"keep": config.label.keep, "shard_size": config.label.shard_size, "test": test}
+    # Both move scores a little: an image is padded to the largest of its batch.
+    settings["batch_size"] = config.label.batch_size
+    settings["precision"] = engine.precision_of(config.labeler, engine.device_of_process())
     request = Request("labels", settings, inputs={"labeler": labeler.id}, data={"pool": pool.fingerprint})
     return _run(request, config, "label", existing, lambda run: _label(run, config, labeler, pool))
 

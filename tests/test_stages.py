@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from cassl_lib import engine, paths, stages, summary
+from cassl_lib import engine, figures, paths, stages, summary
 from cassl_lib.config import Config
 from cassl_lib.data import sources
 from cassl_lib.data.augment import test_transform as transform_at_test_time
@@ -161,6 +161,12 @@ def names(config, chain) -> dict[str, str]:
         }
 
 
+def test_the_chain_is_drawn(config, in_chain, tmp_path):
+    for file in figures.draw(config, tmp_path / "pictures"):
+        with Image.open(file) as picture:
+            assert picture.width > 500
+
+
 def test_a_run_is_named_by_what_decides_it(chain, config, in_chain):
     def differ(other):
         found = names(other, chain)
@@ -173,6 +179,7 @@ def test_a_run_is_named_by_what_decides_it(chain, config, in_chain):
     assert differ(replace(config, make_inputs=False)) == set()
     assert differ(replace(config, label=replace(config.label, threshold=0.3))) == {"warmup"}
     assert differ(replace(config, label=replace(config.label, keep=0.16))) == {"labels"}
+    assert differ(replace(config, label=replace(config.label, batch_size=3))) == {"labels"}
     assert differ(replace(config, warmup=replace(config.warmup, learning_rate=1e-3))) == {"warmup"}
     assert differ(replace(config, warmup=replace(config.warmup, steps=13))) == {"warmup", "baseline"}
     assert differ(replace(config, seed=1)) == trained
