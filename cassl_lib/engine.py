@@ -129,7 +129,6 @@ def train(model, loader_from, *, config: TrainConfig, steps: int, run: Run, titl
         if state["step"] % config.checkpoint_every == 0 or state["step"] == steps:
             _save(run, model, optimizer, state, rank, world)
     bar.close()
-    _share(model, state)
     return {"seconds": state["seconds"], "unreadable": sorted(state["unreadable"])}
 
 
@@ -182,11 +181,11 @@ def _share(model, state: dict) -> None:
         if buffer.is_floating_point():
             dist.all_reduce(buffer)
             buffer /= world
-    state["unreadable"] = set().union(*_of_all(state["unreadable"], world))
+    state["unreadable"] = set().union(*of_all_processes(state["unreadable"], world))
 
 
-def _of_all(value, world: int) -> list:
-    """The value of every process."""
+def of_all_processes(value, world: int) -> list:
+    """The value of every process, in the order of their ranks."""
     values = [value] * world
     if world > 1:
         dist.all_gather_object(values, value)
@@ -196,7 +195,7 @@ def _of_all(value, world: int) -> list:
 def _save(run: Run, model, optimizer, state: dict, rank: int, world: int) -> None:
     """Replace the checkpoint atomically. It holds every process's random state, sent to the first process."""
     _share(model, state)
-    random_states = _of_all(_random_state(), world)
+    random_states = of_all_processes(_random_state(), world)
     if rank:
         return
     whole = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "random": random_states, **state}

@@ -5,10 +5,9 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
-from cassl_lib import plots, stages, summary
+from cassl_lib import look, plots, summary
 from cassl_lib.config import Config
 from cassl_lib.data import sources
 from cassl_lib.data.loader import read_image
@@ -43,40 +42,19 @@ def _save(figure, file: Path) -> None:
 def pseudo_labels(config: Config, labels: PseudoLabels):
     """Pool images with their labels above the threshold."""
     kept = labels.at(config.label.threshold)
-    items = [kept[index] for index in range(SHOWN)]
-    return plots.show_images(
-        [read_image(Path(item["file_name"])) for item in items],
-        boxes=[item["boxes"] for item in items],
-        masks=None,
-        labels=None,
-        scores=[item["scores"] for item in items],
-        names=None,
-        titles=["pseudo labels"] + [""] * (SHOWN - 1),
-        columns=SHOWN,
-    )
+    items = [kept[index] for index in range(min(SHOWN, len(kept)))]
+    shown = [{name: item[name] for name in ("boxes", "scores")} for item in items]
+    images = [read_image(Path(item["file_name"])) for item in items]
+    return plots.side_by_side(images, {"pseudo labels": shown})
 
 
 def detections(config: Config, runs: dict):
     """The same validation images: truth, then each run's detections above a score of 0.4."""
     val = sources.validation_set(config)
-    chosen = range(SHOWN)
+    chosen = range(min(SHOWN, len(val)))
     images = [read_image(val.image_path(index)) for index in chosen]
-    rows = [("truth", [val.annotations(index) for index in chosen])]
+    rows = {"truth": [val.annotations(index, masks=config.model.masks) for index in chosen]}
     for name, run in runs.items():
-        found = stages.load_model(run).predict(images)
-        rows.append((name, [_confident(item) for item in found]))
-    return plots.show_images(
-        images * len(rows),
-        boxes=[item["boxes"] for _, row in rows for item in row],
-        masks=[item["masks"] for _, row in rows for item in row],
-        labels=[item["labels"] for _, row in rows for item in row],
-        scores=None,
-        names=val.classes,
-        titles=[name if column == 0 else "" for name, _ in rows for column in chosen],
-        columns=SHOWN,
-    )
-
-
-def _confident(found: dict) -> dict[str, np.ndarray]:
-    keep = found["scores"] > 0.4
-    return {name: value[keep].numpy() for name, value in found.items()}
+        found = look.detections(run, images, above=0.4)
+        rows[name] = [{part: item[part] for part in item if part != "scores"} for item in found]
+    return plots.side_by_side(images, rows, names=val.classes)

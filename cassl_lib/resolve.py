@@ -128,14 +128,15 @@ def from_json(data: dict) -> Config:
     """The Config that `to_json` wrote."""
     parts = {"model": ModelConfig, "augment": AugmentConfig, "label": LabelConfig}
     parts |= dict.fromkeys(STAGES, TrainConfig)
-    values = {name: _tuples(value) for name, value in data.items()}
+    values = {name: tuples(value) for name, value in data.items()}
     for name, kind in parts.items():
-        values[name] = kind(**{key: _tuples(value) for key, value in data[name].items()})
+        values[name] = kind(**{key: tuples(value) for key, value in data[name].items()})
     return Config(**values)
 
 
-def _tuples(value):
-    return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
+def tuples(value):
+    """JSON's lists as the tuples that frozen settings hold."""
+    return tuple(tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
 def _from_profile(name: str, *, split: str, seed: int, annotation: str) -> Config:

@@ -36,7 +36,7 @@ from cassl_lib.labeling import label_pool
 from cassl_lib.models.build import build_detector
 from cassl_lib.models.transfer import copy_parts
 from cassl_lib.pseudo_labels import PseudoLabels
-from cassl_lib.resolve import to_json
+from cassl_lib.resolve import to_json, tuples
 from cassl_lib.runs import MissingRun, Request, Run, open_run, write_atomically
 
 PARTS = ("backbone", "neck", "head", "classifier")  # Table 9
@@ -137,12 +137,8 @@ def load_model(run: Run) -> torch.nn.Module:
 def model_config(run: Run) -> ModelConfig:
     """The ModelConfig of a run; ImageNet weights are not fetched again."""
     settings = json.loads((run.folder / "request.json").read_text())["settings"]["model"]
-    values = {key: _tuples(value) for key, value in settings.items()}
+    values = {key: tuples(value) for key, value in settings.items()}
     return ModelConfig(**values | {"pretrained": False})
-
-
-def _tuples(value):
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
@@ -275,10 +271,12 @@ def _label(run: Run, config: Config, labeler: Run, pool) -> dict:
     if engine.rank_and_world()[0]:
         return {}
     labels = PseudoLabels(store)
-    there = {labels.file_name(index) for index in range(len(labels))} if len(labels) < len(pool) else pool.paths()
+    lost = set()
+    if len(labels) < len(pool):  # else there is nothing to look for, and a large pool has millions of paths
+        lost = pool.paths() - {labels.file_name(index) for index in range(len(labels))}
     return {
         "metrics": judge(config, run),
         "images": len(pool),
         "seconds": seconds,
-        "unreadable": sorted(pool.paths() - there),
+        "unreadable": sorted(lost),
     }

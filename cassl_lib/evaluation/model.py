@@ -6,7 +6,6 @@ import json
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from pycocotools import mask as coco_mask
 
 from cassl_lib import engine
@@ -61,11 +60,7 @@ def detect(model, images: CocoImages, *, augment: AugmentConfig, training: Train
     for image_id, found, _ in predictions:
         if image_id is not None:
             results += coco_results(image_id, found, images.category_ids)
-    if world > 1:
-        gathered = [None] * world
-        dist.all_gather_object(gathered, results)
-        results = [result for part in gathered for result in part]
-    return results
+    return [result for part in engine.of_all_processes(results, world) for result in part]
 
 
 def coco_results(image_id: int, found: dict[str, torch.Tensor], category_ids: np.ndarray) -> list[dict]:
