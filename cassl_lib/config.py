@@ -30,6 +30,7 @@ class ModelConfig:
     head_norm: str = "gn"  # gn | bn, in the towers
     centre: str = "mask"  # centre of the sample region: mask centroid or box centre
     centre_radius: float = 1.5  # half side of the sample region, in strides
+    class_normalizer: str = "positives"  # the class loss is divided by: positives | moving (their average) | locations
     mask_channels: int = 128  # of the mask branch
     mask_convs: int = 4
     mask_features: int = 8

@@ -43,6 +43,48 @@ def test_swin_shifts_in_the_last_stage_and_norms_every_stage():
         torch.testing.assert_close(stage.var(1, unbiased=False), torch.ones_like(stage[:, 0]), rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize("size", [(7, 7), (14, 9), (16, 20)])
+def test_a_shifted_window_block_by_loops(size):
+    """Any size: pad to whole windows, roll by 3, attend within a window and only where no border was wrapped."""
+    torch.manual_seed(0)
+    net = Backbone(SWIN).eval()
+    block = net.body.layers_3.blocks[1]  # 7 x 7 at the size timm is made for, where it would not shift
+    height, width, channels = *size, 64
+    x = torch.randn(1, height, width, channels)
+    heads, window, shift = 2, 7, 3
+    bias = torch.nn.init.normal_(block.attn.relative_position_bias_table.data)
+    rows, columns = -(-height // window) * window, -(-width // window) * window
+
+    attn = block.attn
+    with torch.no_grad():
+        padded = torch.zeros(rows, columns, channels)
+        padded[:height, :width] = block.norm1(x)[0]
+        qkv = attn.qkv(padded).view(rows, columns, 3, heads, channels // heads)
+        mixed = torch.zeros(rows, columns, channels)
+        for i in range(rows):
+            for j in range(columns):
+                # Rolled by the shift, the pixel lies in the window that starts at (top, left) of the rolled map.
+                a, b = (i - shift) % rows, (j - shift) % columns
+                top, left = a // window * window, b // window * window
+                others = [(top + u, left + v) for u in range(window) for v in range(window)]
+                edges = (rows - window, rows - shift), (columns - window, columns - shift)
+                region = [edge <= a for edge in edges[0]] + [edge <= b for edge in edges[1]]
+                scores, values = [], []
+                for u, v in others:
+                    p, q = (u + shift) % rows, (v + shift) % columns
+                    same = region == [edge <= u for edge in edges[0]] + [edge <= v for edge in edges[1]]
+                    table = bias[(a - u + window - 1) * (2 * window - 1) + (b - v + window - 1)]
+                    dot = (qkv[i, j, 0] * qkv[p, q, 1]).sum(-1) * (channels // heads) ** -0.5
+                    scores.append(dot + table + (0 if same else -100.0))
+                    values.append(qkv[p, q, 2])
+                weight = torch.stack(scores).softmax(0)[..., None]
+                mixed[i, j] = (weight * torch.stack(values)).sum(0).flatten()
+        y = x + attn.proj(mixed[:height, :width])
+        expected = y + block.mlp(block.norm2(y))
+        found = block(x)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_drop_path_reaches_the_blocks():
     rates = [m.drop_prob for m in Backbone(replace(SWIN, drop_path=0.3)).modules() if hasattr(m, "drop_prob")]
     assert max(rates) == pytest.approx(0.3)

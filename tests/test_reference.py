@@ -152,7 +152,7 @@ def test_losses_and_gradients(model, images, targets, recorded, mode):
     for theirs, expected in zip(
         recorded[f"train_{mode}/grad_names"], recorded[f"train_{mode}/grad_norms"], strict=True
     ):
-        (ours,) = interop.rename_adelaidet({str(theirs): torch.zeros(1)})
+        (ours,) = interop.to_our_names({str(theirs): torch.zeros(1)})
         if ours == "head.scales":
             continue
         norm = parameters[ours].grad.norm().item()

@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 from math import gcd
-from pathlib import Path
 
 import timm
 import torch.nn.functional as F
 from timm.models import FeatureListNet
+from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 from torchvision.ops import misc
 
 from cassl_lib.config import ModelConfig
+from cassl_lib.models.weights import load_backbone
 
 STAGE_STRIDES = (4, 8, 16, 32)
 
 
 class FrozenBatchNorm2d(misc.FrozenBatchNorm2d):
-    """torchvision's, with its affine done by one fused kernel that keeps bfloat16 activations in bfloat16."""
+    """torchvision's, done in place: the convolution before it needs its output no more, and bfloat16 stays bfloat16."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return x.mul_(scale.view(-1, 1, 1)).add_(shift.view(-1, 1, 1))
+
+
+class PaddedSwinBlock(SwinTransformerBlock):
+    """timm's block, padded to whole windows before the shift as detection Swins are, not after it.
+
+    Otherwise the border that the shift wraps around lies inside a window, which the attention mask does not know.
+    """
+
+    def _attn(self, x: Tensor) -> Tensor:
+        height, width = x.shape[1:3]
+        x = F.pad(x, (0, 0, 0, -width % self.window_size[1], 0, -height % self.window_size[0]))
+        return super()._attn(x)[:, :height, :width]
 
 
 class Backbone(nn.Module):
@@ -34,6 +49,9 @@ class Backbone(nn.Module):
         options = dict(config.backbone_options)
         stride_in_1x1 = options.pop("stride_in_1x1", False)
         self.body = create_body(config, options)
+        for block in self.body.modules():
+            if type(block) is SwinTransformerBlock:
+                block.__class__ = PaddedSwinBlock
         if self.body.feature_info.reduction() != list(STAGE_STRIDES):
             raise ValueError(f"{config.backbone} has stages at strides {self.body.feature_info.reduction()}, not 4..32")
         self.channels = self.body.feature_info.channels()
@@ -44,6 +62,8 @@ class Backbone(nn.Module):
         # The pyramid does not ask for these stages: a trainable norm without gradient would stall DDP.
         self.norms[:first_stage].requires_grad_(False)
         self.first_stage = first_stage
+        if isinstance(config.pretrained, str):
+            load_backbone(self, config.pretrained)
         if stride_in_1x1:
             move_stride_to_first_conv(self.body)
         if config.backbone_norm == "frozen_bn":
@@ -66,11 +86,7 @@ def create_body(config: ModelConfig, options: dict) -> FeatureListNet:
         options = {"strict_img_size": False, "always_partition": True} | options
     if config.drop_path:
         options["drop_path_rate"] = config.drop_path
-    if isinstance(config.pretrained, str):
-        if not Path(config.pretrained).is_file():
-            raise FileNotFoundError(f"pretrained={config.pretrained!r}: no such file")
-        options["pretrained_cfg_overlay"] = {"file": config.pretrained}
-    arguments = {"features_only": True, "out_indices": (-4, -3, -2, -1), "pretrained": bool(config.pretrained)}
+    arguments = {"features_only": True, "out_indices": (-4, -3, -2, -1), "pretrained": config.pretrained is True}
     if config.pretrained is not True:
         return timm.create_model(config.backbone, **arguments, **options)
     try:

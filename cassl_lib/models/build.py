@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cassl_lib.config import ModelConfig
 from cassl_lib.models.condinst import CondInst
+from cassl_lib.models.memory import keep_freed_memory
 
 STRIDES = (4, 8, 16, 32, 64, 128)
 CHOICES = {
@@ -11,6 +12,7 @@ CHOICES = {
     "head_norm": ("gn", "bn"),
     "mask_norm": ("bn", "gn"),
     "centre": ("mask", "box"),
+    "class_normalizer": ("positives", "moving", "locations"),
     "threshold_on": ("cls*ctr", "cls"),
 }
 
@@ -18,6 +20,7 @@ CHOICES = {
 def build_detector(config: ModelConfig) -> CondInst:
     """The detector of `config`, with fresh weights (or ImageNet's in the backbone, `config.pretrained`)."""
     check(config)
+    keep_freed_memory()
     return CondInst(config)
 
 

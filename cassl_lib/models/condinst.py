@@ -21,16 +21,18 @@ from cassl_lib.models.fcos import (
 )
 from cassl_lib.models.fpn import FPN
 from cassl_lib.models.masks import (
-    aligned_bilinear,
     box_centres,
     dynamic_parameters,
+    enlarge_masks,
     mask_centres,
     mask_logits,
+    pixel_matrix,
     sample_masks,
 )
 
 SIZE_DIVISOR = 32  # the coarsest backbone stage
-PIXELS_AT_ONCE = 2**25  # mask pixels held in float32 at one time during inference: 128 MB
+MOVING_START, MOVING_SHARE = 100.0, 0.9  # of the moving average of positives, where that divides the class loss
+CELLS_AT_ONCE = 2**19  # mask cells of stride 8 worked on at one time in inference: 16 MB per hidden layer
 
 
 class CondInst(nn.Module):
@@ -54,6 +56,8 @@ class CondInst(nn.Module):
         # Not in the state dict: they belong to the config, and an empty slot in weights from elsewhere.
         self.register_buffer("pixel_mean", torch.tensor(config.pixel_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(config.pixel_std).view(3, 1, 1), persistent=False)
+        if config.class_normalizer == "moving":
+            self.register_buffer("moving_positives", torch.tensor(MOVING_START))
 
     def forward(self, images: list[Tensor], targets: list[dict] | None = None) -> dict | list[dict]:
         if not self.training:
@@ -68,7 +72,9 @@ class CondInst(nn.Module):
         with torch.autocast(batch.device.type, enabled=False):
             truth = self.gather_targets(targets)
             matched = assign_targets(locations, truth.boxes, truth.centres, self.config.centre_radius)
-            result = fcos_losses(predictions, locations=locations, matched=matched, targets=truth)
+            result = fcos_losses(
+                predictions, locations=locations, matched=matched, targets=truth, class_count=self.class_count
+            )
         if self.config.masks:
             result["loss_mask"] = self.mask_loss(
                 features, predictions=predictions, locations=locations, matched=matched, targets=targets
@@ -119,9 +125,12 @@ class CondInst(nn.Module):
         height = -(-max(image.shape[-2] for image in images) // SIZE_DIVISOR) * SIZE_DIVISOR
         width = -(-max(image.shape[-1] for image in images) // SIZE_DIVISOR) * SIZE_DIVISOR
         if all(image.shape[-2:] == (height, width) and image.dtype == images[0].dtype for image in images):
-            return self.normalise(torch.stack(list(images)))
-        padded = [F.pad(self.normalise(x), (0, width - x.shape[-1], 0, height - x.shape[-2])) for x in images]
-        return torch.stack(padded)
+            batch = self.normalise(torch.stack(list(images)))
+        else:
+            padded = [F.pad(self.normalise(x), (0, width - x.shape[-1], 0, height - x.shape[-2])) for x in images]
+            batch = torch.stack(padded)
+        # The order in which convolutions are faster on every device, and which they keep.
+        return batch.contiguous(memory_format=torch.channels_last)
 
     def normalise(self, image: Tensor) -> Tensor:
         image = image.to(self.pixel_mean.device, non_blocking=True)
@@ -141,6 +150,15 @@ class CondInst(nn.Module):
             by_mask = self.config.centre == "mask" and target.get("masks") is not None
             centres.append(mask_centres(target["masks"].to(device), box) if by_mask else box_centres(box))
         return Targets(*(pad_rows(values) for values in (boxes, labels, centres)))
+
+    def class_count(self, positives: Tensor, matched: Tensor) -> Tensor:
+        """What the class loss is divided by (`config.class_normalizer`)."""
+        if self.config.class_normalizer == "locations":
+            return losses.mean_over_processes(positives.new_tensor(float(matched.numel())))
+        if self.config.class_normalizer == "moving":
+            self.moving_positives.lerp_(positives, 1 - MOVING_SHARE)
+            return self.moving_positives.clone()
+        return positives
 
     def mask_loss(
         self, features: Tensor, *, predictions: Predictions, locations: Locations, matched: Tensor, targets: list[dict]
@@ -184,9 +202,14 @@ class CondInst(nn.Module):
         # Features beyond the image (and two cells, which its last pixels are interpolated from) would be cropped.
         rows, columns = (-(-side // stride) + 2 for side in image_size)
         features = features[None, :, :rows, :columns]
-        at_once = max(1, PIXELS_AT_ONCE // max(image_size[0] * image_size[1], size[0] * size[1]))
-        masks = [features.new_zeros((0, *size), dtype=torch.bool)]
+        cells = features.shape[-2] * features.shape[-1]
+        masks = features.new_zeros((len(parameters), *size), dtype=torch.bool)
+        at_once = max(1, CELLS_AT_ONCE // cells)
         with torch.autocast(features.device.type, enabled=False):
+            to_pixels = [
+                pixel_matrix(2 * cells, stride // 2, image_side=image_side, side=side, device=features.device)
+                for cells, image_side, side in zip(features.shape[-2:], image_size, size, strict=True)
+            ]
             for start in range(0, len(parameters), at_once):
                 chunk = slice(start, start + at_once)
                 logits = mask_logits(
@@ -197,11 +220,8 @@ class CondInst(nn.Module):
                     sizes=sizes[chunk],
                     stride=stride,
                 )
-                soft = aligned_bilinear(logits.sigmoid()[:, None], stride // 2)[..., : image_size[0], : image_size[1]]
-                if size != image_size:
-                    soft = F.interpolate(soft, size=size, mode="bilinear", align_corners=False)
-                masks.append(soft[:, 0] > 0.5)
-        return torch.cat(masks)
+                enlarge_masks(logits.sigmoid(), *to_pixels, masks[chunk])
+        return masks
 
 
 def pad_rows(values: list[Tensor]) -> Tensor:

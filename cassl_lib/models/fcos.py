@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import log
 
@@ -165,11 +166,19 @@ def box_distances(locations: Locations, boxes: Tensor) -> Tensor:
     return from_location / locations.strides[:, None]
 
 
-def fcos_losses(predictions: Predictions, *, locations: Locations, matched: Tensor, targets: Targets) -> dict:
+def fcos_losses(
+    predictions: Predictions,
+    *,
+    locations: Locations,
+    matched: Tensor,
+    targets: Targets,
+    class_count: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> dict:
     """loss_cls, loss_box and loss_centerness of a batch.
 
     Computed over all locations with weight 0 on the background instead of on a selection: no wait for the device to
-    count, and an image without instances is nothing special.
+    count, and an image without instances is nothing special. The class loss is divided by the positives, or by
+    class_count(positives, matched).
     """
     positive, index = matched >= 0, matched.clamp(min=0)
     boxes = targets.boxes.gather(1, index[..., None].expand(-1, -1, 4))
@@ -182,8 +191,9 @@ def fcos_losses(predictions: Predictions, *, locations: Locations, matched: Tens
     present = (targets.labels.gather(1, index)[..., None] == classes) & positive[..., None]
     giou = losses.giou_loss(predictions.distances, distances)
     centre = F.binary_cross_entropy_with_logits(predictions.centerness, centre_target, reduction="none")
+    divisor = class_count(positives, matched) if class_count else positives
     return {
-        "loss_cls": losses.focal_loss(predictions.class_logits, present) / positives,
+        "loss_cls": losses.focal_loss(predictions.class_logits, present) / divisor,
         "loss_box": (giou * centre_target).sum() / weight,
         "loss_centerness": (centre * positive).sum() / positives,
     }

@@ -133,6 +133,36 @@ def mask_logits(
     return enlarging_matrix(height, 2, device) @ logits @ enlarging_matrix(width, 2, device).T
 
 
+def pixel_matrix(cells: int, factor: int, *, image_side: int, side: int, device: torch.device) -> Tensor:
+    """(side, cells): enlarge one axis by `factor`, crop it to the image, resize that to the original image."""
+    matrix = enlarging_matrix(cells, factor, device)[:image_side]
+    if side != image_side:
+        matrix = F.interpolate(matrix[None, None], size=(side, cells), mode="bilinear", align_corners=False)[0, 0]
+    return matrix
+
+
+def enlarge_masks(probabilities: Tensor, by_row: Tensor, by_column: Tensor, masks: Tensor) -> None:
+    """Set masks (N, H, W) where by_row @ probabilities (N, h, w) @ by_column.T exceeds 0.5.
+
+    Interpolation never exceeds what it interpolates, so pixels that see no cell above 0.5 are left alone.
+    """
+    above = probabilities > 0.5
+    axes = [(above.any(2), by_row), (above.any(1), by_column)]
+    extents = torch.stack([extent for occupied, matrix in axes for extent in pixel_extents(occupied, matrix)], 1)
+    for probability, mask, (top, bottom, left, right) in zip(probabilities, masks, extents.tolist(), strict=True):
+        if bottom > top and right > left:
+            rows, columns = by_row[top:bottom], by_column[left:right]
+            mask[top:bottom, left:right] = rows @ (probability @ columns.T) > 0.5
+
+
+def pixel_extents(occupied: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """First and last + 1 of the pixels (rows of `matrix`) that see an occupied cell: (N, cells) -> twice (N,)."""
+    seen = (occupied.float() @ matrix.T) > 0
+    pixels = torch.arange(1, len(matrix) + 1, device=matrix.device)
+    last = (seen * pixels).amax(1)
+    return torch.where(seen, pixels - 1, last[:, None]).amin(1), last
+
+
 def mask_centres(masks: Tensor, boxes: Tensor) -> Tensor:
     """Centroids (N, 2) x, y of full-resolution masks (N, H, W), in pixels; of an empty mask, its box's centre."""
     # Moments of a large mask exceed 2^24, what float32 counts exactly.
