@@ -49,6 +49,9 @@ test: .venv/ready-dev  ## ruff, pytest, and nbval over the notebooks at the smok
 	  CASSL_PROFILE=smoke CASSL_RUNS=$$store/runs CASSL_DATASETS=$$store/datasets $(BIN)/pytest --nbval-lax \
 	  --nbval-current-env --nbval-cell-timeout=300 --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks
 
+bench: .venv/ready  ## seconds and memory of the detector beside the public CondInst (BENCH="--device cuda --sizes 800x1333")
+	$(BIN)/python -m cassl_lib bench $(BENCH)
+
 lab: .venv/ready  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
 
@@ -64,5 +67,5 @@ figures: .venv/ready  ## draw the README's pictures from the finished demo
 clean-runs:  ## delete every run, checkpoint and result
 	rm -rf runs
 
-.PHONY: help demo test lab notebooks figures clean-runs
+.PHONY: help demo test bench lab notebooks figures clean-runs
 .DEFAULT_GOAL := help

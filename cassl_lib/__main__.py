@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     def verb(name: str, act, help: str) -> argparse.ArgumentParser:
         added = verbs.add_parser(name, help=help)
         added.set_defaults(act=act)
-        if act is not _report:
+        if act not in (_report, _bench):
             _config_options(added)
         return added
 
@@ -51,6 +51,16 @@ def _parser() -> argparse.ArgumentParser:
     summary.add_argument("--record", action="store_true", help="keep them under reports/results/ too")
     verb("figures", _figures, "draw the README's pictures from the finished chain")
     verb("report", _report, "renew the README's table from reports/results/")
+    bench = verb("bench", _bench, "seconds and memory of a training step and of detection")
+    bench.add_argument("--device", default="cpu", help="cpu or cuda (bf16)")
+    bench.add_argument(
+        "--sizes", nargs="+", default=["320", "512"], metavar="SIDE", help="SIDE or HEIGHTxWIDTH, pixels"
+    )
+    bench.add_argument("--batch", type=int, default=2)
+    bench.add_argument("--threads", type=int, default=2, help="of the CPU")
+    bench.add_argument("--backbones", nargs="+", default=["resnet50"], choices=("resnet50", "swin_tiny"))
+    bench.add_argument("--steps", type=int, default=9, help="measured after three that are not")
+    bench.add_argument("--out", type=Path, help="keep the numbers as JSON")
     return parser
 
 
@@ -141,6 +151,16 @@ def _report(parsed: argparse.Namespace) -> None:
 
     update_readme()
     print(README)
+
+
+def _bench(parsed: argparse.Namespace) -> None:
+    from cassl_lib.bench import bench
+    from cassl_lib.runs import environment
+
+    settings = {name: value for name, value in vars(parsed).items() if name not in ("act", "out")}
+    found = bench(**settings)
+    if parsed.out:
+        parsed.out.write_text(json.dumps({"environment": environment(), "measured": found}, indent=1) + "\n")
 
 
 def _print_lines(values: list) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, fields, replace
+from pathlib import Path
 from typing import Any
 
 from cassl_lib import paths
@@ -41,6 +42,7 @@ def resolve(
     epochs: float | None = None,
     size: int | None = None,
     masks: bool | None = None,
+    pretrained: str | None = None,
     augment: str | None = None,
     threshold: float | None = None,
     batch_size: int | None = None,
@@ -55,6 +57,8 @@ def resolve(
         stage, epochs: the stage (labeler, warmup, finetune) that trains `epochs` passes instead of the profile's.
         size: short side of the images in pixels, training sizes in proportion.
         masks: False trains plain FCOS, boxes only.
+        pretrained: what the backbone starts from: imagenet (timm downloads it), none (at random), or a file of weights
+            (.pth, .safetensors) under any name that `interop.load` knows.
         threshold: constant score threshold of the pseudo labels in (0, 1), on sqrt(cls*ctr).
         batch_size: images per step over all processes, for every stage.
 
@@ -81,6 +85,8 @@ def resolve(
         _boolean("masks", masks)
         threshold_on, centre = ("cls*ctr", "mask") if masks else ("cls", "box")
         config = replace(config, model=replace(config.model, masks=masks, threshold_on=threshold_on, centre=centre))
+    if pretrained is not None:
+        config = replace(config, model=replace(config.model, pretrained=_backbone_weights(pretrained)))
     if augment is not None:
         _one_of("augment", augment, ("weak", "strong"))
         config = replace(config, augment=replace(config.augment, kind=augment))
@@ -198,6 +204,15 @@ def _number(name: str, value: Any, kind, low: float, high: float, *, open_below:
         raise ConfigError(f"{name}={value!r} is not a {'whole number' if whole else 'number'}; use {low} to {high}")
     if not (low <= value <= high) or (open_below and value == low):
         raise ConfigError(f"{name}={value!r} is out of range; use {'more than ' if open_below else ''}{low} to {high}")
+
+
+def _backbone_weights(pretrained: str) -> bool | str:
+    known = {"imagenet": True, "none": False}
+    if pretrained in known:
+        return known[pretrained]
+    if not isinstance(pretrained, str) or not Path(pretrained).is_file():
+        raise ConfigError(f"pretrained={pretrained!r} is no file; use imagenet, none, or a .safetensors or .pth file")
+    return str(Path(pretrained).resolve())
 
 
 def _boolean(name: str, value: Any) -> None:

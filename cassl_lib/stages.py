@@ -37,7 +37,7 @@ from cassl_lib.models.build import build_detector
 from cassl_lib.models.transfer import copy_parts
 from cassl_lib.pseudo_labels import PseudoLabels
 from cassl_lib.resolve import to_json, tuples
-from cassl_lib.runs import MissingRun, Request, Run, open_run, write_atomically
+from cassl_lib.runs import MissingRun, Request, Run, file_fingerprint, open_run, write_atomically
 
 PARTS = ("backbone", "neck", "head", "classifier")  # Table 9
 # Where finetuning starts: the warm-up (the paper), the labeler (Objects (G,A), Table 2), or the backbone's own weights.
@@ -163,12 +163,15 @@ class Training:
         for name in ("epochs", "workers", "checkpoint_every", "log_every"):
             del decisive[name]
         decisive["precision"] = engine.precision_of(self.train, engine.device_of_process())
+        model = asdict(self.model)
+        if isinstance(self.model.pretrained, str):  # what is in the file decides, not where it lies
+            model["pretrained"] = file_fingerprint(self.model.pretrained)
         seed, annotation = config.seed, config.annotation
         augment = asdict(config.augment)
         return json.loads(
             json.dumps(
                 {
-                    "model": asdict(self.model),
+                    "model": model,
                     "train": decisive,
                     "augment": augment,
                     "seed": seed,

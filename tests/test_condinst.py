@@ -1,13 +1,20 @@
 """The detector as a whole, and its masks, by hand and by loops."""
 
+import json
+import math
 from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from cassl_lib import losses
-from cassl_lib.models import CondInst, ModelConfig, build_detector
+from cassl_lib.config import AugmentConfig
+from cassl_lib.data.augment import training_transform
+from cassl_lib.data.coco import CocoImages
+from cassl_lib.data.loader import Samples
+from cassl_lib.models import CondInst, ModelConfig, build_detector, condinst
 from cassl_lib.models.condinst import gather_masks
 from cassl_lib.models.masks import (
     aligned_bilinear,
@@ -151,7 +158,7 @@ def test_masks_beyond_the_chunk_size_are_the_same(monkeypatch):
     model = lively().eval()
     image = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)
     (whole,) = model([image])
-    monkeypatch.setattr("cassl_lib.models.condinst.PIXELS_AT_ONCE", 64 * 96 * 3)
+    monkeypatch.setattr("cassl_lib.models.condinst.CELLS_AT_ONCE", 10 * 14 * 3)
     assert model([image])[0]["masks"].equal(whole["masks"])
 
 
@@ -334,3 +341,182 @@ def test_centre_of_the_samples_is_the_masks_or_the_boxs():
     by_mask = build_detector(SMALL).gather_targets([target]).centres
     by_box = build_detector(replace(SMALL, centre="box")).gather_targets([target]).centres
     assert by_mask.tolist() == [[[19.5, 4.5]]] and by_box.tolist() == [[[20, 20]]]
+
+
+# ---- The whole way from features to masks, by loops ----
+
+
+def bilinear(grid, rows, columns):
+    """Values of `grid` at the crossings of fractional row and column positions, beyond the ends the end itself."""
+
+    def neighbours(position, length):
+        position = min(max(position, 0), length - 1)
+        low = int(position)
+        return low, min(low + 1, length - 1), position - low
+
+    below = [neighbours(position, len(grid)) for position in rows]
+    beside = [neighbours(position, len(grid[0])) for position in columns]
+    return [
+        [
+            (grid[a][c] * (1 - v) + grid[a][d] * v) * (1 - u) + (grid[b][c] * (1 - v) + grid[b][d] * v) * u
+            for c, d, v in beside
+        ]
+        for a, b, u in below
+    ]
+
+
+def paste_by_loop(features, parameters, point, interest, image_size, size):
+    """Probabilities of one instance in an image of `size`; features (8, H, W) of stride 8."""
+    w1, w2, w3 = parameters[:80].view(8, 10), parameters[80:144].view(8, 8), parameters[144:152]
+    b1, b2, b3 = parameters[152:160], parameters[160:168], parameters[168]
+    (height, width), grid = features.shape[1:], []
+    for i in range(height):
+        grid.append([])
+        for j in range(width):
+            relative = torch.stack([point[0] - (8 * j + 4), point[1] - (8 * i + 4)]) / interest
+            value = (w1 @ torch.cat([relative, features[:, i, j]]) + b1).clamp(min=0)
+            grid[-1].append((w3 @ (w2 @ value + b2).clamp(min=0) + b3).item())
+    for factor, then in ((2, lambda x: 1 / (1 + math.exp(-x))), (4, lambda x: x)):  # sample i lies on (i + 1/2) factor
+        positions = [[p / factor - 0.5 for p in range(length * factor)] for length in (len(grid), len(grid[0]))]
+        grid = [[then(x) for x in row] for row in bilinear(grid, *positions)]
+    grid = [row[: image_size[1]] for row in grid[: image_size[0]]]
+    rows, columns = ([(p + 0.5) * a / b - 0.5 for p in range(b)] for a, b in zip(image_size, size, strict=True))
+    return torch.tensor(bilinear(grid, rows, columns), dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("image_size", "size"),
+    [
+        ((37, 50), (37, 50)),
+        ((37, 50), (80, 121)),
+        ((37, 50), (23, 31)),
+        ((37, 50), (20, 90)),
+        ((40, 48), (40, 48)),  # its last pixels are interpolated from the first cells beyond it
+    ],
+)
+def test_pasted_masks_by_loop(image_size, size):
+    """Images padded to 64 x 64; the one of 37 x 50 ends within feature row 4 and feature column 6."""
+    features = torch.randn(8, 8, 8, dtype=torch.float64)
+    features[4:] = 0
+    features[4, [0, 4]] = features[4, :, [0, 6]] = 1  # the border
+    features[5, 2, 3] = 1  # an isolated cell
+    features[6, 6:] = 1  # nothing but padding
+    features[7] = 0.44  # nearly a mask, and surely one from column 6 on: logits -0.2 and 11
+    features[7, :, 6:] = 1
+    parameters = torch.zeros(9, 169, dtype=torch.float64)
+    parameters[:3] = torch.randn(3, 169)
+    parameters[3:, 168] = torch.tensor([-9.0, 9.0, -9.0, -9.0, -9.0, -9.0])  # empty, full, where a feature says so
+    for row, feature in enumerate((4, 5, 6, 7), start=5):
+        parameters[row, 2 + feature] = parameters[row, 80] = 1
+        parameters[row, 144] = 20
+    points, sizes = torch.rand(9, 2) * 60, torch.tensor([32.0, 64, 128, 32, 64, 64, 64, 64, 64])
+    found = build_detector(SMALL).paste_masks(
+        features.float(), parameters.float(), points=points, sizes=sizes, image_size=image_size, size=size
+    )
+    instances = zip(parameters, points.double(), sizes.double(), strict=True)
+    soft = torch.stack([paste_by_loop(features, *one, image_size, size) for one in instances])
+    clear = (soft - 0.5).abs() > 1e-5
+    assert found.dtype == torch.bool and clear.float().mean() > 0.99
+    assert found[clear].equal((soft > 0.5)[clear])
+    assert sum(0 < mask.float().mean().item() < 1 for mask in found[:3]) >= 2
+    empty, full, border, cell, padding, columns = found[3:]
+    assert not empty.any() and full.all() and not padding.any() and columns[:, -1].all() and not columns[:, 0].any()
+    assert border[0].all() and border[:, 0].all() and not border[size[0] // 3, size[1] // 3]
+    assert not (cell[0].any() or cell[-1].any() or cell[:, 0].any() or cell[:, -1].any())
+
+
+# ---- Unusual batches ----
+
+
+def test_masks_of_more_positives_than_proposals_are_a_fair_draw(monkeypatch):
+    """81 boxes of 24 x 24 have up to nine positives each: more than the 500 that get a mask loss."""
+    model = lively(replace(SMALL, num_classes=81))
+    target = make_target(256, 256, *[(24 * i + 2, 24 * j + 2, 24) for i in range(9) for j in range(9)])
+    images = [torch.rand(3, 256, 256), torch.rand(3, 256, 256)]
+    drawn, matches = [], []
+    for name, calls in (("dynamic_parameters", drawn), ("assign_targets", matches)):
+        original = getattr(condinst, name)
+
+        def record(*args, original=original, calls=calls):
+            calls.append((args, original(*args)))
+            return calls[-1][1]
+
+        monkeypatch.setattr(condinst, name, record)
+    dice = []
+    original_dice = losses.dice_loss
+    monkeypatch.setattr(losses, "dice_loss", lambda x, y: dice.append(original_dice(x, y)) or dice[-1])
+    found = [model(images, [make_target(256, 256), target])["loss_mask"] for _ in range(2)]
+
+    positives = {tuple(row) for row in (matches[0][1] >= 0).nonzero().tolist()}
+    pairs = [list(zip(images.tolist(), positions.tolist(), strict=True)) for (_, _, images, positions), _ in drawn]
+    assert len(positives) > 500
+    for chosen, per_positive, loss in zip(pairs, dice, found, strict=True):
+        assert len(chosen) == len(set(chosen)) == 500 and set(chosen) <= positives
+        assert {image for image, _ in chosen} == {1}
+        assert loss.item() == pytest.approx(sum(per_positive.tolist()) / 500, rel=1e-5)
+    assert set(pairs[0]) != set(pairs[1])
+
+
+def test_one_pixel_instances_and_instances_beyond_the_image():
+    """Stride 8 has locations at (28, 28) and, last of all, (92, 60); the mask target has one at (30, 30) and so on."""
+    model = lively()
+    target = make_target(64, 96, *[(0, 0, 1)] * 5)
+    target["boxes"] = torch.tensor(
+        [[28, 28, 29, 29], [27.5, 27.5, 28.5, 28.5], [88, 56, 104, 72], [96, 64, 120, 90], [-30, -30, -4, -4]]
+    )
+    target["labels"] = torch.tensor([0, 1, 2, 0, 1])
+    target["masks"][1, 0, 0], target["masks"][1, 28, 28] = False, True
+    target["masks"][2:] = False
+    target["masks"][2, 56:, 88:] = True
+    truth = model.gather_targets([target])
+    assert truth.centres[0, :3].tolist() == [[0, 0], [28, 28], [91.5, 59.5]]
+    image = torch.rand(3, 64, 96)
+    locations = model.make_locations([torch.empty(1, 1, 64 // s, 96 // s) for s in SMALL.strides])
+    matched = condinst.assign_targets(locations, truth.boxes, truth.centres, SMALL.centre_radius)[0]
+    positives = (matched >= 0).nonzero()[:, 0].tolist()
+    assert positives == [3 * 12 + 3, 95] and matched[positives].tolist() == [1, 2]
+    found = model([image], [target])
+    assert all(loss.isfinite() for loss in found.values())
+    sum(found.values()).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
+def test_an_image_of_crowds_alone_trains_like_an_empty_one(tmp_path):
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (96, 64), (90, 60, 30)).save(tmp_path / "images/a.png")
+    crowd = {"id": 1, "image_id": 1, "category_id": 7, "iscrowd": 1, "bbox": [0, 0, 96, 64]}
+    crowd["segmentation"] = {"size": [64, 96], "counts": [0, 64 * 96]}
+    entry = {"id": 1, "file_name": "a.png", "height": 64, "width": 96}
+    data = {"images": [entry], "annotations": [crowd], "categories": [{"id": 7, "name": "cat"}]}
+    (tmp_path / "crowd.json").write_text(json.dumps(data))
+    source = CocoImages(tmp_path / "crowd.json", tmp_path / "images")
+    transform = training_transform(AugmentConfig(sizes=(64,), longest=96))
+    image, target, _, _ = Samples(source, transform, masks=True, classes=True)[0, 0]
+    assert target["boxes"].shape == (0, 4) and target["labels"].shape == (0,)
+    assert target["masks"].shape == (0, 64, 96)
+    found = build_detector(SMALL)([image], [target])
+    assert found["loss_cls"].isfinite() and found["loss_cls"] > 0
+    assert found["loss_box"] == found["loss_centerness"] == found["loss_mask"] == 0
+
+
+def test_an_empty_image_beside_a_full_one_adds_its_focal_loss_and_nothing_else():
+    """Of two sizes; alone, each is padded by hand to the size of the batch, with the value that normalises to zero."""
+    model = lively()
+    model.eval().training = True  # losses, with BatchNorms that do not mix the images
+    images = [torch.rand(3, 64, 96), torch.rand(3, 70, 60)]
+    full, empty = make_target(64, 96, (4, 8, 30), (50, 20, 20)), make_target(70, 60)
+    alone = []
+    for image, target in zip(images, (full, empty), strict=True):
+        padded = model.pixel_mean.expand(3, 96, 96).clone()
+        padded[:, : image.shape[1], : image.shape[2]] = image
+        alone.append(model([padded], [target]))
+    together = model(images, [full, empty])
+
+    truth = model.gather_targets([full])
+    locations = model.make_locations([torch.empty(1, 1, 96 // s, 96 // s) for s in SMALL.strides])
+    positives = (condinst.assign_targets(locations, truth.boxes, truth.centres, 1.5) >= 0).sum().item()
+    assert positives > 5
+    focal = alone[0]["loss_cls"] * positives + alone[1]["loss_cls"]  # the empty one's is divided by 1
+    assert together["loss_cls"].item() == pytest.approx(focal.item() / positives, rel=1e-5)
+    for name in ("loss_box", "loss_centerness", "loss_mask"):
+        assert together[name].item() == pytest.approx(alone[0][name].item(), rel=1e-4) and alone[1][name] == 0

@@ -52,6 +52,8 @@ BAD = [
     ({"epochs": "3", "stage": "warmup"}, "epochs='3'", "number"),
     ({"size": 31}, "size=31", "32 to 4096"),
     ({"size": 96.0}, "size=96.0", "whole number"),
+    ({"pretrained": "absent.pth"}, "pretrained='absent.pth'", "imagenet, none"),
+    ({"pretrained": True}, "pretrained=True", "imagenet, none"),
     ({"masks": "false"}, "masks='false'", "True or False"),
     ({"masks": 0}, "masks=0", "True or False"),
     ({"augment": "none"}, "augment='none'", "weak, strong"),
@@ -111,6 +113,7 @@ def test_a_parameter_changes_what_it_says_and_nothing_else():
     assert changed(augment="strong") == {"augment.kind": "strong"}
     assert changed(masks=False) == {"model.masks": False, "model.centre": "box", "model.threshold_on": "cls"}
     assert changed(masks=True) == {}
+    assert changed(pretrained="imagenet") == {"model.pretrained": True} and changed(pretrained="none") == {}
     assert changed(stage="warmup", epochs=2) == {"warmup.epochs": 2.0, "warmup.steps": 0}
     assert changed(stage="warmup") == {}
     assert changed(batch_size=4) == {f"{stage}.batch_size": 4 for stage in ("labeler", "warmup", "finetune")}

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from cassl_lib.models.fcos import (
     make_locations,
     select_detections,
 )
+from cassl_lib.models.fpn import FPN
 
 CONFIG = ModelConfig(
     num_classes=3, masks=False, channels=8, strides=(8, 16, 32), ranges=(64, 128), tower_convs=1, head_norm="gn"
@@ -264,3 +266,81 @@ def test_batch_norms_of_a_tower_keep_one_statistic_per_level():
     tower([torch.randn(2, 8, *shape) * scale for shape, scale in zip(SHAPES, (1, 5, 25), strict=True)])
     variances = [norm.running_var.mean().item() for norm in tower.norms[0]]
     assert variances[0] < variances[1] < variances[2]
+
+
+# ---- An image of the paper's size: 800 x 1088, five levels ----
+
+WHOLE = replace(CONFIG, strides=(8, 16, 32, 64, 128), ranges=(64, 128, 256, 512))
+ENDS = [-1, 64, 128, 256, 512, 1e8]  # range of interest of level k: ENDS[k] to ENDS[k + 1], both included
+
+
+def make_boxes(random):
+    """37 boxes of an 800 x 1088 image, in whole and half pixels, so that every comparison is exact in float32."""
+    corner, side = random.integers(0, (1000, 720), (8, 2)), random.integers(1, 300, (8, 2))
+    boxes = np.concatenate([corner, corner + side], 1).tolist()
+    for end in ENDS[1:5]:  # a side that lies exactly `end` from a location of the level below it and of the one above
+        for stride in (end // 8, end // 4):
+            x = stride * random.integers(512 // stride + 1, 1088 // stride - 1) + stride // 2
+            y = stride * random.integers(1, 800 // stride - 1) + stride // 2
+            boxes.append([x - end, y - stride - 3, x + stride + 5, y + stride + 1])
+            boxes.append([x - stride - 3, y - stride - 1, x + stride + 1, y + end])
+    x, y = 8 * random.integers(20, 80, 2) + 4
+    boxes += [[x - 0.5, y - 0.5, x + 0.5, y + 0.5], [x, y, x + 1, y + 1]]  # one pixel around a location, and beside it
+    boxes += [[x - 30, y - 15, x + 30, y + 15], [x - 15, y - 30, x + 15, y + 30]]  # equal area
+    boxes += [[x - 50, y - 6, x + 50, y + 6]]  # longer, yet smaller than those
+    boxes += [[0, 0, 60, 40], [0, 0, 60, 40], [0, 300, 9, 700], [1000, 740, 1088, 800], [0, 0, 1088, 800]]  # the border
+    boxes += [[1060, -50, 1200, 90], [1088, 100, 1150, 200], [-70, -70, -10, -10]]  # partly and wholly beyond it
+    return np.array(boxes, float)
+
+
+def assign_on_grids(boxes, centres, shapes):
+    """The rule, box by box on each level's grid of locations."""
+    matched = []
+    for level, (height, width) in enumerate(shapes):
+        stride = 8 << level
+        y, x = np.mgrid[:height, :width] * stride + stride // 2
+        best, smallest = np.full((height, width), -1), np.full((height, width), np.inf)
+        for m, ((x1, y1, x2, y2), (cx, cy)) in enumerate(zip(boxes, centres, strict=True)):
+            positive = (x1 < x) & (x < x2) & (y1 < y) & (y < y2)
+            positive &= (abs(x - cx) < 1.5 * stride) & (abs(y - cy) < 1.5 * stride)
+            largest = np.max([x - x1, y - y1, x2 - x, y2 - y], axis=0)
+            positive &= (ENDS[level] <= largest) & (largest <= ENDS[level + 1])
+            positive &= (x2 - x1) * (y2 - y1) < smallest
+            best[positive], smallest[positive] = m, (x2 - x1) * (y2 - y1)
+        matched += best.flatten().tolist()
+    return matched
+
+
+@pytest.mark.parametrize("centre", ["box", "mask"])
+def test_targets_of_a_whole_image(centre):
+    stages = [torch.zeros(1, 1, 800 // stride, 1088 // stride) for stride in (4, 8, 16, 32)]
+    shapes = [tuple(x.shape[-2:]) for x in FPN([1] * 4, 1, WHOLE.strides)(stages)]
+    assert shapes == [(100, 136), (50, 68), (25, 34), (13, 17), (7, 9)]  # a stride-2 convolution rounds up
+    locations = make_locations(shapes, WHOLE, torch.device("cpu"))
+    assert locations.counts == [13600, 3400, 850, 221, 63]
+    levels_seen = set()
+    for seed in range(4):
+        random = np.random.default_rng(seed)
+        boxes = make_boxes(random)
+        centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+        if centre == "mask":  # anywhere in the box, in eighths
+            centres = boxes[:, :2] + (boxes[:, 2:] - boxes[:, :2]) * random.integers(1, 8, centres.shape) / 8
+        found = assign(locations, boxes.tolist(), centres.tolist())
+        expected = assign_on_grids(boxes, centres, shapes)
+        assert found.tolist() == expected
+        levels_seen |= {k for k, part in enumerate(found.split(locations.counts)) if (part >= 0).any()}
+    assert levels_seen == {0, 1, 2, 3, 4}
+
+
+def test_boxes_at_and_beyond_the_border(locations):
+    """The last locations of stride 8 in a 64 x 96 image are (92, y) and (x, 60)."""
+    assert (assign(locations, [[88, 56, 104, 72]])[:96] >= 0).nonzero().tolist() == [[95]]  # only (92, 60) is in it
+    assert (assign(locations, [[88, 56, 96, 64]])[:96] >= 0).nonzero().tolist() == [[95]]
+    assert (assign(locations, [[93, 56, 96, 64]]) == -1).all()  # a strip that no location lies in
+    assert (assign(locations, [[96, 64, 120, 90]]) == -1).all()
+
+
+def test_degenerate_boxes_answer_for_nothing(locations):
+    flat = [[28, 10, 28, 50], [10, 28, 50, 28], [28, 28, 28, 28], [44, 44, 12, 12]]  # no width, no height, turned over
+    assert (assign(locations, flat) == -1).all()
+    assert (assign(locations, [*flat, [20, 20, 44, 44]])[3 * 12 + 3]) == 4

@@ -85,3 +85,35 @@ def test_counts_are_averaged_over_processes(monkeypatch):
     monkeypatch.setattr(losses.dist, "all_reduce", add_the_other_process)
     torch.testing.assert_close(losses.mean_over_processes(values), torch.tensor([3.0, 0.5]))
     assert values.tolist() == [4, 1]
+
+
+def test_dice_loss_of_large_masks_and_its_ends():
+    """A full mask, an empty one and a random one of 128 x 128, predicted at random, exactly, and not at all."""
+    x, y = torch.rand(5, 128, 128, generator=torch.Generator().manual_seed(0)), torch.zeros(5, 128, 128)
+    y[0] = y[3] = y[4] = 1
+    y[2] = (x[1] > 0.5).float()
+    x[3], x[4] = 1, 0
+    x.requires_grad_()
+    found = losses.dice_loss(x, y)
+    for probabilities, mask, loss in zip(x.tolist(), y.tolist(), found.tolist(), strict=True):
+        pairs = [pair for row in zip(probabilities, mask, strict=True) for pair in zip(*row, strict=True)]
+        squares = math.fsum(a * a + b * b for a, b in pairs)
+        assert loss == pytest.approx(1 - 2 * math.fsum(a * b for a, b in pairs) / (squares + 1e-5), rel=1e-5, abs=1e-6)
+    assert found[[1, 3, 4]].tolist() == pytest.approx([1, 0, 1], abs=1e-6)
+    found.sum().backward()
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("target", [1e-7, 1.0, 1e5])
+@pytest.mark.parametrize("predicted", [0.0, 1e-7, 1e5])
+def test_giou_loss_of_vanishing_and_huge_boxes(predicted, target):
+    distances = torch.full((4,), predicted, requires_grad=True)
+    found = losses.giou_loss(distances, torch.full((4,), target))
+    found.backward()
+    assert found.item() == pytest.approx(giou_by_corners([predicted] * 4, [target] * 4), rel=1e-5, abs=1e-6)
+    assert distances.grad.isfinite().all()
+
+
+def test_centerness_of_a_location_at_the_very_edge():
+    found = losses.centerness(torch.tensor([[1e-7, 5.0, 1e5, 5.0], [1e-7, 1e-7, 1e-7, 1e-7]]))
+    assert found.tolist() == pytest.approx([1e-6, 1], rel=1e-5)

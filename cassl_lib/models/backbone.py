@@ -94,7 +94,8 @@ def create_body(config: ModelConfig, options: dict) -> FeatureListNet:
     except Exception as error:  # timm passes on whatever its download library raises
         raise RuntimeError(
             f"The ImageNet weights of {config.backbone} could not be loaded ({type(error).__name__}: {error}). "
-            'Without a network give a local file, pretrained="FILE", or start at random, pretrained=False.'
+            'Without a network give a local file, pretrained="FILE", or start at random, pretrained=False; '
+            "for a notebook that is -p pretrained FILE, or -p pretrained none."
         ) from error
 
 

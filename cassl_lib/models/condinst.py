@@ -199,8 +199,8 @@ class CondInst(nn.Module):
     ) -> Tensor:
         """Masks (N, *size) bool of one image: enlarge to pixels, crop the padding, resize to `size`, > 0.5."""
         stride = self.config.strides[0]
-        # Features beyond the image (and two cells, which its last pixels are interpolated from) would be cropped.
-        rows, columns = (-(-side // stride) + 2 for side in image_size)
+        # Features beyond the image (and the cell that its last pixels are interpolated towards) would be cropped.
+        rows, columns = (-(-side // stride) + 1 for side in image_size)
         features = features[None, :, :rows, :columns]
         cells = features.shape[-2] * features.shape[-1]
         masks = features.new_zeros((len(parameters), *size), dtype=torch.bool)
