@@ -18,13 +18,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Parse and obey; errors a user can act on are printed without a traceback."""
     from cassl_lib.data.coco import DataError
     from cassl_lib.data.scenes import SceneError
+    from cassl_lib.models.weights import WeightsError
     from cassl_lib.pseudo_labels import PseudoLabelError
     from cassl_lib.runs import MissingRun
 
     parsed = _parser().parse_args(arguments)
     try:
         return parsed.act(parsed) or 0
-    except (ConfigError, DataError, MissingRun, PseudoLabelError, SceneError) as error:
+    except (ConfigError, DataError, MissingRun, PseudoLabelError, SceneError, WeightsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

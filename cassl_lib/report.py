@@ -7,13 +7,13 @@ import statistics
 from pathlib import Path
 
 from cassl_lib import paths
+from cassl_lib.bench import PUBLIC
 from cassl_lib.config import Config
 from cassl_lib.resolve import to_json
 from cassl_lib.runs import write_atomically
 
 RESULTS = paths.REPOSITORY / "reports" / "results"
 README = paths.REPOSITORY / "README.md"
-BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 ROWS = (  # key of the summary, what the table calls it
     ("labeler_agnostic_ap", "pseudo labeler, class-agnostic box AP"),
     ("labeler_agnostic_ap75", "pseudo labeler, class-agnostic box AP75"),
@@ -79,8 +79,42 @@ def section(profile: str = "demo", split: str = "tiny") -> str:
     )
 
 
+def speed() -> str:
+    """The README's table of `bench` on a CPU, beside the public CondInst's seconds and memory."""
+    file = RESULTS / "bench_cpu.json"
+    if not file.exists():
+        return "Nothing has been recorded yet."
+    found = json.loads(file.read_text())
+    place = found["environment"]
+    lines = [
+        f"Batch of 2, ResNet-50, 80 classes, 2 CPU threads, torch {place['torch']}, {place['date']} "
+        f"(`reports/results/{file.name}`).",
+        "",
+        "| | pixels | seconds | public | peak GB | of it libraries | public |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for case in found["measured"]:
+        seconds, memory = PUBLIC[case["task"], int(case["size"])]
+        name = {"train": "training step", "detect": "detection with masks"}[case["task"]]
+        lines.append(
+            f"| {name} | {case['size']} | {case['seconds']:.2f} | {seconds:.2f} | {case['peak_gb']:.2f} "
+            f"| {case['imports_gb']:.2f} | {f'{memory:.2f}' if memory else ''} |"
+        )
+    return "\n".join(lines)
+
+
+GENERATED = {"results": section, "speed": speed}  # name of the markers in the README: what stands between them
+
+
 def update_readme() -> None:
-    """Put the section between the README's markers."""
-    before, _, rest = README.read_text().partition(BEGIN)
-    after = rest.partition(END)[2]
-    README.write_text(f"{before}{BEGIN}\n{section()}\n{END}{after}")
+    """Renew what stands between the README's markers."""
+    text = README.read_text()
+    for name, make in GENERATED.items():
+        begin, end = markers(name)
+        before, _, rest = text.partition(begin)
+        text = f"{before}{begin}\n{make()}\n{end}{rest.partition(end)[2]}"
+    README.write_text(text)
+
+
+def markers(name: str) -> tuple[str, str]:
+    return f"<!-- {name} -->", f"<!-- end of {name} -->"

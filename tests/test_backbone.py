@@ -10,6 +10,7 @@ from torch import nn
 from cassl_lib.models import ModelConfig, backbone, build_detector
 from cassl_lib.models.backbone import Backbone, FrozenBatchNorm2d
 from cassl_lib.models.fpn import FPN
+from cassl_lib.models.weights import WeightsError
 
 RESNET = ModelConfig(backbone="resnet10t", backbone_options=(("channels", (8, 16, 24, 32)), ("stem_width", 8)))
 SWIN = ModelConfig(
@@ -154,7 +155,7 @@ def test_a_failed_download_names_the_remedy(monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr(backbone.timm, "create_model", fail)
-    with pytest.raises(RuntimeError, match='no route to host.*pretrained="FILE"'):
+    with pytest.raises(WeightsError, match='no route to host.*pretrained="FILE"'):
         Backbone(replace(RESNET, pretrained=True))
 
 

@@ -23,14 +23,15 @@ def test_a_number_that_is_missing_has_no_row():
     assert "CA-SSL, mask AP" not in report.chain_table(found)
 
 
-def test_the_readme_shows_the_tracked_results():
-    text = report.README.read_text()
-    shown = text.partition(report.BEGIN)[2].partition(report.END)[0].strip()
-    assert shown == report.section(), "the README is stale: run python -m cassl_lib report"
+@pytest.mark.parametrize("name", report.GENERATED)
+def test_the_readme_shows_the_tracked_results(name):
+    begin, end = report.markers(name)
+    shown = report.README.read_text().partition(begin)[2].partition(end)[0].strip()
+    assert shown == report.GENERATED[name](), "the README is stale: run python -m cassl_lib report"
 
 
 def test_one_seed_is_no_table(monkeypatch, tmp_path):
     monkeypatch.setattr(report, "RESULTS", tmp_path)
-    assert report.section() == "Nothing has been recorded yet."
+    assert report.section() == report.speed() == "Nothing has been recorded yet."
     with pytest.raises(KeyError):
         report.chain_table([{"seed": 0}])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.ops import misc
 
 from cassl_lib.config import ModelConfig
-from cassl_lib.models.weights import load_backbone
+from cassl_lib.models.weights import WeightsError, load_backbone
 
 STAGE_STRIDES = (4, 8, 16, 32)
 
@@ -92,7 +92,7 @@ def create_body(config: ModelConfig, options: dict) -> FeatureListNet:
     try:
         return timm.create_model(config.backbone, **arguments, **options)
     except Exception as error:  # timm passes on whatever its download library raises
-        raise RuntimeError(
+        raise WeightsError(
             f"The ImageNet weights of {config.backbone} could not be loaded ({type(error).__name__}: {error}). "
             'Without a network give a local file, pretrained="FILE", or start at random, pretrained=False; '
             "for a notebook that is -p pretrained FILE, or -p pretrained none."

@@ -24,6 +24,10 @@ COUNTER = "num_batches_tracked"  # of BatchNorms; nothing reads it
 SHOWN = 4  # names of each kind in an error
 
 
+class WeightsError(ValueError):
+    """Weights that cannot be used; the message names the file or tensors and the remedy."""
+
+
 @dataclass(frozen=True)
 class LoadReport:
     """loaded, missing, wrong_shape: names in the model; skipped: names in the state dict that the model lacks."""
@@ -47,14 +51,14 @@ def load(model: nn.Module, state_dict: dict, strict: bool = True) -> LoadReport:
         strict: refuse what would leave a part half old, half new.
 
     Raises:
-        ValueError: when nothing fits and, if `strict`, when one of the parts backbone, neck, head, classifier would be
+        WeightsError: when nothing fits and, if `strict`, when one of the parts backbone, neck, head, classifier would be
             filled only partly, or the stem takes other pixels than the model gives it. Nothing is changed then. A part
             that the state dict does not have at all is reported, not an error; so are the levels of the pyramid that
             the model does not use.
     """
     state_dict = unwrap(state_dict)
     if strict and is_caffe(state_dict):
-        raise ValueError(
+        raise WeightsError(
             "this ResNet takes BGR pixels up to 255, the model RGB pixels up to 1: interop.from_adelaidet builds the "
             "detector that suits such weights; strict=False loads them as they are"
         )
@@ -68,7 +72,7 @@ def load_backbone(backbone: nn.Module, file: str | Path) -> LoadReport:
     target = {f"backbone.{name}": value for name, value in backbone.state_dict().items()}
     state_dict = unwrap(read_weights(file))
     if is_caffe(state_dict):
-        raise ValueError(f"{file}: this ResNet takes BGR pixels up to 255; give one of torchvision or timm")
+        raise WeightsError(f"{file}: this ResNet takes BGR pixels up to 255; give one of torchvision or timm")
     source = to_our_names(state_dict)
     for name in [name for name in source if name not in target]:
         ours = bare_backbone_name(name, target)
@@ -79,8 +83,8 @@ def load_backbone(backbone: nn.Module, file: str | Path) -> LoadReport:
         optional = ("backbone.norms.",)
     try:
         return fill(target, source, optional=optional, strict=True, title=f"backbone from {file}")
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
+    except WeightsError as error:
+        raise WeightsError(f"{file}: {error}") from error
 
 
 def bare_backbone_name(name: str, target: dict[str, Tensor]) -> str | None:
@@ -103,12 +107,12 @@ def fill(
         wrong_shape=tuple(name for name in common if source[name].shape != target[name].shape),
     )
     if not report.loaded:
-        raise ValueError(f"no tensor fits the model: {report}; it wants e.g. {shown(target)}; given {shown(source)}")
+        raise WeightsError(f"no tensor fits the model: {report}; it wants e.g. {shown(target)}; given {shown(source)}")
     begun = {part_of(name) for name in report.loaded}
     lost = [name for name in report.missing if not name.startswith(optional)]
     torn = [name for name in (*lost, *report.wrong_shape) if part_of(name) in begun]
     if strict and torn:
-        raise ValueError(
+        raise WeightsError(
             f"only part of {part_of(torn[0])} fits: {report}; lacking e.g. {shown(torn)}; "
             f"without a place e.g. {shown(report.skipped) or 'none'}"
         )
@@ -127,7 +131,7 @@ def read_weights(file: str | Path) -> dict:
     """The tensors of a .safetensors, or of a checkpoint that torch.save wrote; nothing in it is executed.
 
     Raises:
-        FileNotFoundError, ValueError: naming the file and the remedy.
+        FileNotFoundError, WeightsError: naming the file and the remedy.
     """
     file = Path(file)
     if not file.is_file():
@@ -138,8 +142,8 @@ def read_weights(file: str | Path) -> dict:
         with torch.serialization.safe_globals(ARRAYS):
             return torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(
-            f"{file} holds no weights that can be read safely ({type(error).__name__}: {str(error).splitlines()[0]}). "
+        raise WeightsError(
+            f"{file} holds no weights that can be read safely ({type(error).__name__}). "
             "If you trust it, load it yourself and save its state dict by safetensors.torch.save_file"
         ) from error
 
