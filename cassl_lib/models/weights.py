@@ -51,7 +51,7 @@ def load(model: nn.Module, state_dict: dict, strict: bool = True) -> LoadReport:
         strict: refuse what would leave a part half old, half new.
 
     Raises:
-        WeightsError: when nothing fits and, if `strict`, when one of the parts backbone, neck, head, classifier would be
+        WeightsError: when nothing fits and, if `strict`, when one of backbone, neck, head, classifier would be
             filled only partly, or the stem takes other pixels than the model gives it. Nothing is changed then. A part
             that the state dict does not have at all is reported, not an error; so are the levels of the pyramid that
             the model does not use.
