@@ -41,6 +41,8 @@ class ModelConfig:
     candidates_per_level: int = 1000
     nms_threshold: float = 0.6
     detections_per_image: int = 100
+    one_entity_per_pixel: bool = False  # overlapping masks: the higher score keeps the pixels, boxes follow the masks
+    rescore_masks: bool = False  # multiply the score by the mean probability inside the mask
     pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # RGB in [0, 1]
     pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
@@ -88,13 +90,35 @@ class LabelConfig:
 
 
 @dataclass(frozen=True)
+class PanopticConfig:
+    """How instances of things and stuff become one segment a pixel. The paper states none of it.
+
+    The defaults are those of Panoptic FPN (Kirillov et al., CVPR 2019), as public code for COCO has them.
+    """
+
+    # UNSTATED: Panoptic FPN's, on the softmax score of a box head. Ours is sqrt(cls * ctr), another scale: tune it.
+    score_threshold: float = 0.5  # lowest score of an instance that is painted
+    overlap_threshold: float = 0.5  # largest share of an instance that others may hold already
+    min_stuff_area: int = 64 * 64  # pixels of the original image, 1.3 % of a photograph of 640 x 480
+
+    def __post_init__(self):
+        for name in ("score_threshold", "overlap_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share from 0 to 1, not {getattr(self, name)}")
+        if self.min_stuff_area < 0:
+            raise ValueError(f"min_stuff_area is a number of pixels, not {self.min_stuff_area}")
+
+
+@dataclass(frozen=True)
 class Config:
     """A resolved request: everything a stage needs. Made by `resolve`, never by hand."""
 
     profile: str
     split: str
     seed: int
-    annotation: str
+    annotation: str  # what labeler and warm-up learn: objects, or entities (things and stuff, Table 2)
+    target: str  # what finetuning learns: instances of the thing classes, or panoptic: things and stuff, for PQ
+    crowd: str  # pixels of no entity are trained as background, or ignore
     labeled: str  # "scenes", or JSON[:FOLDER]
     unlabeled: str  # "scenes", or a folder or COCO image_info JSON (several joined by commas)
     val: str  # "scenes", or JSON[:FOLDER]
@@ -104,6 +128,7 @@ class Config:
     augment: AugmentConfig
     labeler: TrainConfig
     label: LabelConfig
+    panoptic: PanopticConfig
     warmup: TrainConfig
     finetune: TrainConfig
 
@@ -122,6 +147,8 @@ SMALL_MODEL = dict(
 )
 SMALL_TRAINING = dict(learning_rate=4e-3, warmup_steps=100, clip_norm=5.0, workers=0, checkpoint_every=200)
 
+SMALL_PANOPTIC = dict(min_stuff_area=64 * 64 * 128 * 128 // (480 * 640))  # the same share of a scene
+
 PROFILES: dict[str, dict] = {
     "smoke": {
         "doc": "seconds; the tests",
@@ -132,6 +159,7 @@ PROFILES: dict[str, dict] = {
         "warmup": SMALL_TRAINING | dict(steps=6, batch_size=8, warmup_steps=2, checkpoint_every=2, log_every=2),
         "finetune": SMALL_TRAINING | dict(steps=6, batch_size=8, warmup_steps=2, checkpoint_every=2, log_every=2),
         "label": dict(shard_size=8, batch_size=8),
+        "panoptic": SMALL_PANOPTIC,
     },
     "demo": {
         "doc": "embedded scenes on a CPU, a quarter of an hour",
@@ -142,6 +170,7 @@ PROFILES: dict[str, dict] = {
         "warmup": SMALL_TRAINING | dict(steps=1200),
         "finetune": SMALL_TRAINING | dict(steps=1200),
         "label": dict(shard_size=250, batch_size=32),
+        "panoptic": SMALL_PANOPTIC,
     },
     "gpu": {
         "doc": "embedded scenes, longer training on one GPU",
@@ -152,6 +181,7 @@ PROFILES: dict[str, dict] = {
         "warmup": SMALL_TRAINING | dict(steps=10_000, workers=8),
         "finetune": SMALL_TRAINING | dict(steps=5_000, workers=8),
         "label": dict(shard_size=1000, batch_size=64),
+        "panoptic": SMALL_PANOPTIC,
     },
     "paper": {
         "doc": "COCO, Open Images and Places365 with the paper's schedule",
@@ -162,6 +192,7 @@ PROFILES: dict[str, dict] = {
         "warmup": dict(epochs=60),  # UNSTATED: whether 60 epochs also hold for the pools above tiny
         "finetune": dict(epochs=36),
         "label": {},
+        "panoptic": {},
     },
 }
 SPLITS = ("tiny", "small", "base", "large")

@@ -186,6 +186,24 @@ class PseudoLabels:
         other.threshold, other._shards = threshold, self._shards
         return other
 
+    def flat(self) -> dict[str, np.ndarray]:
+        """All labels at once, without masks.
+
+        Returns:
+            `image_id`, `height`, `width`, `counts` of labels (I,) int64; `file_name` (I,); `boxes` (L, 4), `labels` (L,).
+        """
+        names = ("image_id", "height", "width", "file_name")
+        columns = {name: [np.zeros(0, np.int64 if name != "file_name" else "U1")] for name in (*names, "counts")}
+        columns |= {"boxes": [np.zeros((0, 4), np.float32)], "labels": [np.zeros(0, np.int32)]}
+        for shard in self._each_shard():
+            kept = shard.scores > self.threshold
+            for name in names:
+                columns[name].append(np.array(shard.table[name].to_pylist()))
+            columns["counts"].append(_kept(shard, self.threshold))
+            columns["boxes"].append(shard.boxes[kept])
+            columns["labels"].append(shard.labels[kept])
+        return {name: np.concatenate(parts) for name, parts in columns.items()}
+
     def images_with_labels(self) -> np.ndarray:
         """Indices, ascending int64, of the images that keep at least one label."""
         return np.flatnonzero(np.concatenate([[], *(_kept(s, self.threshold) for s in self._each_shard())]))

@@ -14,10 +14,11 @@ from cassl_lib.config import (
     Config,
     LabelConfig,
     ModelConfig,
+    PanopticConfig,
     TrainConfig,
 )
 
-ANNOTATIONS = ("objects",)
+ANNOTATIONS, TARGETS, CROWDS = ("objects", "entities"), ("instances", "panoptic"), ("background", "ignore")
 STAGES = ("labeler", "warmup", "finetune")
 COCO = {  # detectron2's layout below the data root
     "labeled": "coco/annotations/instances_train2017.json",
@@ -35,6 +36,8 @@ def resolve(
     split: str = "tiny",
     seed: int = 0,
     annotation: str = "objects",
+    target: str = "instances",
+    crowd: str = "background",
     labeled: str | None = None,
     unlabeled: str | None = None,
     val: str | None = None,
@@ -52,7 +55,11 @@ def resolve(
     Args:
         profile: smoke, demo, gpu, paper, or auto ($CASSL_PROFILE, else paper where COCO is found, else demo).
         split: tiny, small, base or large pool of unlabelled images (Sec. 4).
-        labeled, val: a COCO JSON, or JSON:FOLDER where the images are not beside it.
+        annotation: what labeler and warm-up learn: objects (instances JSON) or entities (panoptic JSON and PNGs).
+        target: what finetuning learns: instances of thing classes, or panoptic, things and stuff.
+        crowd: pixels of crowds and without annotation, in entities: background (public code) or ignore.
+        labeled, val: a COCO JSON, or JSON:FOLDER where the images are not beside it. Of instances_NAME.json and
+            panoptic_NAME.json in one folder either may be given, the other is found.
         unlabeled: a folder of images, a COCO image_info JSON, or several of them with commas between.
         stage, epochs: the stage (labeler, warmup, finetune) that trains `epochs` passes instead of the profile's.
         size: short side of the images in pixels, training sizes in proportion.
@@ -68,10 +75,12 @@ def resolve(
     chosen = choose_profile(profile)
     _one_of("split", split, SPLITS)
     _one_of("annotation", annotation, ANNOTATIONS)
+    _one_of("target", target, TARGETS)
+    _one_of("crowd", crowd, CROWDS)
     _number("seed", seed, int, 0, 2**31 - 1)
     if stage is not None:
         _one_of("stage", stage, STAGES)
-    config = _from_profile(chosen, split=split, seed=seed, annotation=annotation)
+    config = _from_profile(chosen, split=split, seed=seed, annotation=annotation, target=target, crowd=crowd)
     config = replace(config, **_data(chosen, labeled, unlabeled, val))
     if epochs is not None:
         _number("epochs", epochs, (int, float), 0, 10_000, open_below=True)
@@ -132,7 +141,7 @@ def to_json(config: Any) -> dict:
 
 def from_json(data: dict) -> Config:
     """The Config that `to_json` wrote."""
-    parts = {"model": ModelConfig, "augment": AugmentConfig, "label": LabelConfig}
+    parts = {"model": ModelConfig, "augment": AugmentConfig, "label": LabelConfig, "panoptic": PanopticConfig}
     parts |= dict.fromkeys(STAGES, TrainConfig)
     values = {name: tuples(value) for name, value in data.items()}
     for name, kind in parts.items():
@@ -145,13 +154,11 @@ def tuples(value):
     return tuple(tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
-def _from_profile(name: str, *, split: str, seed: int, annotation: str) -> Config:
+def _from_profile(name: str, **chosen) -> Config:
     profile = PROFILES[name]
     return Config(
+        **chosen,
         profile=name,
-        split=split,
-        seed=seed,
-        annotation=annotation,
         labeled="",
         unlabeled="",
         val="",
@@ -161,6 +168,7 @@ def _from_profile(name: str, *, split: str, seed: int, annotation: str) -> Confi
         augment=AugmentConfig(**profile["augment"]),
         labeler=TrainConfig(**profile["labeler"]),
         label=LabelConfig(**profile["label"]),
+        panoptic=PanopticConfig(**profile["panoptic"]),
         warmup=TrainConfig(**profile["warmup"]),
         finetune=TrainConfig(**profile["finetune"]),
     )

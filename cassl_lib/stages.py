@@ -47,7 +47,7 @@ STARTS = ("warmup", "labeler", "scratch")
 def train_labeler(config: Config, *, existing: bool = False) -> Run:
     """Stage 1: train the pseudo labeler on the labelled images, every label an object without class."""
     labeled, val = sources.labeled_set(config), sources.validation_set(config)
-    plan = Training(replace(config.model, num_classes=1), config.labeler, labeled, title="pseudo labeler")
+    plan = Training(agnostic(config), config.labeler, labeled, title="pseudo labeler", learns=config.annotation)
     data = {"labeled": labeled.fingerprint, "val": val.fingerprint}
     request = Request("labeler", plan.settings(config), data=data)
     return _run(request, config, "train_labeler", existing, lambda run: _train(run, plan, config, val))
@@ -71,7 +71,7 @@ def warm_up(config: Config, *, labels: Run | None = None, existing: bool = False
     labels = labels or label(config, existing=existing or not config.make_inputs)
     val = sources.validation_set(config)
     pseudo = PseudoLabeled(PseudoLabels(labels.folder / "store", threshold=config.label.threshold))
-    plan = Training(replace(config.model, num_classes=1), config.warmup, pseudo, title="warm-up")
+    plan = Training(agnostic(config), config.warmup, pseudo, title="warm-up", learns=config.annotation)
     settings = plan.settings(config) | {"threshold": config.label.threshold}
     request = Request("warmup", settings, inputs={"labels": labels.id}, data={"val": val.fingerprint})
     return _run(request, config, "warm_up", existing, lambda run: _train(run, plan, config, val))
@@ -85,7 +85,7 @@ def finetune(
     parts: tuple[str, ...] = PARTS[:3],
     existing: bool = False,
 ) -> Run:
-    """Stage 3b: train with classes on the labelled images.
+    """Stage 3b: train with classes on the labelled images, or (`config.target`) with things and stuff.
 
     Args:
         start: warmup (CA-SSL), labeler (Objects (G,A) of Table 2), or scratch: the baseline, which starts from the
@@ -95,7 +95,8 @@ def finetune(
     """
     if start not in STARTS:
         raise ValueError(f"start={start!r} is not allowed; use one of: {', '.join(STARTS)}")
-    labeled, val = sources.labeled_set(config), sources.validation_set(config)
+    annotation = {"instances": "objects", "panoptic": "entities"}[config.target]
+    labeled, val = sources.labeled_set(config, annotation), sources.validation_set(config, annotation)
     if labeled.classes != val.classes:
         raise DataError(f"{val.path}: its classes {val.classes} are not those of {labeled.path}, {labeled.classes}")
     if start != "scratch" and source is None:
@@ -104,7 +105,8 @@ def finetune(
     training = config.finetune if start != "scratch" else replace(config.finetune, steps=baseline_steps(config))
     title = {"warmup": "finetuning", "labeler": "finetuning from the labeler", "scratch": "baseline"}[start]
     model = replace(config.model, num_classes=len(labeled.classes))
-    plan = Training(model, training, labeled, title=title, classes=True, source=source, parts=tuple(parts))
+    starts = {"source": source, "parts": tuple(parts)}
+    plan = Training(model, training, labeled, title=title, learns=config.target, classes=True, **starts)
     settings = plan.settings(config) | ({"parts": list(parts)} if source else {})
     inputs = {start: source.id} if source else {}
     data = {"labeled": labeled.fingerprint, "val": val.fingerprint}
@@ -116,7 +118,15 @@ def baseline_steps(config: Config) -> int:
     """Steps of warm-up and finetuning together: what an honest baseline is trained for."""
     pool_size = 0 if config.warmup.steps else len(sources.pool(config))
     warmup = engine.number_of_steps(config.warmup, pool_size)
-    return warmup + engine.number_of_steps(config.finetune, len(sources.labeled_set(config)))
+    labeled_size = 0 if config.finetune.steps else len(sources.labeled_set(config))
+    return warmup + engine.number_of_steps(config.finetune, labeled_size)
+
+
+def agnostic(config: Config) -> ModelConfig:
+    """The detector of one class that labeler and warm-up train."""
+    # UNSTATED: whether CA-SSL's entity labels overlap. The authors' entity inference leaves a pixel to one entity.
+    alone = config.annotation == "entities" and config.model.masks
+    return replace(config.model, num_classes=1, one_entity_per_pixel=alone or config.model.one_entity_per_pixel)
 
 
 def judge(config: Config, labels: Run) -> dict:
@@ -124,6 +134,8 @@ def judge(config: Config, labels: Run) -> dict:
     kept = PseudoLabels(labels.folder / "store", threshold=config.label.threshold)
     count = int(kept.statistics([config.label.threshold])["labels"][0])
     judged = judge_labels(kept, sources.hidden_truth(config))
+    if config.annotation == "entities":  # the hidden truth has no stuff, so a label of stuff would count as wrong
+        judged = {name: value for name, value in judged.items() if name.startswith("recall")}
     return {"threshold": config.label.threshold, "labels": count, **judged}
 
 
@@ -149,6 +161,7 @@ class Training:
     train: TrainConfig
     source_of_samples: object
     title: str
+    learns: str  # objects, entities; instances or panoptic with classes
     classes: bool = False
     source: Run | None = None
     parts: tuple[str, ...] = ()
@@ -166,18 +179,14 @@ class Training:
         model = asdict(self.model)
         if isinstance(self.model.pretrained, str):  # what is in the file decides, not where it lies
             model["pretrained"] = file_fingerprint(self.model.pretrained)
-        seed, annotation = config.seed, config.annotation
+        learns = {"learns": self.learns}
+        if self.learns in ("entities", "panoptic"):
+            learns["crowd"] = config.crowd
+        if self.learns == "panoptic":
+            learns["panoptic"] = asdict(config.panoptic)
         augment = asdict(config.augment)
         return json.loads(
-            json.dumps(
-                {
-                    "model": model,
-                    "train": decisive,
-                    "augment": augment,
-                    "seed": seed,
-                    "annotation": annotation,
-                }
-            )
+            json.dumps({"model": model, "train": decisive, "augment": augment, "seed": config.seed, **learns})
         )
 
 
@@ -236,7 +245,8 @@ def _train(run: Run, plan: Training, config: Config, val) -> dict:
         return batches(samples, order, workers=plan.train.workers)
 
     trained = engine.train(model, loader_from, config=plan.train, steps=plan.steps, run=run, title=plan.title)
-    metrics = evaluate_model(model, val, augment=config.augment, training=plan.train, classes=plan.classes)
+    how = {"augment": config.augment, "training": plan.train, "panoptic": config.panoptic, "folder": run.folder}
+    metrics = evaluate_model(model, val, classes=plan.classes, **how)
     if rank == 0:
         engine.save_weights(model, run.weights, metadata={"run": run.id, "model": asdict(plan.model)})
     return {

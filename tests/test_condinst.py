@@ -410,7 +410,7 @@ def test_pasted_masks_by_loop(image_size, size):
         parameters[row, 2 + feature] = parameters[row, 80] = 1
         parameters[row, 144] = 20
     points, sizes = torch.rand(9, 2) * 60, torch.tensor([32.0, 64, 128, 32, 64, 64, 64, 64, 64])
-    found = build_detector(SMALL).paste_masks(
+    found, _ = build_detector(SMALL).paste_masks(
         features.float(), parameters.float(), points=points, sizes=sizes, image_size=image_size, size=size
     )
     instances = zip(parameters, points.double(), sizes.double(), strict=True)

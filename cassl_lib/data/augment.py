@@ -59,7 +59,8 @@ def _sane(image, target):
     keep = ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(dim=1)
     if "masks" in target:
         keep &= (target["masks"] > 0).flatten(1).any(dim=1)
-    kept = {name: value.as_subclass(torch.Tensor)[keep] for name, value in target.items()}
+    plain = {name: value.as_subclass(torch.Tensor) for name, value in target.items()}
+    kept = {name: value if name == "ignored" else value[keep] for name, value in plain.items()}
     kept["boxes"] = boxes[keep]
     if "masks" in target:
         kept["masks"] = kept["masks"].reshape(-1, *size)

@@ -42,7 +42,7 @@ def locate(spec: str) -> tuple[Path, Path]:
     split = path.stem.rpartition("_")[2]
     for base in (path.parent, path.parent.parent):
         for candidate in (base / split, base / "images"):
-            if candidate.is_dir():
+            if candidate.is_dir() and candidate != path.with_suffix(""):  # where a panoptic JSON has its PNGs
                 return path, candidate
     raise DataError(f"{path}: no image folder found beside it; give it as {path}{os.pathsep}FOLDER")
 
@@ -86,7 +86,7 @@ class CocoImages:
         categories = sorted(data["categories"], key=lambda category: category["id"])
         self.category_ids = np.array([category["id"] for category in categories], np.int64)
         self.classes = [str(category["name"]) for category in categories]
-        images = self._present(data["images"])
+        images = [data["images"][row] for row in self._present([image["file_name"] for image in data["images"]])]
         self._absent = len(data["images"]) - len(images)
         self.ids = np.array([image["id"] for image in images], np.int64)
         self.heights = np.array([image["height"] for image in images], np.int64)
@@ -123,21 +123,36 @@ class CocoImages:
             found["masks"] = np.stack(decoded) if decoded else np.zeros((0, *size), np.uint8)
         return found
 
-    def _present(self, images: list[dict]) -> list[dict]:
-        """The images that are on disk; absent ones are reported, and if all are absent the folder is wrong."""
+    def truth(self) -> dict:
+        """The annotation file without what is left out here (but for crowds, which evaluation knows), as COCO's JSON.
+
+        Annotations are numbered anew, from 1: pycocotools takes a match with annotation 0 for none.
+        """
+        data = read_json(self.path)
+        present, classes = set(self.ids.tolist()), set(self.category_ids.tolist())
+        data["images"] = [image for image in data["images"] if image["id"] in present]
+        usable = [
+            entry
+            for entry in data["annotations"]
+            if entry["image_id"] in present and entry["category_id"] in classes and has_area(entry["bbox"])
+        ]
+        data["annotations"] = [entry | {"id": number} for number, entry in enumerate(usable, start=1)]
+        return data
+
+    def _present(self, names: list[str]) -> list[int]:
+        """Which of the images are on disk; absent ones are reported, and if all are absent the folder is wrong."""
         # DEVIATES: images without objects are kept, public code drops them; they teach what is background.
         there = set(os.listdir(self.folder))
         kept = []
-        for image in images:
-            name = image["file_name"]
+        for row, name in enumerate(names):
             if name in there or ("/" in name and (self.folder / name).exists()):
-                kept.append(image)
+                kept.append(row)
             else:
                 self.report.add("images of the JSON are not in the folder", name)
         if not kept:
             raise DataError(
-                f"{self.path}: none of its {len(images)} images (such as {images[0]['file_name']!r}) is in "
-                f"{self.folder}; give the folder as {self.path}{os.pathsep}FOLDER"
+                f"{self.path}: none of its {len(names)} images (such as {names[0]!r}) is in {self.folder}; give the "
+                f"folder as {self.path}{os.pathsep}FOLDER"
             )
         return kept
 
@@ -236,12 +251,16 @@ def has_area(box: list[float]) -> bool:
     return isinstance(box, list) and len(box) == 4 and all(np.isfinite(box)) and box[2] > 0 and box[3] > 0
 
 
+def read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not JSON ({error}); give a COCO annotation file") from error
+
+
 def _read(path: Path) -> dict:
     """The parsed JSON, with COCO's three lists; anything else is refused by name."""
-    try:
-        data = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not JSON ({error}); give a COCO instances file") from error
+    data = read_json(path)
     lists = ("images", "annotations", "categories")
     missing = [key for key in lists if not isinstance(data, dict) or not isinstance(data.get(key), list)]
     if missing:
@@ -249,6 +268,10 @@ def _read(path: Path) -> dict:
     for key in ("images", "categories"):
         if not data[key]:
             raise DataError(f"{path}: {key!r} is empty, nothing to train or evaluate on")
+    if any("segments_info" in annotation for annotation in data["annotations"][:1]):
+        raise DataError(
+            f"{path} is a panoptic file; use annotation=entities (or target=panoptic), or an instances file"
+        )
     wanted = {"images": ("id", "file_name", "height", "width"), "annotations": ("image_id", "bbox", "category_id")}
     wanted["categories"] = ("id", "name")
     for key, names in wanted.items():

@@ -37,7 +37,8 @@ class Samples(Dataset):
     """(image, target, image id, unreadable) of a source, for tickets (position, index).
 
     A source has `len`, `image_path(i)`, `image_id(i)` and `annotations(i, masks=...)`: a dict of boxes, labels, masks
-    and, if the source knows it, the `size` (H, W) of the image that they were made for. An image that cannot be read
+    and, if the source knows it, the `size` (H, W) of the image that they were made for and `ignored` (H, W), where
+    nothing is to be learned. An image that cannot be read
     is named in `unreadable`, and replaced by the next one that can be read or, with `replace=False`, left out.
 
     Args:
@@ -89,6 +90,8 @@ class Samples(Dataset):
         }
         if self.masks:
             target["masks"] = tv_tensors.Mask(torch.from_numpy(found["masks"]))
+        if "ignored" in found:
+            target["ignored"] = tv_tensors.Mask(torch.from_numpy(found["ignored"]))
         return target
 
 

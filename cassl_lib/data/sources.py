@@ -9,6 +9,7 @@ from cassl_lib import paths
 from cassl_lib.config import Config
 from cassl_lib.data import scenes
 from cassl_lib.data.coco import CocoImages, DataError, locate
+from cassl_lib.data.entities import EntityImages
 from cassl_lib.data.unlabeled import Pool, build_pool
 
 # UNSTATED: what small, base and large consist of. The paper names the three sources and the sizes, 0.12, 0.66, 1.74 and
@@ -36,29 +37,44 @@ def scene_folder(config: Config) -> Path:
     return paths.scenes() / f"{spec.size}px-{hashlib.sha256(repr(spec).encode()).hexdigest()[:8]}"
 
 
-def labeled_set(config: Config) -> CocoImages:
-    """The labelled training images."""
-    return _coco(config, config.labeled, "train")
+def labeled_set(config: Config, annotation: str | None = None) -> CocoImages:
+    """The labelled training images, with objects or entities; None takes the configuration's `annotation`."""
+    return _coco(config, config.labeled, "train", annotation)
 
 
-def validation_set(config: Config) -> CocoImages:
+def validation_set(config: Config, annotation: str | None = None) -> CocoImages:
     """The images that results are reported on; an empty one is refused."""
-    found = _coco(config, config.val, "val")
+    found = _coco(config, config.val, "val", annotation)
     if not len(found.boxes):
         raise DataError(f"{found.path}: no usable annotation, an evaluation would mean nothing")
     return found
 
 
-def tuning_set(config: Config) -> CocoImages:
+def tuning_set(config: Config, annotation: str | None = None) -> CocoImages:
     """Scenes of their own for choosing settings: never reported on, never trained on."""
-    return _coco(config, "scenes", "tune")
+    return _coco(config, "scenes", "tune", annotation)
 
 
-def _coco(config: Config, spec: str, unit: str) -> CocoImages:
+def _coco(config: Config, spec: str, unit: str, annotation: str | None) -> CocoImages:
+    entities = (annotation or config.annotation) == "entities"
     if spec == "scenes":
         files = scene_files(config, (unit,))
-        return CocoImages(files.instances(unit), files.images(unit))
-    return CocoImages(*locate(spec))
+        path, folder = files.panoptic(unit)[0] if entities else files.instances(unit), files.images(unit)
+    else:
+        path, folder = locate(spec)
+        path = sibling(path, "panoptic" if entities else "instances")
+    return EntityImages(path, folder, crowd=config.crowd) if entities else CocoImages(path, folder)
+
+
+def sibling(path: Path, kind: str) -> Path:
+    """`path`, or the file of the other kind beside it: instances_train2017.json for panoptic_train2017.json."""
+    other = {"panoptic": "instances", "instances": "panoptic"}[kind]
+    if not path.name.startswith(other):
+        return path
+    found = path.with_name(kind + path.name.removeprefix(other))
+    if not found.is_file():
+        raise DataError(f"{found}: no such file, and {path.name} has no {kind}; put it beside, or name a {kind} JSON")
+    return found
 
 
 def pool(config: Config) -> Pool:

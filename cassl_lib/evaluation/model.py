@@ -2,40 +2,56 @@
 
 from __future__ import annotations
 
-import json
+from pathlib import Path
 
 import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 
 from cassl_lib import engine
-from cassl_lib.config import AugmentConfig, TrainConfig
+from cassl_lib.config import AugmentConfig, PanopticConfig, TrainConfig
 from cassl_lib.data.augment import test_transform
-from cassl_lib.data.coco import CocoImages, has_area
+from cassl_lib.data.coco import CocoImages
+from cassl_lib.data.entities import EntityImages, decode_masks
 from cassl_lib.data.loader import Samples, batches, in_turn
+from cassl_lib.data.panoptic import PanopticFiles, write_image, write_json
 from cassl_lib.evaluation.coco import evaluate
+from cassl_lib.evaluation.merging import merge_panoptic
+from cassl_lib.evaluation.panoptic import count_images, quality
 
 TEST_BATCH = 16
 
 
 def evaluate_model(
-    model, images: CocoImages, *, augment: AugmentConfig, training: TrainConfig, classes: bool
+    model,
+    images: CocoImages,
+    *,
+    augment: AugmentConfig,
+    training: TrainConfig,
+    classes: bool,
+    panoptic: PanopticConfig | None = None,
+    folder: Path | None = None,
 ) -> dict[str, dict[str, float]]:
     """AP and AR of a detector, between 0 and 1.
 
     Args:
         classes: whether the detector knows classes; one that does is also evaluated without them.
+        panoptic: how instances are merged where `images` are panoptic and the detector knows their classes.
+        folder: where the merged result is written, as panoptic.json and panoptic/.
 
     Returns:
-        By kind (`box_agnostic`, `mask_agnostic` and, with classes, `box`, `mask`) the twelve numbers of `evaluate`;
-        empty in all processes but the first. No masks where the detector or the annotations have none.
+        By kind (`box_agnostic`, `mask_agnostic` and, with classes, `box`, `mask`) the twelve numbers of `evaluate`, and
+        by `panoptic`, `panoptic_things`, `panoptic_stuff` PQ, SQ, RQ; empty in all processes but the first. No masks
+        where the detector or the annotations have none.
     """
     results = detect(model, images, augment=augment, training=training)
     if engine.rank_and_world()[0]:
         return {}
-    truth = _truth(images)
+    truth = images.truth()
     with_masks = model.config.masks and all(entry.get("segmentation") for entry in truth["annotations"])
     metrics = {}
+    if panoptic and classes and with_masks and isinstance(images, EntityImages):
+        metrics |= panoptic_metrics(results, images, settings=panoptic, folder=folder)
     for name, iou_type in (("box", "bbox"), ("mask", "segm")):
         if iou_type == "segm":
             if not with_masks:
@@ -46,6 +62,34 @@ def evaluate_model(
             metrics[name] = evaluate(results, truth, iou_type)
         metrics[f"{name}_agnostic"] = evaluate(results, truth, iou_type, class_agnostic=True)
     return metrics
+
+
+def panoptic_metrics(results: list[dict], images: EntityImages, *, settings: PanopticConfig, folder: Path) -> dict:
+    """Merge the instances of every image into segments, write them as COCO panoptic files, and score these."""
+    label_of = {int(category): label for label, category in enumerate(images.category_ids)}
+    by_image = {image_id: [] for image_id in images.ids.tolist()}
+    for result in results:
+        if result["score"] >= settings.score_threshold:
+            by_image[result["image_id"]].append(result)
+    annotations, records = [], []
+    for image_id, height, width in zip(images.ids.tolist(), images.heights, images.widths, strict=True):
+        size, found = (int(height), int(width)), by_image[image_id]
+        masks = decode_masks([result["segmentation"] for result in found], size)
+        instances = {
+            "scores": torch.tensor([result["score"] for result in found]),
+            "labels": torch.tensor([label_of[result["category_id"]] for result in found], dtype=torch.int64),
+            "masks": torch.from_numpy(masks).bool(),
+        }
+        ids, segments = merge_panoptic(instances, size=size, categories=images.categories, settings=settings)
+        annotations.append(write_image(folder / "panoptic", image_id, ids, segments))
+        records.append({"id": image_id, "height": size[0], "width": size[1]})
+    written = write_json(folder / "panoptic.json", annotations, images=records, categories=images.categories)
+    truth = PanopticFiles(images.path)
+    found = quality(count_images(PanopticFiles(written), truth, images.ids.tolist()), truth.categories)
+    return {
+        name: {key: value for key, value in found[group].items() if key != "n"}
+        for name, group in (("panoptic", "all"), ("panoptic_things", "things"), ("panoptic_stuff", "stuff"))
+    }
 
 
 def detect(model, images: CocoImages, *, augment: AugmentConfig, training: TrainConfig) -> list[dict]:
@@ -83,20 +127,3 @@ def encode_masks(masks: torch.Tensor) -> list[dict]:
         return []
     columns_first = np.asfortranarray(masks.to(torch.uint8).permute(1, 2, 0).numpy())
     return coco_mask.encode(columns_first)
-
-
-def _truth(images: CocoImages):
-    """The annotation file without what `CocoImages` leaves out (but for crowds, which evaluation knows).
-
-    Annotations are numbered anew, from 1: pycocotools takes a match with annotation 0 for none.
-    """
-    data = json.loads(images.path.read_bytes())
-    present, classes = set(images.ids.tolist()), set(images.category_ids.tolist())
-    data["images"] = [image for image in data["images"] if image["id"] in present]
-    usable = [
-        entry
-        for entry in data["annotations"]
-        if entry["image_id"] in present and entry["category_id"] in classes and has_area(entry["bbox"])
-    ]
-    data["annotations"] = [entry | {"id": number} for number, entry in enumerate(usable, start=1)]
-    return data

@@ -24,6 +24,7 @@ from cassl_lib.models.masks import (
     box_centres,
     dynamic_parameters,
     enlarge_masks,
+    mask_boxes,
     mask_centres,
     mask_logits,
     pixel_matrix,
@@ -42,7 +43,8 @@ class CondInst(nn.Module):
 
     images: list of (3, H, W) RGB, uint8 or float in [0, 1]; sizes may differ.
     targets: list of dicts: boxes (N, 4) xyxy in pixels; labels (N,) int64 from 0; masks (N, H, W) bool or uint8,
-        needed when `config.masks`, and for centre sampling by mask. N = 0 is ordinary.
+        needed when `config.masks`, and for centre sampling by mask; perhaps ignored (H, W), pixels that are not to be
+        learned as background. N = 0 is ordinary.
     losses: dict of float32 scalars loss_cls, loss_box, loss_centerness and, with masks, loss_mask.
     detections: list of dicts: boxes (N, 4), scores (N,) descending, labels (N,) and, with masks, masks (N, H, W) bool.
     """
@@ -70,7 +72,7 @@ class CondInst(nn.Module):
         locations = self.make_locations(pyramid)
         features = self.head.mask_branch(pyramid) if self.config.masks else None
         with torch.autocast(batch.device.type, enabled=False):
-            truth = self.gather_targets(targets)
+            truth = self.gather_targets(targets, locations)
             matched = assign_targets(locations, truth.boxes, truth.centres, self.config.centre_radius)
             result = fcos_losses(
                 predictions, locations=locations, matched=matched, targets=truth, class_count=self.class_count
@@ -109,7 +111,7 @@ class CondInst(nn.Module):
                     torch.zeros_like(positions),
                     positions,
                 )
-                found["masks"] = self.paste_masks(
+                found["masks"], certainty = self.paste_masks(
                     features[i],
                     parameters,
                     points=locations.points[positions],
@@ -117,6 +119,7 @@ class CondInst(nn.Module):
                     image_size=image_size,
                     size=size,
                 )
+                found = self.finish_masks(found, certainty)
             results.append(found)
         return results
 
@@ -140,8 +143,8 @@ class CondInst(nn.Module):
     def make_locations(self, pyramid: list[Tensor]) -> Locations:
         return make_locations([x.shape[-2:] for x in pyramid], self.config, pyramid[0].device)
 
-    def gather_targets(self, targets: list[dict]) -> Targets:
-        """Pad the boxes, labels and centres of a batch to one length, at least 1."""
+    def gather_targets(self, targets: list[dict], locations: Locations | None = None) -> Targets:
+        """Pad the boxes, labels and centres of a batch to one length, at least 1; look up what is ignored."""
         device = self.pixel_mean.device
         boxes = [target["boxes"].to(device, torch.float32) for target in targets]
         labels = [target["labels"].to(device) for target in targets]
@@ -149,7 +152,10 @@ class CondInst(nn.Module):
         for target, box in zip(targets, boxes, strict=True):
             by_mask = self.config.centre == "mask" and target.get("masks") is not None
             centres.append(mask_centres(target["masks"].to(device), box) if by_mask else box_centres(box))
-        return Targets(*(pad_rows(values) for values in (boxes, labels, centres)))
+        ignored = None
+        if any("ignored" in target for target in targets):
+            ignored = torch.stack([ignored_at(target.get("ignored"), locations) for target in targets])
+        return Targets(*(pad_rows(values) for values in (boxes, labels, centres)), ignored)
 
     def class_count(self, positives: Tensor, matched: Tensor) -> Tensor:
         """What the class loss is divided by (`config.class_normalizer`)."""
@@ -196,14 +202,20 @@ class CondInst(nn.Module):
         sizes: Tensor,
         image_size: tuple[int, int],
         size: tuple[int, int],
-    ) -> Tensor:
-        """Masks (N, *size) bool of one image: enlarge to pixels, crop the padding, resize to `size`, > 0.5."""
+    ) -> tuple[Tensor, Tensor]:
+        """Masks (N, *size) bool of one image: enlarge to pixels, crop the padding, resize to `size`, > 0.5.
+
+        Also the mean probability (N,) inside each mask, where `config.rescore_masks` asks for it. With
+        `config.one_entity_per_pixel` a pixel belongs to the first mask that has it.
+        """
         stride = self.config.strides[0]
         # Features beyond the image (and the cell that its last pixels are interpolated towards) would be cropped.
         rows, columns = (-(-side // stride) + 1 for side in image_size)
         features = features[None, :, :rows, :columns]
         cells = features.shape[-2] * features.shape[-1]
         masks = features.new_zeros((len(parameters), *size), dtype=torch.bool)
+        certainty = features.new_zeros(len(parameters))
+        taken = masks.new_zeros(size) if self.config.one_entity_per_pixel else None
         at_once = max(1, CELLS_AT_ONCE // cells)
         with torch.autocast(features.device.type, enabled=False):
             to_pixels = [
@@ -220,14 +232,38 @@ class CondInst(nn.Module):
                     sizes=sizes[chunk],
                     stride=stride,
                 )
-                enlarge_masks(logits.sigmoid(), *to_pixels, masks[chunk])
-        return masks
+                mean = certainty[chunk] if self.config.rescore_masks else None
+                enlarge_masks(logits.sigmoid(), *to_pixels, masks[chunk], certainty=mean, taken=taken)
+        return masks, certainty
+
+    def finish_masks(self, found: dict[str, Tensor], certainty: Tensor) -> dict[str, Tensor]:
+        """What entity inference does after the masks are there (public Entity code): boxes of the pixels, scores."""
+        if self.config.one_entity_per_pixel:
+            found["boxes"] = mask_boxes(found["masks"])
+            # Nothing left, or only a line of one pixel.
+            kept = ((found["boxes"][:, 2:] - found["boxes"][:, :2]) > 1).all(1)
+            found, certainty = {name: value[kept] for name, value in found.items()}, certainty[kept]
+        if self.config.rescore_masks:
+            found["scores"] = found["scores"] * certainty
+            order = found["scores"].argsort(descending=True, stable=True)
+            found = {name: value[order] for name, value in found.items()}
+        return found
 
 
 def pad_rows(values: list[Tensor]) -> Tensor:
     """[(N_i, ...)] -> (B, max(1, max N_i), ...), filled up with zeros."""
     spare = values[0].new_zeros((1, *values[0].shape[1:]))
     return nn.utils.rnn.pad_sequence([*values, spare], batch_first=True)[:-1]
+
+
+def ignored_at(ignored: Tensor | None, locations: Locations) -> Tensor:
+    """(P,) bool: which locations lie on an ignored pixel of an image, (H, W)."""
+    x, y = locations.points.long().unbind(1)
+    if ignored is None:
+        return torch.zeros_like(x, dtype=torch.bool)
+    height, width = ignored.shape[-2:]
+    inside = (x < width) & (y < height)
+    return inside & ignored.to(x.device).bool().view(height, width)[y.clamp(max=height - 1), x.clamp(max=width - 1)]
 
 
 def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:

@@ -17,6 +17,7 @@ from cassl_lib.models.backbone import group_norm
 from cassl_lib.models.masks import MaskBranch, count_dynamic_parameters
 
 PRIOR = 0.01  # probability of every class that the fresh classifier gives
+SURE_BACKGROUND = -1e4  # logit
 PAIRS_AT_ONCE = 2**23  # location-box pairs whose targets are computed together: 32 MB per float32 table
 
 
@@ -178,7 +179,7 @@ def fcos_losses(
 
     Computed over all locations with weight 0 on the background instead of on a selection: no wait for the device to
     count, and an image without instances is nothing special. The class loss is divided by the positives, or by
-    class_count(positives, matched).
+    class_count(positives, matched). Where `targets.ignored`, no location counts as background.
     """
     positive, index = matched >= 0, matched.clamp(min=0)
     boxes = targets.boxes.gather(1, index[..., None].expand(-1, -1, 4))
@@ -192,8 +193,11 @@ def fcos_losses(
     giou = losses.giou_loss(predictions.distances, distances)
     centre = F.binary_cross_entropy_with_logits(predictions.centerness, centre_target, reduction="none")
     divisor = class_count(positives, matched) if class_count else positives
+    logits = predictions.class_logits
+    if targets.ignored is not None:  # so sure to be background that neither loss nor gradient is left
+        logits = logits.masked_fill((targets.ignored & ~positive)[..., None], SURE_BACKGROUND)
     return {
-        "loss_cls": losses.focal_loss(predictions.class_logits, present) / divisor,
+        "loss_cls": losses.focal_loss(logits, present) / divisor,
         "loss_box": (giou * centre_target).sum() / weight,
         "loss_centerness": (centre * positive).sum() / positives,
     }
@@ -206,6 +210,7 @@ class Targets:
     boxes: Tensor  # (B, M, 4) xyxy, pixels
     labels: Tensor  # (B, M)
     centres: Tensor  # (B, M, 2) x, y of the sample regions, pixels
+    ignored: Tensor | None = None  # (B, P) bool, locations that are no background
 
 
 def select_detections(predictions: Predictions, locations: Locations, config: ModelConfig) -> list[dict[str, Tensor]]:

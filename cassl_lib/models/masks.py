@@ -141,18 +141,49 @@ def pixel_matrix(cells: int, factor: int, *, image_side: int, side: int, device:
     return matrix
 
 
-def enlarge_masks(probabilities: Tensor, by_row: Tensor, by_column: Tensor, masks: Tensor) -> None:
+def enlarge_masks(
+    probabilities: Tensor,
+    by_row: Tensor,
+    by_column: Tensor,
+    masks: Tensor,
+    *,
+    certainty: Tensor | None = None,
+    taken: Tensor | None = None,
+) -> None:
     """Set masks (N, H, W) where by_row @ probabilities (N, h, w) @ by_column.T exceeds 0.5.
 
     Interpolation never exceeds what it interpolates, so pixels that see no cell above 0.5 are left alone.
+
+    Args:
+        certainty: (N,) set to the mean probability inside each mask, 0 for an empty one.
+        taken: (H, W) bool, pixels that belong to an earlier mask; they are left out, and those of these masks added.
     """
     above = probabilities > 0.5
     axes = [(above.any(2), by_row), (above.any(1), by_column)]
     extents = torch.stack([extent for occupied, matrix in axes for extent in pixel_extents(occupied, matrix)], 1)
-    for probability, mask, (top, bottom, left, right) in zip(probabilities, masks, extents.tolist(), strict=True):
+    for i, (top, bottom, left, right) in enumerate(extents.tolist()):
         if bottom > top and right > left:
-            rows, columns = by_row[top:bottom], by_column[left:right]
-            mask[top:bottom, left:right] = rows @ (probability @ columns.T) > 0.5
+            window = slice(top, bottom), slice(left, right)
+            probability = by_row[window[0]] @ (probabilities[i] @ by_column[window[1]].T)
+            mask = probability > 0.5
+            if taken is not None:
+                mask &= ~taken[window]
+                taken[window] |= mask
+            masks[i][window] = mask
+            if certainty is not None:
+                certainty[i] = (probability * mask).sum() / mask.sum().clamp(min=1)
+
+
+def mask_boxes(masks: Tensor) -> Tensor:
+    """Tight boxes (N, 4) float32 xyxy of masks (N, H, W), pixels; zeros for an empty mask."""
+    # DEVIATES: the right and lower edge lie behind the last pixel, as in COCO's boxes; public Entity code ends on it.
+    sides = []
+    for occupied in (masks.any(1), masks.any(2)):
+        pixels = torch.arange(1, occupied.shape[1] + 1, device=masks.device)
+        last = (occupied * pixels).amax(1)
+        sides.append((torch.where(occupied, pixels - 1, last[:, None]).amin(1), last))
+    (left, right), (top, bottom) = sides
+    return torch.stack([left, top, right, bottom], 1).float()
 
 
 def pixel_extents(occupied: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:

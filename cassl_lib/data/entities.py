@@ -1,0 +1,210 @@
+"""Entities (Sec. 3.1): every segment of a panoptic annotation, thing or stuff, is one instance with mask and box.
+
+COCO panoptic JSON and PNGs are converted once into a store of Parquet shards (`pseudo_labels`), image by image in
+several processes; a conversion that is killed goes on with the shards that are missing. What belongs to no segment,
+crowds and pixels without annotation, is kept as one more mask with score 0, to be ignored where that is asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import multiprocessing
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from functools import cached_property
+from itertools import repeat
+from pathlib import Path
+
+import numpy as np
+from pycocotools import mask as coco_mask
+from tqdm import tqdm
+
+from cassl_lib import paths
+from cassl_lib.data.coco import CocoImages, DataError, Report
+from cassl_lib.data.panoptic import PanopticFiles, read_ids
+from cassl_lib.pseudo_labels import PseudoLabels, finish, finished_shards, write_shard
+from cassl_lib.runs import file_fingerprint
+
+SHARD_SIZE = 1000  # images
+VERSION = 1  # of the conversion: to be raised whenever the same annotation gives another store
+WORTH_A_PROCESS = 200  # images, below which a process takes longer to start than to help
+
+
+class EntityImages(CocoImages):
+    """A panoptic set as instances: what `CocoImages` offers, with things and stuff as classes.
+
+    Args:
+        path: panoptic JSON, e.g. panoptic_train2017.json; its PNGs lie in the folder of that name beside it.
+        folder: of the images.
+        crowd: "background", as the authors' public code has it: pixels of crowds, and those without annotation, are
+            trained as background. "ignore": locations there count neither as objects nor as background, and detections
+            that lie mostly in a crowd are not counted as wrong.
+    Attributes:
+        isthing: (C,) bool, by label.
+    """
+
+    def __init__(self, path: Path | str, folder: Path | str, *, crowd: str = "background"):
+        self.path, self.folder, self.report, self.crowd = Path(path), Path(folder), Report(), crowd
+        self.store = entity_store(self.path)
+        self.categories = self.store.categories
+        self.category_ids = np.array([category["id"] for category in self.categories], np.int64)
+        self.classes = [str(category["name"]) for category in self.categories]
+        self.isthing = np.array([bool(category["isthing"]) for category in self.categories])
+        flat = self.store.flat()
+        self.rows = np.array(self._present(flat["file_name"].tolist()), np.int64)  # in the store
+        self._absent = len(self.store) - len(self.rows)
+        self.ids, self.names = flat["image_id"][self.rows], flat["file_name"][self.rows]
+        self.heights, self.widths = flat["height"][self.rows], flat["width"][self.rows]
+        of_present = np.isin(np.repeat(np.arange(len(self.store)), flat["counts"]), self.rows)
+        self.boxes, self.labels = flat["boxes"][of_present], flat["labels"][of_present].astype(np.int64)
+        self.first = np.concatenate([[0], np.cumsum(flat["counts"][self.rows])]).astype(np.int64)
+        for label in np.setdiff1d(np.arange(len(self.classes)), self.labels):
+            self.report.add("classes have no instance", self.classes[label])
+
+    def annotations(self, index: int, *, masks: bool = True) -> dict[str, np.ndarray]:
+        """size, boxes, labels, masks as of `CocoImages`; with crowd="ignore" also ignored (H, W) uint8."""
+        rows = slice(self.first[index], self.first[index + 1])
+        size = int(self.heights[index]), int(self.widths[index])
+        found = {"size": size, "boxes": self.boxes[rows], "labels": self.labels[rows]}
+        if masks:
+            found["masks"] = decode_masks(self.store[int(self.rows[index])]["rles"], size)
+        if self.crowd == "ignore":
+            unclaimed = [rle for rle, score in self._all_of(index) if score == 0]
+            found["ignored"] = decode_masks(unclaimed, size).any(0).astype(np.uint8)
+        return found
+
+    def truth(self) -> dict:
+        """The entities as a COCO ground truth; with crowd="ignore" what belongs to no entity is a crowd region."""
+        truth = self.store.to_coco()
+        present = set(self.ids.tolist())
+        truth["images"] = [image for image in truth["images"] if image["id"] in present]
+        truth["annotations"] = [entry for entry in truth["annotations"] if entry["image_id"] in present]
+        if self.crowd == "ignore":
+            truth["annotations"] += self._crowd_regions(len(self.store.flat()["boxes"]))
+        return truth
+
+    def _crowd_regions(self, used: int) -> list[dict]:
+        """One crowd annotation per image and class that has entities there: pycocotools ignores within a class."""
+        regions = []
+        for index in range(len(self)):
+            for rle in (rle for rle, score in self._all_of(index) if score == 0):
+                for label in np.unique(self.labels[self.first[index] : self.first[index + 1]]):
+                    regions.append(
+                        {
+                            "id": used + len(regions) + 1,
+                            "image_id": self.image_id(index),
+                            "category_id": int(self.category_ids[label]),
+                            "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
+                            "bbox": coco_mask.toBbox(rle).tolist(),
+                            "area": float(coco_mask.area(rle)),
+                            "iscrowd": 1,
+                        }
+                    )
+        return regions
+
+    def _all_of(self, index: int) -> list[tuple[dict, float]]:
+        item = self.store.at(-1.0)[int(self.rows[index])]
+        return list(zip(item["rles"], item["scores"], strict=True))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return f"{super().fingerprint}-{self.crowd}"
+
+
+def entity_store(path: Path, *, workers: int | None = None) -> PseudoLabels:
+    """The store of a panoptic JSON's entities: found finished, or completed by as many processes as there are cores."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; give a COCO panoptic JSON, such as panoptic_train2017.json")
+    identity = f"entities-{VERSION}-{file_fingerprint(path)}"
+    folder = paths.runs() / "entities" / identity
+    if not (folder / "manifest.json").exists():
+        files = PanopticFiles(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        with alone(folder):
+            if not (folder / "manifest.json").exists():
+                convert(files, folder, identity, workers=os.cpu_count() or 1 if workers is None else workers)
+    return PseudoLabels(folder, threshold=0.0)
+
+
+def convert(files: PanopticFiles, folder: Path, identity: str, *, workers: int) -> None:
+    """Write the shards that are missing, then the manifest."""
+    categories = sorted(files.categories, key=lambda category: category["id"])
+    label_of = {category["id"]: label for label, category in enumerate(categories)}
+    images = [image for image in files.images if image["id"] in files]
+    done, shards = finished_shards(folder, identity), range(0, len(images), SHARD_SIZE)
+    todo = [number for number in range(len(shards)) if number not in done]
+    left = sum(len(images[shards[n] : shards[n] + SHARD_SIZE]) for n in todo)
+    workers = min(workers, left // WORTH_A_PROCESS)
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context) if workers > 1 else contextlib.nullcontext()
+    bar = tqdm(total=left, desc=f"entities of {files.path.name}", unit="image", mininterval=1, disable=None)
+    with pool, bar:
+        for number in todo:
+            part = images[shards[number] : shards[number] + SHARD_SIZE]
+            given = part, [files.png(i["id"]) for i in part], [files.segments(i["id"]) for i in part], repeat(label_of)
+            rows = []
+            for row in pool.map(entities_of, *given, chunksize=20) if workers > 1 else map(entities_of, *given):
+                rows.append(row)
+                bar.update()
+            write_shard(folder, number, rows, identity)
+    finish(folder, labeler=identity, pool=identity, shards=len(shards), categories=categories)
+
+
+def entities_of(image: dict, png: Path, segments: list[dict], label_of: dict[int, int]) -> dict:
+    """One image's row of the store; the last label, with score 0, is what belongs to no entity, if there is any."""
+    ids = read_ids(png)
+    if ids.shape != (image["height"], image["width"]):
+        raise DataError(f"{png} is {ids.shape[0]}x{ids.shape[1]} pixels, its image {image['height']}x{image['width']}")
+    segments = [segment for segment in segments if not segment.get("iscrowd", 0)]
+    wanted = [segment["id"] for segment in segments]
+    rles = run_lengths(ids, wanted)
+    areas = coco_mask.area(rles) if rles else np.zeros(0)
+    labels, kept = [], []
+    for segment, rle, area in zip(segments, rles, areas, strict=True):
+        if area:  # a segment without a pixel has no box
+            labels.append(label_of[segment["category_id"]])
+            kept.append(rle)
+    scores = [1.0] * len(kept)
+    unclaimed = coco_mask.encode(np.asfortranarray(~np.isin(ids, wanted), dtype=np.uint8))
+    if coco_mask.area(unclaimed):
+        kept, labels, scores = [*kept, unclaimed], [*labels, 0], [*scores, 0.0]
+    boxes = coco_mask.toBbox(kept) if kept else np.zeros((0, 4))
+    boxes[:, 2:] += boxes[:, :2]
+    row = {"image_id": image["id"], "file_name": image["file_name"], "height": image["height"], "width": image["width"]}
+    return row | {"boxes": boxes, "scores": scores, "labels": labels, "rles": kept}
+
+
+def run_lengths(ids: np.ndarray, wanted: list[int]) -> list[dict]:
+    """Compressed run lengths of the pixels that have each wanted id, from one pass over the map."""
+    columns_first = ids.T.reshape(-1)
+    starts = np.flatnonzero(np.diff(columns_first, prepend=columns_first[0] - 1))
+    values, ends = columns_first[starts], np.append(starts[1:], columns_first.size)
+    rles = []
+    for segment in wanted:
+        own = values == segment
+        edges = np.stack([starts[own], ends[own]], 1).reshape(-1)
+        counts = np.diff(edges, prepend=0, append=columns_first.size)
+        size = list(ids.shape)
+        rles.append(coco_mask.frPyObjects({"size": size, "counts": counts.tolist()}, *size))
+    return rles
+
+
+def decode_masks(rles: list[dict], size: tuple[int, int]) -> np.ndarray:
+    """(N, H, W) uint8 of N run lengths; N may be 0."""
+    if not rles:
+        return np.zeros((0, *size), np.uint8)
+    return np.ascontiguousarray(coco_mask.decode(rles).transpose(2, 0, 1))
+
+
+@contextlib.contextmanager
+def alone(folder: Path):
+    """Hold a folder against other processes; they say so and wait. The system frees it when its holder dies."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"another process works in {folder}; waiting for it", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
