@@ -15,8 +15,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from cassl_lib.evaluation import edge_errors, evaluate, label_quality
-from cassl_lib.evaluation.coco import METRICS
+from cassl_lib.evaluation.coco import KEYPOINT_METRICS, METRICS
 from cassl_lib.evaluation.matching import box_iou, match
+from cassl_lib.evaluation.results import ResultWriter, StoredResults
 
 SIZE = 320  # pixels; large enough for boxes of COCO's large range
 SAMPLES = Path(os.environ.get("CASSL_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -45,8 +46,12 @@ def ellipse(box):
     return {"size": [SIZE, SIZE], "counts": rle["counts"].decode()}
 
 
-def random_case(seed, with_masks):
-    """Ties, crowds, ignored sizes, empty images, images with over 100 detections, categories without ground truth."""
+def random_case(seed, iou_type="bbox"):
+    """Ties, crowds, ignored sizes, empty images, images with over 100 detections, categories without ground truth.
+
+    Image 3 has detections only, 4 neither detections nor truths, 5 truths only, 7 more than 100 detections of one
+    category. Some detections are exact, so that IoU 1 occurs; whole pixels make IoU at a threshold likely.
+    """
     rng = np.random.default_rng(seed)
     truths, results = [], []
     for image_id in range(1, 13):
@@ -54,33 +59,65 @@ def random_case(seed, with_masks):
         for box in random_boxes(rng, count):
             crowd = int(rng.random() < 0.15)
             truth = {"id": len(truths) + 1, "image_id": image_id, "category_id": int(rng.choice([2, 5, 9]))}
-            truth |= {"bbox": list(box), "area": float(box[2] * box[3]), "iscrowd": crowd, "segmentation": []}
-            if with_masks:
-                rle = ellipse(box)
-                truth |= {"segmentation": rle, "area": float(mask_api.area(rle))}
-            truths.append(truth)
-        own = [t for t in truths if t["image_id"] == image_id]
-        near = [np.array(t["bbox"]) + rng.integers(-6, 7, 4) for t in own for _ in range(2)]
-        categories = [t["category_id"] for t in own for _ in range(2)]
-        highest = [1.0] * len(near)
-        stray = {4: 0, 7: 130}.get(image_id, 10)
-        near += list(random_boxes(rng, stray))
-        categories += [2] * stray if image_id == 7 else list(rng.choice([2, 5, 9, 11], stray))
-        highest += [0.7] * stray
-        for box, category, high in zip(near, categories, highest, strict=True):
-            box = np.maximum(box, [0, 0, 2, 2])
-            entry = {"image_id": image_id, "category_id": int(category), "score": round(high * float(rng.random()), 1)}
-            results.append(entry | ({"segmentation": ellipse(box)} if with_masks else {"bbox": list(box)}))
+            truth |= {"bbox": box.tolist(), "area": float(box[2] * box[3]), "iscrowd": crowd, "segmentation": []}
+            truths.append(truth | drawn_truth(rng, iou_type, box, crowd))
+        own = [truth for truth in truths if truth["image_id"] == image_id]
+        near = [(truth, np.array(truth["bbox"]) + wobble(rng)) for truth in own for _ in range(2) if image_id != 5]
+        stray = {4: 0, 5: 0, 7: 130}.get(image_id, 10)
+        found = [(truth["category_id"], box, 1.0, truth) for truth, box in near]
+        for box in random_boxes(rng, stray):
+            found.append((2 if image_id == 7 else int(rng.choice([2, 5, 9, 11])), box, 0.7, None))
+        for category, box, highest, truth in found:
+            entry = {"image_id": image_id, "category_id": category, "score": round(highest * float(rng.random()), 1)}
+            results.append(entry | drawn_result(rng, iou_type, np.maximum(box, [0, 0, 2, 2]), truth))
+    order = rng.permutation(len(results))
     images = [{"id": i, "height": SIZE, "width": SIZE, "file_name": f"{i}.jpg"} for i in range(1, 13)]
-    categories = [{"id": i, "name": str(i)} for i in (2, 5, 9, 11)]  # 11 is never in the ground truth
-    return results, {"images": images, "annotations": truths, "categories": categories}
+    categories = [{"id": i, "name": f"class {i}"} for i in (9, 2, 5, 11)]  # 11 is never in the ground truth
+    dataset = {"images": images, "annotations": truths, "categories": categories}
+    return [results[i] for i in order], dataset
+
+
+def wobble(rng):
+    return rng.integers(-6, 7, 4) if rng.random() < 0.8 else np.zeros(4)
+
+
+def drawn_truth(rng, iou_type, box, crowd):
+    """Masks as polygons, as compressed and (crowds) as plain run lengths; people with hidden and without keypoints."""
+    if iou_type == "segm":
+        rle = ellipse(box)
+        area = float(mask_api.area(rle))
+        if crowd:
+            flat = mask_api.decode(rle).ravel(order="F")
+            edges = np.flatnonzero(np.diff(flat, prepend=0, append=1 - flat[-1]))
+            return {"segmentation": {"size": [SIZE, SIZE], "counts": np.diff(edges, prepend=0).tolist()}, "area": area}
+        if rng.random() < 0.5:
+            x, y, width, height = box
+            return {"segmentation": [[x, y, x + width, y + 0.25, x + width / 2, y + height]], "area": area / 2}
+        return {"segmentation": rle, "area": area}
+    if iou_type == "keypoints":
+        points = np.column_stack([rng.uniform(box[:2], box[:2] + box[2:], (17, 2)).round(), rng.integers(0, 3, 17)])
+        points *= rng.random() > 0.2
+        points[points[:, 2] == 0] = 0
+        seen = int((points[:, 2] > 0).sum())
+        return {"keypoints": points.ravel().tolist(), "num_keypoints": seen, "area": 0.53 * box[2] * box[3]}
+    return {}
+
+
+def drawn_result(rng, iou_type, box, truth):
+    if iou_type == "segm":
+        return {"segmentation": ellipse(box)}
+    if iou_type == "keypoints":
+        points = np.array(truth["keypoints"]).reshape(17, 3) if truth else rng.uniform(0, SIZE, (17, 3))
+        points[:, :2] += rng.normal(0, 0.08, (17, 2)) * np.sqrt(box[2] * box[3]) * rng.integers(0, 2)
+        return {"keypoints": points.ravel().tolist()}
+    return {"bbox": box.tolist()}
 
 
 def reference(results, dataset, iou_type, class_agnostic=False):
     """pycocotools itself, called as its own demo does; class-agnostic by relabelling the files."""
     results, dataset = copy.deepcopy(results), copy.deepcopy(dataset)
     if class_agnostic:
-        dataset["categories"] = [{"id": 7, "name": "any"}]
+        dataset["categories"] = [{"id": 7, "name": "object"}]
         for entry in dataset["annotations"] + results:
             entry["category_id"] = 7
     with contextlib.redirect_stdout(io.StringIO()):
@@ -91,31 +128,126 @@ def reference(results, dataset, iou_type, class_agnostic=False):
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
-    return dict(zip(METRICS, evaluator.stats, strict=True))
+    names = KEYPOINT_METRICS if iou_type == "keypoints" else METRICS
+    return dict(zip(names, evaluator.stats, strict=True)), reference_per_class(evaluator, dataset["categories"])
+
+
+def reference_per_class(evaluator, categories):
+    """Of pycocotools' precision: IoU threshold, recall, category by rising id, all areas, most detections."""
+    names = {category["id"]: category["name"] for category in categories}
+    found = {}
+    for k, category in enumerate(sorted(names)):
+        values = [float(v) for v in evaluator.eval["precision"][:, :, k, 0, -1].ravel() if v > -1]
+        found[names[category]] = sum(values) / len(values) if values else -1.0
+    return found
+
+
+def assert_equal(measured, expected):
+    per_class = measured.pop("per_class")
+    numbers, reference_by_class = expected
+    assert list(measured) == list(numbers)
+    assert measured == pytest.approx(numbers, abs=1e-12)
+    assert per_class == pytest.approx(reference_by_class, abs=1e-12)
 
 
 @pytest.mark.parametrize("class_agnostic", [False, True])
-@pytest.mark.parametrize("iou_type, seed", [("bbox", 0), ("bbox", 1), ("bbox", 2), ("segm", 3)])
+@pytest.mark.parametrize(
+    "iou_type, seed", [("bbox", 0), ("bbox", 1), ("bbox", 2), ("segm", 3), ("keypoints", 4), ("keypoints", 5)]
+)
 def test_equals_pycocotools_on_every_number(backend, capsys, iou_type, seed, class_agnostic):
-    results, dataset = random_case(seed, with_masks=iou_type == "segm")
-    expected = reference(results, dataset, iou_type, class_agnostic)
-    measured = evaluate(results, dataset, iou_type, class_agnostic)
-    assert measured == pytest.approx(expected, abs=1e-12)
+    results, dataset = random_case(seed, iou_type)
+    measured = evaluate(results, dataset, iou_type, class_agnostic, per_class=True)
     assert 0.02 < measured["AP"] < 0.98  # a case where the numbers can differ
+    assert measured["per_class"].get("class 11", -1) == -1
+    assert_equal(measured, reference(results, dataset, iou_type, class_agnostic))
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("iou_type", ["segm", "keypoints"])
+def test_areas_are_of_the_box_where_the_first_result_has_one(backend, iou_type):
+    """A box of 2 x 2 makes a false positive small, which takes it out of APm."""
+    results, dataset = random_case(6, iou_type)
+    boxed = [entry | {"bbox": [5.0, 5.0, 2.0, 2.0]} for entry in results]
+    measured = evaluate(boxed, dataset, iou_type, per_class=True)
+    assert measured["APm"] > evaluate(results, dataset, iou_type)["APm"]
+    assert_equal(measured, reference(boxed, dataset, iou_type))
+
+
+@pytest.mark.parametrize("iou_type", ["segm", "keypoints"])
+def test_boxes_of_masks_and_keypoints(backend, iou_type):
+    results, dataset = random_case(7, iou_type)
+    assert_equal(evaluate(results, dataset, per_class=True), reference(results, dataset, "bbox"))
+
+
+def test_the_bounds_of_the_sizes_belong_to_both(backend):
+    """Areas of exactly 32 * 32 and 96 * 96 count as small and medium, medium and large."""
+    truths = [
+        {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 32, 32], "area": 32**2, "iscrowd": 0},
+        {"id": 2, "image_id": 1, "category_id": 1, "bbox": [99, 99, 96, 96], "area": 96**2, "iscrowd": 0},
+    ]
+    dataset = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "a"}], "annotations": truths}
+    results = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 32, 32], "score": 0.5}]
+    measured = evaluate(results, dataset)
+    assert [measured[name] for name in ("ARs", "ARm", "ARl")] == [1, 0.5, 0]
+
+
+def renumbered(results, dataset, *, image=0, category=0):
+    results, dataset = copy.deepcopy((results, dataset))
+    for entry in results + dataset["annotations"]:
+        entry["image_id"] += image
+        entry["category_id"] += category
+    for entry in dataset["images"]:
+        entry["id"] += image
+    for entry in dataset["categories"]:
+        entry["id"] += category
+    return results, dataset
+
+
+@pytest.mark.parametrize("class_agnostic", [False, True])
+def test_image_and_category_0(backend, class_agnostic):
+    results, dataset = random_case(0)
+    expected = evaluate(results, dataset, class_agnostic=class_agnostic, per_class=True)
+    with_zeros = renumbered(results, dataset, image=-1, category=-2)
+    assert evaluate(*with_zeros, class_agnostic=class_agnostic, per_class=True) == expected
+    assert_equal(expected, reference(*with_zeros, "bbox", class_agnostic))
+
+
+def test_other_annotation_numbers_do_not_matter(backend):
+    """Negative, huge, and not in order; but one that two share names the last of them twice, in pycocotools."""
+    results, dataset = random_case(1)
+    expected = evaluate(results, dataset)
+    for number, entry in enumerate(dataset["annotations"]):
+        entry["id"] = (-1) ** number * (900_100_000_000 - number)
+    assert evaluate(results, dataset) == expected
+    dataset["annotations"][0]["id"] = dataset["annotations"][1]["id"]
+    assert_equal(evaluate(results, dataset, per_class=True), reference(results, dataset, "bbox"))
+
+
+def test_annotation_0_is_never_found_and_warned_of(backend):
+    """As in pycocotools, which writes down the number of the found annotation, and 0 where none was found."""
+    truths = [
+        {"id": number, "image_id": 1, "category_id": 1, "bbox": [99 * number, 0, 40, 50], "area": 2000, "iscrowd": 0}
+        for number in (0, 1)
+    ]
+    dataset = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "a"}], "annotations": truths}
+    results = [{"image_id": 1, "category_id": 1, "bbox": truth["bbox"], "score": 0.9} for truth in truths]
+    with pytest.warns(UserWarning, match="annotation id 0") as caught:
+        measured = evaluate(results, dataset, per_class=True)
+    assert len(caught) == 1 and measured["AR100"] == 0.5
+    assert_equal(measured, reference(results, dataset, "bbox"))
+
+
 def test_class_agnostic_merges_the_categories(backend):
-    results, dataset = random_case(0, with_masks=False)
+    results, dataset = random_case(0)
     for entry in results:
         entry["category_id"] = {2: 5, 5: 9, 9: 2}.get(entry["category_id"], 2)  # right boxes, wrong names
-    right_names = evaluate(random_case(0, with_masks=False)[0], dataset, class_agnostic=True)
+    right_names = evaluate(random_case(0)[0], dataset, class_agnostic=True)
     assert evaluate(results, dataset, class_agnostic=True) == right_names
     assert evaluate(results, dataset)["AP"] < right_names["AP"] / 2
 
 
 def test_inputs_may_be_paths_or_loaded_and_stay_unchanged(backend, tmp_path):
-    results, dataset = random_case(1, with_masks=True)
+    results, dataset = random_case(1, "segm")
     before = copy.deepcopy((results, dataset))
     expected = evaluate(results, dataset, "segm", class_agnostic=True)
     assert (results, dataset) == before
@@ -140,7 +272,7 @@ def test_one_right_box_by_hand(backend):
 
 @pytest.mark.parametrize("class_agnostic", [False, True])
 def test_no_results_score_zero_and_no_truth_scores_minus_one(backend, class_agnostic):
-    results, dataset = random_case(0, with_masks=False)
+    results, dataset = random_case(0)
     measured = evaluate([], dataset, class_agnostic=class_agnostic)
     assert measured == dict.fromkeys(METRICS, 0.0)
     measured = evaluate(results, {**dataset, "annotations": []}, class_agnostic=class_agnostic)
@@ -155,17 +287,63 @@ def test_a_file_without_annotations_is_named(tmp_path):
 
 
 def test_results_that_do_not_fit_are_refused():
-    results, dataset = random_case(0, with_masks=False)
+    results, dataset = random_case(0)
+    box = {"image_id": 1, "category_id": 2, "bbox": [0, 0, 5, 5], "score": 1.0}
     with pytest.raises(ValueError, match="image 99"):
-        evaluate([{"image_id": 99, "category_id": 2, "bbox": [0, 0, 5, 5], "score": 1.0}], dataset)
-    with pytest.raises(ValueError, match="no segmentation for 'segm'"):
-        evaluate(results, dataset, "segm")
+        evaluate([box | {"image_id": 99}], dataset)
     with pytest.raises(ValueError, match="bbox"):
         evaluate(results, dataset, "box")
+    with pytest.raises(ValueError, match="has no bbox for 'bbox'"):
+        evaluate([box, {"image_id": 1, "category_id": 2, "segmentation": {}, "score": 1.0}], dataset)
+    with pytest.raises(ValueError, match="has no bbox or segmentation"):
+        evaluate([{"image_id": 1, "category_id": 2, "score": 1.0}], dataset)
+    with pytest.raises(ValueError, match="no score"):
+        evaluate([box | {"score": float("nan")}], dataset)
+    with pytest.raises(ValueError, match="no score"):
+        evaluate([{"image_id": 1, "category_id": 2, "bbox": [0, 0, 5, 5]}], dataset)
+    with pytest.raises(ValueError, match="not dict"):
+        evaluate(box, dataset)
+    results, dataset = random_case(3, "segm")
+    with pytest.raises(ValueError, match="no segmentation for 'segm'"):
+        evaluate([box], dataset, "segm")
+    del dataset["annotations"][0]["segmentation"]
+    with pytest.raises(ValueError, match="annotation 1 of the given ground truth has no segmentation"):
+        evaluate(results, dataset, "segm")
+    results, dataset = random_case(4, "keypoints")
+    with pytest.raises(ValueError, match="17 times x, y, v, not 9 numbers"):
+        evaluate([box | {"keypoints": [0] * 9}], dataset, "keypoints")
 
 
-@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
-def test_published_results_on_real_annotations(backend, iou_type):
+def test_ap_per_class_by_hand(backend):
+    """One box found with IoU 0.8 (7 of 10 thresholds), one exactly, one not at all; "d" has no ground truth."""
+    truths = [
+        {"id": k, "image_id": 1, "category_id": k, "bbox": [0, 0, 40, 50], "area": 2000, "iscrowd": 0}
+        for k in (1, 2, 3)
+    ]
+    categories = [{"id": k, "name": name} for k, name in zip((4, 2, 3, 1), "dbca", strict=True)]
+    dataset = {"images": [{"id": 1}], "categories": categories, "annotations": truths}
+    boxes = {1: [0, 0, 40, 40], 2: [0, 0, 40, 50], 4: [0, 0, 40, 50]}
+    results = [{"image_id": 1, "category_id": k, "bbox": box, "score": 0.9} for k, box in boxes.items()]
+    measured = evaluate(results, dataset, per_class=True)
+    assert measured["per_class"] == pytest.approx({"d": -1, "b": 1, "c": 0, "a": 0.7})
+    assert list(measured["per_class"]) == ["d", "b", "c", "a"]
+    assert measured["AP"] == pytest.approx((1 + 0 + 0.7) / 3)
+    assert "per_class" not in evaluate(results, dataset)
+    agnostic = evaluate(results, dataset, class_agnostic=True, per_class=True)
+    assert agnostic["per_class"] == {"object": agnostic["AP"]}
+    dataset["categories"][0]["name"] = "b"
+    with pytest.raises(ValueError, match="several categories are called b"):
+        evaluate(results, dataset, per_class=True)
+
+
+def test_no_keypoints_found_score_zero(backend):
+    measured = evaluate([], random_case(4, "keypoints")[1], "keypoints")
+    sizes = {name: -1.0 for name in ("APl", "ARl")}  # no truth with keypoints is that large
+    assert measured == dict.fromkeys(KEYPOINT_METRICS, 0.0) | sizes
+
+
+def real_samples(iou_type):
+    """Results that COCO publishes for its own tests, on the images whose ground truth is at hand."""
     folder = SAMPLES / "evaluator_samples"
     if not folder.is_dir():
         pytest.skip(f"the evaluator samples are not at {folder}; set CASSL_SHARED_DATA")
@@ -176,8 +354,95 @@ def test_published_results_on_real_annotations(backend, iou_type):
     dataset["annotations"] = [entry for entry in dataset["annotations"] if entry["image_id"] in images]
     results = [entry for entry in json.loads((folder / expected["results"]).read_text()) if entry["image_id"] in images]
     assert len(results) == expected["n_results"]
-    measured = evaluate(results, dataset, iou_type)
-    assert list(measured.values()) == pytest.approx(expected["stats"], abs=1e-12)
+    return results, dataset, expected["stats"]
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm", "keypoints"])
+def test_published_results_on_real_annotations(backend, iou_type):
+    results, dataset, stats = real_samples(iou_type)
+    measured = evaluate(results, dataset, iou_type, per_class=True)
+    assert [measured[name] for name in measured if name != "per_class"] == pytest.approx(stats, abs=1e-12)
+    assert_equal(measured, reference(results, dataset, iou_type))
+    agnostic = evaluate(results, dataset, iou_type, class_agnostic=True, per_class=True)
+    assert_equal(agnostic, reference(results, dataset, iou_type, class_agnostic=True))
+
+
+def write_parts(folder, results, dataset, world):
+    """As processes do that share the images in turn; `world` writers open at once. Returns them."""
+    writers = [ResultWriter(folder, rank, world) for rank in range(world)]
+    for number, image in enumerate(reversed(dataset["images"])):  # not in the order of the ids
+        own = [entry for entry in results if entry["image_id"] == image["id"]]
+        writers[number % world].add(image["id"], own)
+    return writers
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_stored_results_are_those_written_by_image(tmp_path, world):
+    results, dataset = random_case(3, "segm")
+    in_bytes = [
+        entry | {"segmentation": entry["segmentation"] | {"counts": entry["segmentation"]["counts"].encode()}}
+        for entry in results
+    ]
+    for writer in write_parts(tmp_path, in_bytes, dataset, world):
+        writer.finish()
+    stored = StoredResults(tmp_path, world)
+    assert list(stored) == sorted(results, key=lambda entry: entry["image_id"])  # stable: in order within an image
+    assert len(stored) == len(results) == len(list(stored))  # a second time
+    assert stored.image_ids == list(range(1, 13))  # 4 and 5 have no results
+    assert evaluate(stored, dataset, "segm") == evaluate(results, dataset, "segm")
+    unboxed = ({key: value for key, value in entry.items() if key != "bbox"} for entry in stored)
+    assert evaluate(unboxed, dataset, "segm") == evaluate(results, dataset, "segm")
+    (tmp_path / "other.txt").write_text("stays")
+    stored.remove()
+    assert [path.name for path in tmp_path.iterdir()] == ["other.txt"]
+
+
+def test_numbers_survive_storing_exactly(tmp_path):
+    entry = {"image_id": 3, "category_id": 1, "bbox": [1 / 3, 2.0**-40, 1e5 / 7, 5e-324], "score": 0.1 + 0.2}
+    with ResultWriter(tmp_path) as writer:
+        writer.add(3, [entry])
+    assert list(StoredResults(tmp_path)) == [entry]
+
+
+def test_unfinished_results_are_not_read(tmp_path):
+    results, dataset = random_case(0)
+    first, second = write_parts(tmp_path / "parts", results, dataset, 2)
+    with pytest.raises(FileNotFoundError, match="process 0 of 2"):
+        StoredResults(tmp_path / "parts", 2)
+    first.finish()
+    with pytest.raises(FileNotFoundError, match="process 1 of 2"):
+        StoredResults(tmp_path / "parts", 2)
+    assert len(second.path.read_bytes().splitlines()) == 6  # what was found is on disk before it finishes
+    with pytest.raises(KeyError), ResultWriter(tmp_path / "parts", 1, 2) as again:
+        assert second.path.read_bytes() == b""  # a new start drops the former
+        again.add(1, [])
+        raise KeyError
+    with pytest.raises(FileNotFoundError, match="process 1 of 2"):
+        StoredResults(tmp_path / "parts", 2)
+    with ResultWriter(tmp_path / "parts", 1, 2) as again:
+        again.add(99, [])
+    assert 99 in StoredResults(tmp_path / "parts", 2).image_ids
+    ResultWriter(tmp_path / "parts", 0, 2)
+    with pytest.raises(FileNotFoundError, match="process 0 of 2"):  # a former end is not taken for the new one
+        StoredResults(tmp_path / "parts", 2)
+
+
+def test_damaged_and_doubled_results_are_refused(tmp_path):
+    entry = {"image_id": 3, "category_id": 1, "bbox": [0, 0, 5, 5], "score": 1.0}
+    for rank in (0, 1):
+        with ResultWriter(tmp_path, rank, 2) as writer:
+            writer.add(3, [entry])
+            with pytest.raises(ValueError, match="image 3 already"):
+                writer.add(3, [entry])
+            with pytest.raises(ValueError, match="image 4 have some of image 3"):
+                writer.add(4, [entry])
+    with pytest.raises(ValueError, match="both have results of image 3"):
+        StoredResults(tmp_path, 2)
+    with ResultWriter(tmp_path) as writer:
+        writer.add(3, [entry])
+    writer.path.write_bytes(writer.path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="is not the .* bytes"):
+        StoredResults(tmp_path)
 
 
 # Three truths in image "a". Box 0 overlaps truth 0 by 90/110 and box 1 by 80/100 (IoU of 10 x 10 boxes shifted by 1:

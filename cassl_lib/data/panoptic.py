@@ -48,7 +48,9 @@ class PanopticFiles:
         self.categories = _categories(data, self.path)
         self._annotations = {annotation["image_id"]: annotation for annotation in data["annotations"]}
         self.images = list(data.get("images") or ())
-        self._sizes = {image["id"]: (image["height"], image["width"]) for image in self.images}
+        self._sizes = {
+            image["id"]: (image["height"], image["width"]) for image in self.images if {"height", "width"} <= set(image)
+        }
         self.image_ids = list(self._annotations)
         _check_annotations(data["annotations"], {category["id"] for category in self.categories}, self.path)
 
@@ -74,10 +76,10 @@ class PanopticFiles:
         if not png.is_file():
             raise PanopticError(f"{png}: no such PNG, but {self.path} names it for image {image_id}; add it")
         ids = read_ids(png)
-        listed = self._sizes.get(image_id, ids.shape)
-        if ids.shape != listed:
+        height, width = self._sizes.get(image_id, ids.shape)
+        if ids.shape != (height, width):
             raise PanopticError(
-                f"{png} is {ids.shape[1]} x {ids.shape[0]} pixels, {self.path} says {listed[1]} x {listed[0]} for image "
+                f"{png} is {ids.shape[1]} x {ids.shape[0]} pixels, {self.path} says {width} x {height} for image "
                 f"{image_id}; the PNG has to be of the original image's size"
             )
         check_segments(count_values(ids)[0], segments, f"{png} and image {image_id} of {self.path}")
@@ -100,7 +102,7 @@ def read_ids(png: Path | str) -> np.ndarray:
 def count_values(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The different values of an array, ascending, and how often each occurs, int64.
 
-    Equal neighbours in a map come in long runs, so only the starts of runs are sorted: 9 times faster than `np.unique`.
+    Equal neighbours in a map come in long runs, so only the starts of runs are sorted.
     """
     flat = values.ravel()
     starts = np.flatnonzero(np.append(True, flat[1:] != flat[:-1])[: flat.size])
@@ -115,7 +117,7 @@ def check_segments(present: np.ndarray, segments: Sequence[dict], where: str) ->
         raise PanopticError(f"{where}: segments_info lists an id twice; give each segment an id of its own")
     if unlisted := sorted(present - listed):
         raise PanopticError(
-            f"{where}: pixels have the ids {_few(unlisted)}, which segments_info lacks; list them, or make them 0 (void)"
+            f"{where}: pixels hold the ids {_few(unlisted)}, which segments_info lacks; list them or make them 0, void"
         )
     if absent := sorted(listed - present):
         raise PanopticError(f"{where}: segments_info lists the ids {_few(absent)}, which no pixel has; leave them out")
@@ -232,12 +234,11 @@ def _check_annotations(annotations: list[dict], categories: set[int], path: Path
         for segment in annotation["segments_info"]:
             if lacking := [name for name in ("id", "category_id") if name not in segment]:
                 raise PanopticError(f"{where}: segment {segment.get('id')} lacks {', '.join(lacking)}")
-            if not 0 < segment["id"] < ID_LIMIT:
-                raise PanopticError(f"{where}: segment id {segment['id']}; ids are 1 to {ID_LIMIT - 1}, 0 is void")
-            if categories and segment["category_id"] not in categories:
-                raise PanopticError(
-                    f"{where}: segment {segment['id']} has category {segment['category_id']}, which the JSON does not list"
-                )
+            number, category = segment["id"], segment["category_id"]
+            if not 0 < number < ID_LIMIT:
+                raise PanopticError(f"{where}: segment id {number}; ids are 1 to {ID_LIMIT - 1}, 0 is void")
+            if categories and category not in categories:
+                raise PanopticError(f"{where}: segment {number} has category {category}, which the JSON lacks; add it")
 
 
 def _box(mask: np.ndarray) -> list[int]:

@@ -160,15 +160,21 @@ def _load_results(results, images: list[dict], iou_type: str) -> list[dict]:
         results = json.loads(Path(results).read_bytes())
     if isinstance(results, Mapping) or not isinstance(results, Iterable):
         raise ValueError(f"results are a list of COCO result dicts, not {type(results).__name__}")
-    known = {image["id"] for image in images}
-    kept, source = [], None
+    known, kept, source, shape = {image["id"] for image in images}, [], None, SHAPES[iou_type]
     for number, entry in enumerate(results, start=1):
         source = source or _source_of_areas(entry)
         _check_result(entry, known, source, iou_type)
-        result = {"id": number, "iscrowd": 0, "area": _area(entry, source)}
-        result |= {key: entry[key] for key in ("image_id", "category_id", "score")}
-        result[SHAPES[iou_type]] = _box(entry, source) if iou_type == "bbox" else entry[SHAPES[iou_type]]
-        kept.append(result)
+        box = entry["bbox"] if source == "bbox" else _box(entry, source)
+        kept.append(
+            {
+                "id": number,
+                "image_id": entry["image_id"],
+                "category_id": entry["category_id"],
+                "score": entry["score"],
+                "area": int(mask_api.area(entry[source])) if source == "segmentation" else box[2] * box[3],
+                shape: box if shape == "bbox" else entry[shape],
+            }
+        )
     return kept
 
 
@@ -185,24 +191,16 @@ def _check_result(entry: Mapping, known: set[int], source: str, iou_type: str) -
         raise ValueError(f"a result is for image {image_id}, which the ground truth does not have")
     if score is None or score != score:
         raise ValueError(f"a result of image {image_id} has no score, or one that is not a number")
-    for key in (source, source if iou_type == "bbox" else SHAPES[iou_type]):
-        if key not in entry:
-            raise ValueError(f"a result of image {image_id} has no {key} for {iou_type!r}")
+    needed = source if iou_type == "bbox" else SHAPES[iou_type]
+    if source not in entry or needed not in entry:
+        missing = needed if source in entry else source
+        raise ValueError(f"a result of image {image_id} has no {missing} for {iou_type!r}")
     if iou_type == "keypoints":
         _keypoints(entry)
 
 
-def _area(entry: Mapping, source: str) -> float:
-    if source == "segmentation":
-        return int(mask_api.area(entry["segmentation"]))
-    box = _box(entry, source)
-    return box[2] * box[3]
-
-
 def _box(entry: Mapping, source: str) -> list:
-    """The box of a result, xywh, as pycocotools finds it where there is none."""
-    if source == "bbox":
-        return entry["bbox"]
+    """The box, xywh, that pycocotools gives a result without one."""
     if source == "segmentation":
         return mask_api.toBbox(entry["segmentation"]).tolist()
     x, y = _keypoints(entry)[0::3], _keypoints(entry)[1::3]

@@ -16,7 +16,7 @@ def merge_panoptic(
     *,
     size: tuple[int, int],
     categories: Sequence[dict],
-    settings: PanopticConfig = PanopticConfig(),
+    settings: PanopticConfig,
 ) -> Panoptic:
     """Paint instances in falling score, each on the pixels that are still free.
 

@@ -2,7 +2,7 @@
 
 Of one class over all images, TP are pairs of a predicted and a true segment with IoU > 0.5:
 
-    PQ = sum of the pairs' IoU / (TP + FP / 2 + FN / 2) = SQ x RQ,  SQ = sum of IoU / TP,  RQ = TP / (TP + FP / 2 + FN / 2)
+    PQ = sum of their IoU / (TP + FP / 2 + FN / 2) = SQ x RQ, SQ = sum of IoU / TP, RQ = TP / (TP + FP / 2 + FN / 2)
 
 Pixels that are void in the truth leave the union. A true crowd matches nothing and is never missed. A prediction
 without a match is no FP if more than half of it lies on void and crowds of its class. PQ, SQ and RQ of many classes are
@@ -45,7 +45,10 @@ def panoptic_quality(predicted: Files, truth: Files, *, workers: int = 0, allow_
 
 
 def count_images(predicted: PanopticFiles, truth: PanopticFiles, image_ids: Iterable[int]) -> np.ndarray:
-    """The sum of `image_counts` over some images: what one of several processes adds. `quality` takes the total."""
+    """The sum of `image_counts` over some images: what one of several processes adds. `quality` takes the total.
+
+    All segments of an image without prediction are missed.
+    """
     return sum(_counts(predicted, truth, image_ids, 0), _no_counts(truth))
 
 
@@ -148,8 +151,8 @@ def _check_pair(predicted: PanopticFiles, truth: PanopticFiles, allow_missing: b
         for segment in predicted.segments(image_id):
             if segment["category_id"] not in known:
                 raise DataError(
-                    f"{predicted.path}, image {image_id}: segment {segment['id']} has category {segment['category_id']}, "
-                    f"which {truth.path} does not list; give COCO's category ids, not places in a list"
+                    f"{predicted.path}, image {image_id}: segment {segment['id']} has category "
+                    f"{segment['category_id']}, which {truth.path} lacks; give its ids, not places in a list"
                 )
     missing = [image_id for image_id in truth.image_ids if image_id not in predicted]
     if missing and not allow_missing:

@@ -1,0 +1,121 @@
+"""COCO results on disk while they are made: each process appends to a file of its own, one line an image."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+from cassl_lib.runs import write_atomically
+
+
+class ResultWriter:
+    """Appends the results of a process's images to its file in `folder`; leaving the `with` unharmed finishes it.
+
+    A line is `{"image_id": ..., "results": [COCO result dicts]}` and is handed to the system at once, so what a killed
+    process had found can be looked at. Only a finished file has an index beside it, and only finished files are read.
+    A writer drops what an earlier one of the same rank and world left.
+    """
+
+    def __init__(self, folder: str | Path, rank: int = 0, world: int = 1):
+        self.path, self.index = _paths(Path(folder), rank, world)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.index.unlink(missing_ok=True)
+        self._offsets: dict[int, int] = {}
+        self._results = 0
+        self._file = self.path.open("wb")
+
+    def add(self, image_id: int, results: list[dict]) -> None:
+        """Append all results of one image; there may be none. Counts of run lengths may be bytes."""
+        if image_id in self._offsets:
+            raise ValueError(f"{self.path} has the results of image {image_id} already")
+        if others := {result["image_id"] for result in results} - {image_id}:
+            raise ValueError(f"the results of image {image_id} have some of image {min(others)} among them")
+        line = json.dumps({"image_id": image_id, "results": results}, default=_text)
+        self._offsets[image_id] = self._file.tell()
+        self._results += len(results)
+        self._file.write(line.encode() + b"\n")
+        self._file.flush()
+
+    def finish(self) -> None:
+        os.fsync(self._file.fileno())
+        entry = {"bytes": self._file.tell(), "results": self._results}
+        entry |= {"images": list(self._offsets), "offsets": list(self._offsets.values())}
+        self._file.close()
+        write_atomically(self.index, json.dumps(entry).encode())  # last: its presence means "finished"
+
+    def __enter__(self) -> ResultWriter:
+        return self
+
+    def __exit__(self, error, *_) -> None:
+        if error is None:
+            self.finish()
+        else:
+            self._file.close()
+
+
+class StoredResults:
+    """The results of all `world` processes as one sequence of COCO result dicts, by image id, read as it is gone over.
+
+    Can be gone over again and again, holds one image's results at a time, and is what `evaluate` takes.
+
+    Raises:
+        FileNotFoundError: a process has not finished its file.
+        ValueError: a file is not as it was finished, or two processes have results of the same image.
+    """
+
+    def __init__(self, folder: str | Path, world: int = 1):
+        self._files, self._places, self._results = [], {}, 0
+        for rank in range(world):
+            path, index = _paths(Path(folder), rank, world)
+            if not index.is_file():
+                raise FileNotFoundError(f"{path} is unfinished: process {rank} of {world} is not done, or was stopped")
+            entry = json.loads(index.read_bytes())
+            if not path.is_file() or path.stat().st_size != entry["bytes"]:
+                raise ValueError(f"{path} is not the {entry['bytes']} bytes that were written")
+            if twice := self._places.keys() & set(entry["images"]):
+                raise ValueError(f"{path} and another process's file both have results of image {min(twice)}")
+            self._files.append(path)
+            self._results += entry["results"]
+            self._places |= {
+                image: (rank, offset) for image, offset in zip(entry["images"], entry["offsets"], strict=True)
+            }
+
+    @property
+    def image_ids(self) -> list[int]:
+        """All images that were gone through, those without results too."""
+        return sorted(self._places)
+
+    def __len__(self) -> int:
+        return self._results
+
+    def __iter__(self) -> Iterator[dict]:
+        with ExitStack() as stack:
+            files = [stack.enter_context(path.open("rb")) for path in self._files]
+            for image in self.image_ids:
+                rank, offset = self._places[image]
+                files[rank].seek(offset)
+                yield from json.loads(files[rank].readline())["results"]
+
+    def remove(self) -> None:
+        """Delete the files, and their folder if nothing else is in it."""
+        for path in self._files:
+            path.unlink()
+            path.with_suffix(".index").unlink()
+        folder = self._files[0].parent
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _paths(folder: Path, rank: int, world: int) -> tuple[Path, Path]:
+    path = folder / f"results-{rank:05d}-of-{world:05d}.jsonl"
+    return path, path.with_suffix(".index")
+
+
+def _text(value) -> str:
+    """Compressed run lengths, which are ASCII, as JSON can hold them."""
+    if isinstance(value, bytes):
+        return value.decode("ascii")
+    raise TypeError(f"COCO results hold numbers, lists and run lengths, not {type(value).__name__}")
