@@ -6,6 +6,8 @@ Images are (3, H, W) uint8 tensors; instances are dicts of boxes (N, 4) xyxy pix
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +20,7 @@ from cassl_lib import stages
 from cassl_lib.config import AugmentConfig, Config
 from cassl_lib.data import sources
 from cassl_lib.data.augment import test_transform, training_transform
-from cassl_lib.data.coco import DataError
+from cassl_lib.data.coco import CocoImages, DataError
 from cassl_lib.data.loader import Order, Samples, batches, read_image
 from cassl_lib.data.pseudo import PseudoLabeled
 from cassl_lib.data.unlabeled import ENDINGS
@@ -50,6 +52,30 @@ def first_batch(source, config: Config, *, classes: bool) -> tuple[list[torch.Te
     order = Order(len(samples), batch_size=4, start=0, stop=1, seed=config.seed)
     images, targets, _, _ = next(iter(batches(samples, order, workers=0)))
     return images, targets
+
+
+def objects_and_entities(config: Config, count: int) -> tuple[list[torch.Tensor], dict[str, list[dict]]]:
+    """Labelled images and, by annotation, their instances; objects alone where there is no panoptic annotation."""
+    found = {"objects": sources.labeled_set(config, "objects")}
+    with contextlib.suppress(DataError):
+        found["entities"] = sources.labeled_set(config, "entities")
+    shared = functools.reduce(np.intersect1d, (each.ids for each in found.values()))
+    chosen = shared[_spread(len(shared), count)]
+    masks = config.model.masks
+    rows = {
+        name: [each.annotations(int(np.flatnonzero(each.ids == image_id)[0]), masks=masks) for image_id in chosen]
+        for name, each in found.items()
+    }
+    objects = found["objects"]
+    images = [read_image(objects.image_path(int(np.flatnonzero(objects.ids == image_id)[0]))) for image_id in chosen]
+    shown = "masks" if masks else "boxes"
+    return images, {name: [{shown: row[shown]} for row in annotations] for name, annotations in rows.items()}
+
+
+def validation_of(config: Config, run: Run) -> CocoImages:
+    """The validation images with the annotation that the run was trained and evaluated on."""
+    learns = json.loads((run.folder / "request.json").read_text())["settings"].get("learns")
+    return sources.validation_set(config, "entities" if learns in ("entities", "panoptic") else "objects")
 
 
 def pictures(place: str, count: int = 8) -> list[torch.Tensor]:
@@ -112,7 +138,8 @@ def judged(config: Config, labels: Run, thresholds: Sequence[float]) -> list[dic
     if not truth or pool != sources.pool(config).fingerprint:
         return []
     store = PseudoLabels(labels.folder / "store")
-    return [judge_labels(store.at(threshold), truth) for threshold in thresholds]
+    complete = config.annotation == "objects"
+    return [judge_labels(store.at(threshold), truth, complete=complete) for threshold in thresholds]
 
 
 def gallery(labels: PseudoLabels, rank: Callable, *, count: int = 8, masks: bool = False) -> tuple[list, list[dict]]:

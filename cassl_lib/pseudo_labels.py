@@ -190,7 +190,7 @@ class PseudoLabels:
         """All labels at once, without masks.
 
         Returns:
-            `image_id`, `height`, `width`, `counts` of labels (I,) int64; `file_name` (I,); `boxes` (L, 4), `labels` (L,).
+            `image_id`, `height`, `width`, `counts` of labels, `file_name`: (I,); `boxes` (L, 4), `labels` (L,).
         """
         names = ("image_id", "height", "width", "file_name")
         columns = {name: [np.zeros(0, np.int64 if name != "file_name" else "U1")] for name in (*names, "counts")}

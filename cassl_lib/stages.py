@@ -42,6 +42,7 @@ from cassl_lib.runs import MissingRun, Request, Run, file_fingerprint, open_run,
 PARTS = ("backbone", "neck", "head", "classifier")  # Table 9
 # Where finetuning starts: the warm-up (the paper), the labeler (Objects (G,A), Table 2), or the backbone's own weights.
 STARTS = ("warmup", "labeler", "scratch")
+TARGETS = {"instances": "objects", "panoptic": "entities"}  # what finetuning learns: the annotation it reads
 
 
 def train_labeler(config: Config, *, existing: bool = False) -> Run:
@@ -95,7 +96,7 @@ def finetune(
     """
     if start not in STARTS:
         raise ValueError(f"start={start!r} is not allowed; use one of: {', '.join(STARTS)}")
-    annotation = {"instances": "objects", "panoptic": "entities"}[config.target]
+    annotation = TARGETS[config.target]
     labeled, val = sources.labeled_set(config, annotation), sources.validation_set(config, annotation)
     if labeled.classes != val.classes:
         raise DataError(f"{val.path}: its classes {val.classes} are not those of {labeled.path}, {labeled.classes}")
@@ -133,9 +134,7 @@ def judge(config: Config, labels: Run) -> dict:
     """Number and quality of a label run's labels at the configuration's threshold (which is not the run's own)."""
     kept = PseudoLabels(labels.folder / "store", threshold=config.label.threshold)
     count = int(kept.statistics([config.label.threshold])["labels"][0])
-    judged = judge_labels(kept, sources.hidden_truth(config))
-    if config.annotation == "entities":  # the hidden truth has no stuff, so a label of stuff would count as wrong
-        judged = {name: value for name, value in judged.items() if name.startswith("recall")}
+    judged = judge_labels(kept, sources.hidden_truth(config), complete=config.annotation == "objects")
     return {"threshold": config.label.threshold, "labels": count, **judged}
 
 

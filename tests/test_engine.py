@@ -314,7 +314,9 @@ def squares(tmp_path):
 
 def evaluated(squares, masks=True, classes=False):
     sizes = AugmentConfig(test_size=SIZE, longest=SIZE)
-    return evaluate_model(Finder(masks), squares, augment=sizes, training=PLAIN, classes=classes)
+    return evaluate_model(
+        Finder(masks), squares, augment=sizes, training=PLAIN, classes=classes, folder=squares.folder.parent
+    )
 
 
 def test_masks_are_judged_by_their_own_areas(squares):
@@ -352,17 +354,17 @@ def test_what_is_evaluated_depends_on_the_detector_and_on_the_annotations(square
     assert list(evaluated(CocoImages(squares.path, squares.folder))) == ["box_agnostic"]
 
 
-def test_processes_share_the_images_to_evaluate(squares, monkeypatch):
-    seen = {}
-    for rank in (0, 1):
+def test_processes_share_the_images_to_evaluate(squares, tmp_path, monkeypatch):
+    sizes = AugmentConfig(test_size=SIZE, longest=SIZE)
+    for rank in (1, 0):
         monkeypatch.setattr(engine, "rank_and_world", lambda rank=rank: (rank, 2))
-        monkeypatch.setattr(
-            engine.dist, "all_gather_object", lambda values, mine: values.__setitem__(slice(2), [mine, []])
-        )
-        sizes = AugmentConfig(test_size=SIZE, longest=SIZE)
-        found = detect(Finder(), squares, augment=sizes, training=PLAIN)
-        seen[rank] = [result["image_id"] for result in found]
-    assert seen == {0: [0, 2, 4], 1: [1]}  # and 3, which is empty
+        monkeypatch.setattr(engine, "of_all_processes", lambda value, world: [value] * world)
+        found = detect(Finder(), squares, folder=tmp_path / "found", augment=sizes, training=PLAIN)
+        assert (found is None) == (rank == 1)
+    assert [result["image_id"] for result in found] == [0, 1, 2, 4]  # and 3, which is empty
+    assert 3 in found.image_ids
+    lines = (tmp_path / "found" / "results-00001-of-00002.jsonl").read_text().splitlines()
+    assert [json.loads(line)["image_id"] for line in lines] == [1, 3]
 
 
 def test_images_that_cannot_be_read_count_as_missed(squares):

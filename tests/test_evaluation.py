@@ -389,6 +389,8 @@ def test_stored_results_are_those_written_by_image(tmp_path, world):
     assert list(stored) == sorted(results, key=lambda entry: entry["image_id"])  # stable: in order within an image
     assert len(stored) == len(results) == len(list(stored))  # a second time
     assert stored.image_ids == list(range(1, 13))  # 4 and 5 have no results
+    assert stored.of_image(7) == [entry for entry in results if entry["image_id"] == 7]
+    assert stored.of_image(4) == stored.of_image(99) == []
     assert evaluate(stored, dataset, "segm") == evaluate(results, dataset, "segm")
     unboxed = ({key: value for key, value in entry.items() if key != "bbox"} for entry in stored)
     assert evaluate(unboxed, dataset, "segm") == evaluate(results, dataset, "segm")

@@ -14,17 +14,8 @@ from cassl_lib import paper
 REPOSITORY = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 CHECKED = {"nbval-check-output", "keep_output"}
-COMMON = (
-    "profile",
-    "split",
-    "seed",
-    "labeled",
-    "unlabeled",
-    "val",
-    "size",
-    "masks",
-    "pretrained",
-)  # what every notebook takes
+# What every notebook takes.
+COMMON = ("profile", "split", "seed", "labeled", "unlabeled", "val", "size", "masks", "pretrained", "annotation")
 FORBIDDEN = ("!pip", "%pip", "%load_ext", "sys.path", "urlretrieve", "requests.", "urlopen", "hub.load", "except:")
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from cassl_lib import stages, summary
 from cassl_lib.data import sources
+from cassl_lib.data.panoptic import PanopticFiles
 from cassl_lib.pseudo_labels import PseudoLabels
 from cassl_lib.resolve import resolve
 
@@ -87,3 +89,32 @@ def test_the_odd_images_are_what_they_are_taken_for(folders):
     assert all(len(labeled.annotations(place[image_id])["boxes"]) == 0 for image_id in EMPTY)
     crowds = {e["image_id"] for e in json.loads(labeled.path.read_text())["annotations"] if e["iscrowd"]}
     assert crowds >= CROWDED
+
+
+def test_entities_and_panoptic_quality_on_real_images(shared_data, folders):
+    subset = shared_data / "coco_subset"
+    labeled, val = (f"{subset}/panoptic_{part}2017.json{os.pathsep}{subset / 'images'}" for part in ("train", "val"))
+    config = resolve(
+        profile="smoke", annotation="entities", target="panoptic", labeled=labeled, val=val,
+        unlabeled=str(folders["pool"]), size=64,
+    )  # fmt: skip
+    config = replace(
+        config,
+        model=replace(config.model, score_threshold=0.003),
+        label=replace(config.label, keep=0.01, threshold=0.02, shard_size=4),
+        panoptic=replace(config.panoptic, score_threshold=0.05),
+    )
+    run = stages.finetune(config)
+    assert run.result["images"] == 100 and len(run.result["classes"]) == 133
+    quality = run.result["metrics"]["panoptic"]
+    assert set(quality) == {"PQ", "SQ", "RQ"} and 0 <= quality["PQ"] <= 1
+    written = PanopticFiles(run.folder / "panoptic.json")
+    assert len(written) == 102 and sum(len(written.read(image_id)[1]) for image_id in written.image_ids) > 0
+    labels = PseudoLabels(stages.label(config, existing=True).folder / "store", threshold=0.02)
+    for item in labels:
+        assert not item["rles"] or coco_mask.decode(item["rles"]).sum(2).max() == 1
+    # The same warm-up, finetuned on the instances that lie beside the panoptic files.
+    warmup = stages.warm_up(config, existing=True)
+    instances = stages.finetune(replace(config, target="instances"))
+    assert instances.result["inputs"] == run.result["inputs"] == {"warmup": warmup.id}
+    assert len(instances.result["classes"]) == 80 and "panoptic" not in instances.result["metrics"]

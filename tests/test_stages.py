@@ -440,3 +440,18 @@ def test_the_pools_own_image_is_trained_on_with_its_own_labels(chain, config, in
         with Image.open(item["file_name"]) as image:
             assert image.size == (item["width"], item["height"])
         assert (item["boxes"][:, 2] <= item["width"]).all() and (item["boxes"][:, 3] <= item["height"]).all()
+
+
+def test_a_warm_up_on_entities_is_one_word_away(config, chain, tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("CASSL_RUNS", str(tmp_path_factory.mktemp("entities")))
+    entities = replace(config, annotation="entities")
+    panoptic = stages.finetune(replace(entities, target="panoptic"))
+    assert panoptic.result["classes"][:12] == chain["cassl"].result["classes"]
+    assert set(panoptic.result["metrics"]) >= {"box", "mask", "panoptic", "panoptic_things", "panoptic_stuff"}
+    warmup = stages.warm_up(entities, existing=True)
+    assert warmup.id != chain["warmup"].id and stages.model_config(warmup).one_entity_per_pixel
+    assert not stages.model_config(panoptic).one_entity_per_pixel
+    truth = sources.validation_set(entities)
+    assert len(truth.boxes) > len(sources.validation_set(config).boxes)  # things and stuff
+    # What is learned from scratch with classes does not depend on what the warm-up would have been.
+    assert stages.finetune(entities, start="scratch").id == chain["baseline"].id

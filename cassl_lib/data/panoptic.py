@@ -39,9 +39,13 @@ class PanopticFiles:
     """
 
     def __init__(self, path: Path | str, folder: Path | str | None = None):
-        """Without a folder it is the one named like the JSON, beside it, as COCO has it."""
+        """Without a folder it is the one named like the JSON, beside it, as COCO has it, or `panoptic` there."""
         self.path = Path(path)
-        self.folder = Path(folder) if folder is not None else self.path.with_suffix("")
+        beside = self.path.with_suffix("")
+        shared = self.path.with_name("panoptic")
+        self.folder = (
+            Path(folder) if folder is not None else beside if beside.is_dir() or not shared.is_dir() else shared
+        )
         data = _read(self.path)
         if not self.folder.is_dir():
             raise PanopticError(f"{self.folder}: no such folder; give the folder of the PNGs that {self.path} names")

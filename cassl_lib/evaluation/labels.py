@@ -14,11 +14,13 @@ from cassl_lib.pseudo_labels import PseudoLabels
 UNNAMED = "unnamed"  # supercategory of the kinds that no label names
 
 
-def judge_labels(labels: PseudoLabels, truth: Iterable[Path]) -> dict[str, float]:
+def judge_labels(labels: PseudoLabels, truth: Iterable[Path], *, complete: bool = True) -> dict[str, float]:
     """Precision and recall of the boxes at the store's threshold, and the bias of their edges.
 
     Args:
         truth: instances JSONs of the labelled pool; none gives an empty dict.
+        complete: whether the truth has all that the labels may name. It has no stuff, so that for labels of entities
+            (False) only recall means something.
 
     Returns:
         precision, recall (IoU 0.5), precision_75, recall_75 (IoU 0.75), recall_unnamed (IoU 0.5, on the kinds no label
@@ -33,6 +35,9 @@ def judge_labels(labels: PseudoLabels, truth: Iterable[Path]) -> dict[str, float
             found[item["image_id"]] = {"boxes": item["boxes"], "scores": item["scores"]}
     at_50, at_75 = label_quality(found, boxes, iou=0.5), label_quality(found, boxes, iou=0.75)
     hidden = label_quality(found, boxes, iou=0.5, subset_by_image=unnamed)
+    if not complete:
+        recalls = {"recall": at_50["recall"], "recall_75": at_75["recall"]}
+        return recalls | {"recall_unnamed": hidden["subset_recall"]}
     return {
         "precision": at_50["precision"],
         "recall": at_50["recall"],

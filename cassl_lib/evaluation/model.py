@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from cassl_lib.data.panoptic import PanopticFiles, write_image, write_json
 from cassl_lib.evaluation.coco import evaluate
 from cassl_lib.evaluation.merging import merge_panoptic
 from cassl_lib.evaluation.panoptic import count_images, quality
+from cassl_lib.evaluation.results import ResultWriter, StoredResults
 
 TEST_BATCH = 16
 
@@ -29,23 +31,24 @@ def evaluate_model(
     augment: AugmentConfig,
     training: TrainConfig,
     classes: bool,
+    folder: Path,
     panoptic: PanopticConfig | None = None,
-    folder: Path | None = None,
 ) -> dict[str, dict[str, float]]:
     """AP and AR of a detector, between 0 and 1.
 
     Args:
         classes: whether the detector knows classes; one that does is also evaluated without them.
+        folder: of all processes; holds the detections while they are evaluated, and receives the merged result as
+            panoptic.json and panoptic/.
         panoptic: how instances are merged where `images` are panoptic and the detector knows their classes.
-        folder: where the merged result is written, as panoptic.json and panoptic/.
 
     Returns:
         By kind (`box_agnostic`, `mask_agnostic` and, with classes, `box`, `mask`) the twelve numbers of `evaluate`, and
         by `panoptic`, `panoptic_things`, `panoptic_stuff` PQ, SQ, RQ; empty in all processes but the first. No masks
         where the detector or the annotations have none.
     """
-    results = detect(model, images, augment=augment, training=training)
-    if engine.rank_and_world()[0]:
+    results = detect(model, images, folder=folder / "detections", augment=augment, training=training)
+    if results is None:
         return {}
     truth = images.truth()
     with_masks = model.config.masks and all(entry.get("segmentation") for entry in truth["annotations"])
@@ -56,24 +59,26 @@ def evaluate_model(
         if iou_type == "segm":
             if not with_masks:
                 continue
-            # pycocotools takes the area of a result, and so small, medium or large, from its box where it has one
-            results = [{key: value for key, value in result.items() if key != "bbox"} for result in results]
-        if classes:
-            metrics[name] = evaluate(results, truth, iou_type)
-        metrics[f"{name}_agnostic"] = evaluate(results, truth, iou_type, class_agnostic=True)
+        for class_agnostic in (False, True) if classes else (True,):
+            found = results if iou_type == "bbox" else _without_boxes(results)
+            kind = f"{name}_agnostic" if class_agnostic else name
+            metrics[kind] = evaluate(found, truth, iou_type, class_agnostic=class_agnostic)
+    results.remove()
     return metrics
 
 
-def panoptic_metrics(results: list[dict], images: EntityImages, *, settings: PanopticConfig, folder: Path) -> dict:
+def _without_boxes(results: Iterable[dict]) -> Iterator[dict]:
+    """pycocotools takes the area of a result, and so small, medium or large, from its box where it has one."""
+    return ({key: value for key, value in result.items() if key != "bbox"} for result in results)
+
+
+def panoptic_metrics(results: StoredResults, images: EntityImages, *, settings: PanopticConfig, folder: Path) -> dict:
     """Merge the instances of every image into segments, write them as COCO panoptic files, and score these."""
     label_of = {int(category): label for label, category in enumerate(images.category_ids)}
-    by_image = {image_id: [] for image_id in images.ids.tolist()}
-    for result in results:
-        if result["score"] >= settings.score_threshold:
-            by_image[result["image_id"]].append(result)
     annotations, records = [], []
     for image_id, height, width in zip(images.ids.tolist(), images.heights, images.widths, strict=True):
-        size, found = (int(height), int(width)), by_image[image_id]
+        size = (int(height), int(width))
+        found = [result for result in results.of_image(image_id) if result["score"] >= settings.score_threshold]
         masks = decode_masks([result["segmentation"] for result in found], size)
         instances = {
             "scores": torch.tensor([result["score"] for result in found]),
@@ -92,19 +97,25 @@ def panoptic_metrics(results: list[dict], images: EntityImages, *, settings: Pan
     }
 
 
-def detect(model, images: CocoImages, *, augment: AugmentConfig, training: TrainConfig) -> list[dict]:
-    """COCO result dicts of every image, gathered in the first process; masks as compressed run lengths."""
+def detect(
+    model, images: CocoImages, *, folder: Path, augment: AugmentConfig, training: TrainConfig
+) -> StoredResults | None:
+    """COCO results of every image, on disk as they are found; of all processes in the first, none in the others.
+
+    Masks are compressed run lengths. All processes must see `folder`.
+    """
     rank, world = engine.rank_and_world()
     size_of = {int(i): (int(h), int(w)) for i, h, w in zip(images.ids, images.heights, images.widths, strict=True)}
     samples = Samples(images, test_transform(augment), masks=False, classes=False, replace=False)
     tickets = in_turn(range(rank, len(images), world), TEST_BATCH)
     loader = batches(samples, tickets, workers=training.workers)
-    results = []
     predictions = engine.predict(model, loader, sizes=size_of.get, config=training, title="evaluation")
-    for image_id, found, _ in predictions:
-        if image_id is not None:
-            results += coco_results(image_id, found, images.category_ids)
-    return [result for part in engine.of_all_processes(results, world) for result in part]
+    with ResultWriter(folder, rank, world) as writer:
+        for image_id, found, _ in predictions:
+            if image_id is not None:
+                writer.add(image_id, coco_results(image_id, found, images.category_ids))
+    engine.of_all_processes(True, world)  # all have finished their files
+    return None if rank else StoredResults(folder, world)
 
 
 def coco_results(image_id: int, found: dict[str, torch.Tensor], category_ids: np.ndarray) -> list[dict]:

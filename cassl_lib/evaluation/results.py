@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 from cassl_lib.runs import write_atomically
@@ -67,7 +66,7 @@ class StoredResults:
     """
 
     def __init__(self, folder: str | Path, world: int = 1):
-        self._files, self._places, self._results = [], {}, 0
+        self._files, self._places, self._results = [], {}, 0  # places: image id to rank and offset in its file
         for rank in range(world):
             path, index = _paths(Path(folder), rank, world)
             if not index.is_file():
@@ -92,12 +91,17 @@ class StoredResults:
         return self._results
 
     def __iter__(self) -> Iterator[dict]:
-        with ExitStack() as stack:
-            files = [stack.enter_context(path.open("rb")) for path in self._files]
-            for image in self.image_ids:
-                rank, offset = self._places[image]
-                files[rank].seek(offset)
-                yield from json.loads(files[rank].readline())["results"]
+        for image_id in self.image_ids:
+            yield from self.of_image(image_id)
+
+    def of_image(self, image_id: int) -> list[dict]:
+        """The results of one image; none for an image that was not gone through."""
+        if image_id not in self._places:
+            return []
+        rank, offset = self._places[image_id]
+        with self._files[rank].open("rb") as file:
+            file.seek(offset)
+            return json.loads(file.readline())["results"]
 
     def remove(self) -> None:
         """Delete the files, and their folder if nothing else is in it."""
