@@ -50,6 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     scenes.add_argument("--verify", action="store_true", help="compare what is on disk with its recorded hashes")
     summary = verb("summary", _summary, "the chain's numbers as a table, and as runs/summary.json")
     summary.add_argument("--record", action="store_true", help="keep them under reports/results/ too")
+    warmups = verb("warmups", _warmups, "a warm-up on entities beside one on objects, from finished runs")
+    warmups.add_argument("--record", action="store_true", help="keep the numbers under reports/results/")
     verb("figures", _figures, "draw the README's pictures from the finished chain")
     verb("report", _report, "renew the README's table from reports/results/")
     bench = verb("bench", _bench, "seconds and memory of a training step and of detection")
@@ -138,6 +140,17 @@ def _summary(parsed: argparse.Namespace) -> None:
     if parsed.record:
         print(report.record(config, numbers))
     _print_lines(draw(config, paths.runs() / "pictures"))
+
+
+def _warmups(parsed: argparse.Namespace) -> None:
+    from cassl_lib import report
+    from cassl_lib.summary import warmups
+
+    config = _config(parsed)
+    numbers = warmups(config)
+    print(json.dumps({name: numbers[name] for name in ("objects", "entities")}, indent=1))
+    if parsed.record:
+        print(report.record(config, numbers, "warmups"))
 
 
 def _figures(parsed: argparse.Namespace) -> None:

@@ -53,13 +53,15 @@ def test_there_are_notebooks():
 def test_one_cell_of_literal_parameters(notebook):
     found = parameters_of(notebook)
     assert tuple(found)[: len(COMMON)] == COMMON
-    assert {name: found[name] for name in ("profile", "split", "seed")} == {
+    chosen = {
         "profile": "auto",
         "split": "tiny",
         "seed": 0,
+        "annotation": "objects",
+        "target": "instances",
+        "devices": 1,
     }
-    assert all(found[name] is None for name in found if name not in ("profile", "split", "seed", "devices"))
-    assert found.get("devices", 1) == 1
+    assert all(value == chosen.get(name) for name, value in found.items())
 
 
 def test_papermill_can_explain_every_parameter(notebook):
