@@ -442,8 +442,8 @@ def test_the_pools_own_image_is_trained_on_with_its_own_labels(chain, config, in
         assert (item["boxes"][:, 2] <= item["width"]).all() and (item["boxes"][:, 3] <= item["height"]).all()
 
 
-def test_a_warm_up_on_entities_is_one_word_away(config, chain, tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("CASSL_RUNS", str(tmp_path_factory.mktemp("entities")))
+def test_a_warm_up_on_entities_is_one_word_away(config, chain, monkeypatch):
+    monkeypatch.setenv("CASSL_RUNS", str(chain["cassl"].folder.parent))
     entities = replace(config, annotation="entities")
     panoptic = stages.finetune(replace(entities, target="panoptic"))
     assert panoptic.result["classes"][:12] == chain["cassl"].result["classes"]
@@ -455,3 +455,7 @@ def test_a_warm_up_on_entities_is_one_word_away(config, chain, tmp_path_factory,
     assert len(truth.boxes) > len(sources.validation_set(config).boxes)  # things and stuff
     # What is learned from scratch with classes does not depend on what the warm-up would have been.
     assert stages.finetune(entities, start="scratch").id == chain["baseline"].id
+    numbers = summary.warmups(config)
+    assert numbers["entities"]["pq"] == panoptic.result["metrics"]["panoptic"]["PQ"]
+    assert numbers["entities"]["box_ap"] is None and numbers["objects"]["pq"] is None  # not made
+    assert numbers["objects"]["box_ap"] == chain["cassl"].result["metrics"]["box"]["AP"]
