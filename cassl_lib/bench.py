@@ -47,7 +47,7 @@ def bench(*, device: str, sizes: list[str], batch: int, threads: int, backbones:
 
 
 def row(case: dict) -> str:
-    public = PUBLIC.get((case["task"], int(case["size"].split("x")[0])), ("", ""))
+    public = PUBLIC.get((case["task"], side(case["size"])), ("", ""))
     applies = case["device"] == "cpu" and (case["backbone"], case["batch"], case["threads"]) == ("resnet50", 2, 2)
     beside = f"{public[0]!s:>6} {public[1] or ''!s:<7}" if applies else " " * 14
     parts = ", ".join(f"{name} {share:.0%}" for name, share in case["shares"].items())
@@ -55,6 +55,11 @@ def row(case: dict) -> str:
         f"{case['task']:8}{case['backbone']:>12}{case['size']:>12}{case['seconds']:9.3f}"
         f"{case['batch'] / case['seconds']:10.1f}{case['peak_gb']:9.2f}  {beside} {parts}"
     )
+
+
+def side(size: str) -> int:
+    """Of square images; 0 for others, which the public numbers do not have."""
+    return 0 if "x" in size else int(size)
 
 
 def measure(case: dict) -> dict:

@@ -1,7 +1,7 @@
 """Weights of other libraries: AdelaiDet's FCOS and CondInst as ready detectors, and `load` for every other kind.
 
 `load` knows our own names and those of AdelaiDet, detectron2, torchvision's FCOS and pyramids, and Swin transformers of
-timm, Microsoft, detectron2 and mmdetection; ModelConfig(pretrained=FILE) fills a backbone alone in the same way.
+timm, Microsoft and detectron2; ModelConfig(pretrained=FILE) fills a backbone alone in the same way.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 
 from cassl_lib import paths
-from cassl_lib.bench import PUBLIC
+from cassl_lib.bench import PUBLIC, side
 from cassl_lib.config import Config
 from cassl_lib.paper import TABLE2
 from cassl_lib.resolve import to_json
@@ -46,7 +46,9 @@ WARMUP_ROWS = (
 def record(config: Config, summary: dict, kind: str = "chain") -> Path:
     """Keep a summary under `reports/results/`, with its whole configuration."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    file = RESULTS / f"{kind}_{config.profile}_{config.split}_seed{config.seed}.json"
+    choices = {"chain": (config.annotation, config.target, config.crowd), "warmups": (config.crowd,)}[kind]
+    odd = [choice for choice in choices if choice not in ("objects", "instances", "background")]
+    file = RESULTS / f"{'_'.join([kind, config.profile, config.split, *odd])}_seed{config.seed}.json"
     write_atomically(file, (json.dumps(summary | {"config": to_json(config)}, indent=1) + "\n").encode())
     return file
 
@@ -137,8 +139,8 @@ def speed() -> str:
         "| | pixels | seconds | public | peak GB | of it libraries | public |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for case in found["measured"]:
-        seconds, memory = PUBLIC[case["task"], int(case["size"])]
+    for case in (case for case in found["measured"] if (case["task"], side(case["size"])) in PUBLIC):
+        seconds, memory = PUBLIC[case["task"], side(case["size"])]
         name = {"train": "training step", "detect": "detection with masks"}[case["task"]]
         lines.append(
             f"| {name} | {case['size']} | {case['seconds']:.2f} | {seconds:.2f} | {case['peak_gb']:.2f} "

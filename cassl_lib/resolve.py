@@ -57,7 +57,8 @@ def resolve(
         split: tiny, small, base or large pool of unlabelled images (Sec. 4).
         annotation: what labeler and warm-up learn: objects (instances JSON) or entities (panoptic JSON and PNGs).
         target: what finetuning learns: instances of thing classes, or panoptic, things and stuff.
-        crowd: pixels of crowds and without annotation, in entities: background (public code) or ignore.
+        crowd: pixels of crowds and without annotation, in entities: background (public code) or ignore. A choice of
+            the shell and of scripts; the notebooks have it at background.
         labeled, val: a COCO JSON, or JSON:FOLDER where the images are not beside it. Of instances_NAME.json and
             panoptic_NAME.json in one folder either may be given, the other is found.
         unlabeled: a folder of images, a COCO image_info JSON, or several of them with commas between.
@@ -94,6 +95,8 @@ def resolve(
         _boolean("masks", masks)
         threshold_on, centre = ("cls*ctr", "mask") if masks else ("cls", "box")
         config = replace(config, model=replace(config.model, masks=masks, threshold_on=threshold_on, centre=centre))
+    if target == "panoptic" and not config.model.masks:
+        raise ConfigError("target='panoptic' needs masks; use masks=True, or target=instances")
     if pretrained is not None:
         config = replace(config, model=replace(config.model, pretrained=_backbone_weights(pretrained)))
     if augment is not None:
@@ -141,6 +144,7 @@ def to_json(config: Any) -> dict:
 
 def from_json(data: dict) -> Config:
     """The Config that `to_json` wrote."""
+    data = {"annotation": "objects", "target": "instances", "crowd": "background", "panoptic": {}} | data
     parts = {"model": ModelConfig, "augment": AugmentConfig, "label": LabelConfig, "panoptic": PanopticConfig}
     parts |= dict.fromkeys(STAGES, TrainConfig)
     values = {name: tuples(value) for name, value in data.items()}

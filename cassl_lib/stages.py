@@ -119,7 +119,7 @@ def baseline_steps(config: Config) -> int:
     """Steps of warm-up and finetuning together: what an honest baseline is trained for."""
     pool_size = 0 if config.warmup.steps else len(sources.pool(config))
     warmup = engine.number_of_steps(config.warmup, pool_size)
-    labeled_size = 0 if config.finetune.steps else len(sources.labeled_set(config))
+    labeled_size = 0 if config.finetune.steps else len(sources.labeled_set(config, TARGETS[config.target]))
     return warmup + engine.number_of_steps(config.finetune, labeled_size)
 
 

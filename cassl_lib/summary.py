@@ -31,7 +31,7 @@ def numbers_of(config: Config, runs: dict[str, Run]) -> dict[str, float | int | 
     labels = stages.judge(config, runs["labels"])
 
     def ap(name: str, kind: str, key: str = "AP") -> float | None:
-        return metrics[name].get(kind, {}).get(key)
+        return _value(metrics[name], kind, key)
 
     return {
         "labeler_agnostic_ap": ap("labeler", "box_agnostic"),
@@ -52,6 +52,12 @@ def numbers_of(config: Config, runs: dict[str, Run]) -> dict[str, float | int | 
         "pseudo_edge_errors": labels.get("edge_errors"),
         "seconds": round(sum(run.result["seconds"] for run in runs.values()), 1),
     }
+
+
+def _value(metrics: dict, kind: str, key: str) -> float | None:
+    """None where it was not measured, or (-1) where there was nothing to find."""
+    value = metrics.get(kind, {}).get(key)
+    return None if value is None or value < 0 else value
 
 
 def summarize(config: Config) -> tuple[dict, Path]:
@@ -84,12 +90,12 @@ def warmups(config: Config) -> dict:
                 metrics[target] = stages.finetune(replace(of, target=target), existing=True).result["metrics"]
         instances, panoptic = metrics.get("instances", {}), metrics.get("panoptic", {})
         found[annotation] = {
-            "warmup_agnostic_ap": warmup.result["metrics"]["box_agnostic"]["AP"],
-            "box_ap": instances.get("box", {}).get("AP"),
-            "mask_ap": instances.get("mask", {}).get("AP"),
-            "pq": panoptic.get("panoptic", {}).get("PQ"),
-            "pq_things": panoptic.get("panoptic_things", {}).get("PQ"),
-            "pq_stuff": panoptic.get("panoptic_stuff", {}).get("PQ"),
+            "warmup_agnostic_ap": _value(warmup.result["metrics"], "box_agnostic", "AP"),
+            "box_ap": _value(instances, "box", "AP"),
+            "mask_ap": _value(instances, "mask", "AP"),
+            "pq": _value(panoptic, "panoptic", "PQ"),
+            "pq_things": _value(panoptic, "panoptic_things", "PQ"),
+            "pq_stuff": _value(panoptic, "panoptic_stuff", "PQ"),
         }
     origin = {"profile": config.profile, "split": config.split, "seed": config.seed}
     return found | origin | {"environment": warmup.result["environment"]}

@@ -126,6 +126,14 @@ def test_frozen_batch_norm_equals_batch_norm_in_evaluation_and_keeps_bfloat16():
     assert FrozenBatchNorm2d(3)(torch.rand(1, 3, 2, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
+def test_only_resnets_norm_in_place():
+    """Elsewhere the norm's input may be read again."""
+    for name, in_place in (("resnet18", True), ("inception_next_atto", False)):
+        config = ModelConfig(backbone=name, backbone_norm="frozen_bn")
+        norms = [m for m in Backbone(config).modules() if isinstance(m, FrozenBatchNorm2d)]
+        assert norms and all(isinstance(norm, backbone.InPlaceFrozenBatchNorm2d) == in_place for norm in norms)
+
+
 def test_groups_divide_the_channels_two_or_more_in_each():
     net = Backbone(replace(RESNET, backbone_norm="gn"))
     groups = {m.num_channels: m.num_groups for m in net.modules() if isinstance(m, nn.GroupNorm)}

@@ -42,6 +42,7 @@ BAD = [
     ({"annotation": "entity"}, "annotation='entity'", "objects"),
     ({"annotation": "stuff"}, "annotation='stuff'", "entities"),
     ({"target": "objects"}, "target='objects'", "instances, panoptic"),
+    ({"target": "panoptic", "masks": False}, "target='panoptic'", "masks=True"),
     ({"crowd": True}, "crowd=True", "background, ignore"),
     ({"labeled": ""}, "labeled=''", "None for the profile's own"),
     ({"labeled": 3}, "labeled=3", "path"),

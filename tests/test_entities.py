@@ -20,6 +20,7 @@ from cassl_lib.data.drawing_coco import as_png
 from cassl_lib.data.entities import EntityImages, entity_store, run_lengths
 from cassl_lib.data.loader import Samples
 from cassl_lib.data.sources import sibling
+from cassl_lib.evaluation import evaluate
 from cassl_lib.models import ModelConfig, build_detector
 from cassl_lib.models.fcos import Predictions, Targets, fcos_losses, make_locations
 from cassl_lib.models.masks import enlarge_masks, mask_boxes
@@ -101,9 +102,30 @@ def test_what_belongs_to_no_entity_can_be_ignored(tmp_path):
     plain, ignoring = EntityImages(*files), EntityImages(*files, crowd="ignore")
     assert (ignoring.annotations(0)["ignored"] == np.isin(MAP, [0, 3])).all()
     assert len(ignoring.boxes) == 2 and ignoring.fingerprint != plain.fingerprint
-    crowds = [entry for entry in ignoring.truth()["annotations"] if entry["iscrowd"]]
-    assert [entry["category_id"] for entry in crowds] == [17, 200] and crowds[0]["area"] == 12
-    assert len({entry["id"] for entry in ignoring.truth()["annotations"]}) == 4
+    (crowd,) = [entry for entry in ignoring.truth()["annotations"] if entry["iscrowd"]]
+    # The crowd alone, with its own class and box: a region with the void would excuse every box of the image.
+    assert crowd["category_id"] == 17 and crowd["area"] == 6 and crowd["bbox"] == [3, 0, 3, 2]
+    assert len({entry["id"] for entry in ignoring.truth()["annotations"]}) == 3
+    results = [{"image_id": 1, "category_id": 17, "bbox": box, "score": 0.9} for box in ([3, 0, 3, 2], [4, 2, 2, 2])]
+    results.append({"image_id": 1, "category_id": 17, "bbox": [0, 1, 3, 3], "score": 0.5})
+    # On the crowd: not counted. Elsewhere: wrong, before the cat. Precision 1/2; as background a third.
+    assert evaluate(results, ignoring.truth())["AP50"] == pytest.approx((1 / 2 + 0) / 2)
+    assert evaluate(results, plain.truth())["AP50"] == pytest.approx((1 / 3 + 0) / 2)
+
+
+def test_a_map_that_its_json_does_not_list_stops_the_conversion(tmp_path):
+    path, folder = write_set(tmp_path / "set")
+    changed = np.where(MAP == 1000, 1001, MAP)
+    Image.fromarray(as_png(changed)).save(path.with_suffix("") / "1.png")
+    with pytest.raises(DataError, match="1.png.*1001"):
+        EntityImages(path, folder)
+
+
+def test_a_changed_map_is_converted_again(tmp_path):
+    path, folder = write_set(tmp_path / "set")
+    assert EntityImages(path, folder).boxes[0].tolist() == [0, 1, 3, 4]
+    Image.fromarray(as_png(np.roll(MAP, 1, 1))).save(path.with_suffix("") / "1.png")
+    assert EntityImages(path, folder).boxes[0].tolist() == [1, 1, 4, 4]
 
 
 def test_a_map_without_entities_is_an_ordinary_image(tmp_path):

@@ -268,7 +268,7 @@ def as_detector(state, prefix):
     return {prefix + name: value for name, value in (body | norms).items()}
 
 
-@pytest.mark.parametrize("kind", ["timm", "features", "microsoft", "detectron2", "mmdetection"])
+@pytest.mark.parametrize("kind", ["timm", "features", "microsoft", "detectron2", "swin_detection"])
 def test_swin_under_every_name(kind, tmp_path):
     state = swin_state()
     given = {
@@ -276,14 +276,14 @@ def test_swin_under_every_name(kind, tmp_path):
         "features": lambda: {n.replace("layers.", "layers_"): v for n, v in state.items()},
         "microsoft": lambda: as_microsofts(state),
         "detectron2": lambda: as_detector(state, "backbone.bottom_up."),
-        "mmdetection": lambda: as_detector(state, "backbone."),
+        "swin_detection": lambda: as_detector(state, "backbone."),
     }[kind]()
     torch.save({"model": given, "epoch": 3}, tmp_path / "swin.pth")
     net = Backbone(replace(SWIN, pretrained=str(tmp_path / "swin.pth")), first_stage=1)
     for name, value in net.body.state_dict().items():
         assert value.equal(state[name.replace("layers_", "layers.")]), name
     norms = [norm.weight for norm in net.norms]
-    if kind in ("detectron2", "mmdetection"):
+    if kind in ("detectron2", "swin_detection"):
         prefix = "backbone.bottom_up." if kind == "detectron2" else "backbone."
         assert all(norms[i].equal(given[f"{prefix}norm{i}.weight"]) for i in (1, 2, 3))
     else:

@@ -1,14 +1,15 @@
 """Entities (Sec. 3.1): every segment of a panoptic annotation, thing or stuff, is one instance with mask and box.
 
 COCO panoptic JSON and PNGs are converted once into a store of Parquet shards (`pseudo_labels`), image by image in
-several processes; a conversion that is killed goes on with the shards that are missing. What belongs to no segment,
-crowds and pixels without annotation, is kept as one more mask with score 0, to be ignored where that is asked for.
+several processes; a conversion that is killed goes on with the shards that are missing. Crowds (score 0) and the pixels
+without annotation (score -1) are kept too, to be ignored where that is asked for.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import multiprocessing
 import os
 import sys
@@ -23,12 +24,12 @@ from tqdm import tqdm
 
 from cassl_lib import paths
 from cassl_lib.data.coco import CocoImages, DataError, Report
-from cassl_lib.data.panoptic import PanopticFiles, read_ids
+from cassl_lib.data.panoptic import PanopticFiles, check_segments, count_values, pngs_of, read_ids
 from cassl_lib.pseudo_labels import PseudoLabels, finish, finished_shards, write_shard
 from cassl_lib.runs import file_fingerprint
 
 SHARD_SIZE = 1000  # images
-VERSION = 1  # of the conversion: to be raised whenever the same annotation gives another store
+VERSION = 2  # of the conversion: to be raised whenever the same annotation gives another store
 WORTH_A_PROCESS = 200  # images, below which a process takes longer to start than to help
 
 
@@ -71,42 +72,42 @@ class EntityImages(CocoImages):
         if masks:
             found["masks"] = decode_masks(self.store[int(self.rows[index])]["rles"], size)
         if self.crowd == "ignore":
-            unclaimed = [rle for rle, score in self._all_of(index) if score == 0]
+            unclaimed = [rle for rle, _, score in self._all_of(index) if score <= 0]
             found["ignored"] = decode_masks(unclaimed, size).any(0).astype(np.uint8)
         return found
 
     def truth(self) -> dict:
-        """The entities as a COCO ground truth; with crowd="ignore" what belongs to no entity is a crowd region."""
+        """The entities as a COCO ground truth; with crowd="ignore" also the crowds, which COCO's AP knows."""
         truth = self.store.to_coco()
         present = set(self.ids.tolist())
         truth["images"] = [image for image in truth["images"] if image["id"] in present]
         truth["annotations"] = [entry for entry in truth["annotations"] if entry["image_id"] in present]
         if self.crowd == "ignore":
-            truth["annotations"] += self._crowd_regions(len(self.store.flat()["boxes"]))
+            truth["annotations"] += self._crowds(self.store.manifest["labels"])
         return truth
 
-    def _crowd_regions(self, used: int) -> list[dict]:
-        """One crowd annotation per image and class that has entities there: pycocotools ignores within a class."""
-        regions = []
+    def _crowds(self, used: int) -> list[dict]:
+        """COCO annotations of the crowd segments."""
+        crowds = []
         for index in range(len(self)):
-            for rle in (rle for rle, score in self._all_of(index) if score == 0):
-                for label in np.unique(self.labels[self.first[index] : self.first[index + 1]]):
-                    regions.append(
-                        {
-                            "id": used + len(regions) + 1,
-                            "image_id": self.image_id(index),
-                            "category_id": int(self.category_ids[label]),
-                            "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
-                            "bbox": coco_mask.toBbox(rle).tolist(),
-                            "area": float(coco_mask.area(rle)),
-                            "iscrowd": 1,
-                        }
-                    )
-        return regions
+            for rle, label, _ in (each for each in self._all_of(index) if each[2] == 0):
+                crowds.append(
+                    {
+                        "id": used + len(crowds) + 1,
+                        "image_id": self.image_id(index),
+                        "category_id": int(self.category_ids[label]),
+                        "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
+                        "bbox": coco_mask.toBbox(rle).tolist(),
+                        "area": float(coco_mask.area(rle)),
+                        "iscrowd": 1,
+                    }
+                )
+        return crowds
 
-    def _all_of(self, index: int) -> list[tuple[dict, float]]:
-        item = self.store.at(-1.0)[int(self.rows[index])]
-        return list(zip(item["rles"], item["scores"], strict=True))
+    def _all_of(self, index: int) -> list[tuple[dict, int, float]]:
+        """Run lengths, label and score of entities (1), crowds (0) and what has no annotation (-1)."""
+        item = self.store.at(-2.0)[int(self.rows[index])]
+        return list(zip(item["rles"], item["labels"].tolist(), item["scores"].tolist(), strict=True))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -114,18 +115,43 @@ class EntityImages(CocoImages):
 
 
 def entity_store(path: Path, *, workers: int | None = None) -> PseudoLabels:
-    """The store of a panoptic JSON's entities: found finished, or completed by as many processes as there are cores."""
+    """The store of a panoptic JSON's entities: found finished, or completed by as many processes as there are cores.
+
+    They are spawned: a script of your own needs `if __name__ == "__main__"`.
+    """
     if not path.is_file():
         raise DataError(f"{path}: no such file; give a COCO panoptic JSON, such as panoptic_train2017.json")
-    identity = f"entities-{VERSION}-{file_fingerprint(path)}"
+    files_there = sorted(
+        (entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in os.scandir(pngs_of(path))
+    )
+    content = hashlib.sha256(repr((file_fingerprint(path), files_there)).encode()).hexdigest()[:16]
+    identity = f"entities-{VERSION}-{content}"
     folder = paths.runs() / "entities" / identity
     if not (folder / "manifest.json").exists():
         files = PanopticFiles(path)
+        check_truth(files)
         folder.mkdir(parents=True, exist_ok=True)
         with alone(folder):
             if not (folder / "manifest.json").exists():
-                convert(files, folder, identity, workers=os.cpu_count() or 1 if workers is None else workers)
+                convert(files, folder, identity, workers=cores() if workers is None else workers)
     return PseudoLabels(folder, threshold=0.0)
+
+
+def check_truth(files: PanopticFiles) -> None:
+    """Refuse, before any work, a panoptic JSON without what a truth needs."""
+    wanted = ("id", "file_name", "height", "width")
+    if not files.images or not files.categories:
+        raise DataError(f"{files.path} has no images or no categories: it is a result; give a truth")
+    for image in files.images:
+        if lacking := [name for name in wanted if name not in image]:
+            raise DataError(f"{files.path}: an image (id {image.get('id')}) lacks {', '.join(lacking)}")
+        if not isinstance(image["id"], int):
+            raise DataError(f"{files.path}: image id {image['id']!r} is not a whole number, as COCO has it")
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def convert(files: PanopticFiles, folder: Path, identity: str, *, workers: int) -> None:
@@ -153,23 +179,16 @@ def convert(files: PanopticFiles, folder: Path, identity: str, *, workers: int) 
 
 
 def entities_of(image: dict, png: Path, segments: list[dict], label_of: dict[int, int]) -> dict:
-    """One image's row of the store; the last label, with score 0, is what belongs to no entity, if there is any."""
+    """One image's row of the store."""
     ids = read_ids(png)
     if ids.shape != (image["height"], image["width"]):
         raise DataError(f"{png} is {ids.shape[0]}x{ids.shape[1]} pixels, its image {image['height']}x{image['width']}")
-    segments = [segment for segment in segments if not segment.get("iscrowd", 0)]
-    wanted = [segment["id"] for segment in segments]
-    rles = run_lengths(ids, wanted)
-    areas = coco_mask.area(rles) if rles else np.zeros(0)
-    labels, kept = [], []
-    for segment, rle, area in zip(segments, rles, areas, strict=True):
-        if area:  # a segment without a pixel has no box
-            labels.append(label_of[segment["category_id"]])
-            kept.append(rle)
-    scores = [1.0] * len(kept)
-    unclaimed = coco_mask.encode(np.asfortranarray(~np.isin(ids, wanted), dtype=np.uint8))
-    if coco_mask.area(unclaimed):
-        kept, labels, scores = [*kept, unclaimed], [*labels, 0], [*scores, 0.0]
+    check_segments(count_values(ids)[0], segments, f"{png} and its JSON")
+    kept = run_lengths(ids, [segment["id"] for segment in segments])
+    labels = [label_of[segment["category_id"]] for segment in segments]
+    scores = [0.0 if segment.get("iscrowd", 0) else 1.0 for segment in segments]
+    if not ids.all():
+        kept, labels, scores = [*kept, *run_lengths(ids, [0])], [*labels, 0], [*scores, -1.0]
     boxes = coco_mask.toBbox(kept) if kept else np.zeros((0, 4))
     boxes[:, 2:] += boxes[:, :2]
     row = {"image_id": image["id"], "file_name": image["file_name"], "height": image["height"], "width": image["width"]}

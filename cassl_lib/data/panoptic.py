@@ -39,14 +39,10 @@ class PanopticFiles:
     """
 
     def __init__(self, path: Path | str, folder: Path | str | None = None):
-        """Without a folder it is the one named like the JSON, beside it, as COCO has it, or `panoptic` there."""
+        """Without a folder it is the one that `pngs_of` finds."""
         self.path = Path(path)
-        beside = self.path.with_suffix("")
-        shared = self.path.with_name("panoptic")
-        self.folder = (
-            Path(folder) if folder is not None else beside if beside.is_dir() or not shared.is_dir() else shared
-        )
         data = _read(self.path)
+        self.folder = Path(folder) if folder is not None else pngs_of(self.path)
         if not self.folder.is_dir():
             raise PanopticError(f"{self.folder}: no such folder; give the folder of the PNGs that {self.path} names")
         self.categories = _categories(data, self.path)
@@ -88,6 +84,15 @@ class PanopticFiles:
             )
         check_segments(count_values(ids)[0], segments, f"{png} and image {image_id} of {self.path}")
         return ids, segments
+
+
+def pngs_of(path: Path) -> Path:
+    """The folder named like the JSON, beside it (COCO) or beside its folder (detectron2), or `panoptic` beside it."""
+    places = [path.with_suffix(""), path.parent.parent / path.stem, path.with_name("panoptic")]
+    found = next((place for place in places if place.is_dir()), None)
+    if found is None:
+        raise PanopticError(f"{path}: no folder of its PNGs; put it, or a link, at {places[0]}, or name it")
+    return found
 
 
 def read_ids(png: Path | str) -> np.ndarray:

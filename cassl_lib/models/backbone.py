@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from math import gcd
 
 import timm
@@ -18,7 +19,14 @@ STAGE_STRIDES = (4, 8, 16, 32)
 
 
 class FrozenBatchNorm2d(misc.FrozenBatchNorm2d):
-    """torchvision's, done in place: the convolution before it needs its output no more, and bfloat16 stays bfloat16."""
+    """torchvision's, with its affine done by one fused kernel that keeps bfloat16 activations in bfloat16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+
+
+class InPlaceFrozenBatchNorm2d(FrozenBatchNorm2d):
+    """The same in the memory of its input: for ResNets, where nothing but the norm reads a convolution's output."""
 
     def forward(self, x: Tensor) -> Tensor:
         scale = self.weight * (self.running_var + self.eps).rsqrt()
@@ -71,6 +79,10 @@ class Backbone(nn.Module):
         elif config.backbone_norm == "gn":
             replace_batch_norms(self.body, lambda norm: group_norm(norm.num_features))
         freeze_stages(self.body, config.frozen_stages)
+        if re.fullmatch(r"resnet\d+[a-z]*", config.backbone):
+            for norm in self.body.modules():
+                if type(norm) is FrozenBatchNorm2d:
+                    norm.__class__ = InPlaceFrozenBatchNorm2d
 
     def forward(self, images: Tensor) -> list[Tensor]:
         stages = self.body(images)

@@ -17,5 +17,6 @@ def keep_freed_memory() -> None:
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        libc.mallopt(MMAP_THRESHOLD, BLOCK_KEPT)
-        libc.mallopt(TRIM_THRESHOLD, FREE_KEPT)
+        # An older glibc refuses the first; the second alone would make things worse.
+        if libc.mallopt(MMAP_THRESHOLD, BLOCK_KEPT):
+            libc.mallopt(TRIM_THRESHOLD, FREE_KEPT)

@@ -87,6 +87,6 @@ def to_our_names(state_dict: dict) -> dict[str, Tensor]:
         renamed[new] = value
     if scales:
         renamed["head.scales"] = torch.stack([scales[i] for i in sorted(scales)])
-    elif any(name.startswith("head.regression_head.") for name in state_dict):
+    elif any(name.startswith("head.regression_head.bbox_ctrness.") for name in state_dict):
         renamed["head.scales"] = torch.ones(5)  # torchvision's FCOS has none, which is a scale of one
     return renamed

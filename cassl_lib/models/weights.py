@@ -59,8 +59,8 @@ def load(model: nn.Module, state_dict: dict, strict: bool = True) -> LoadReport:
     state_dict = unwrap(state_dict)
     if strict and is_caffe(state_dict):
         raise WeightsError(
-            "this ResNet takes BGR pixels up to 255, the model RGB pixels up to 1: interop.from_adelaidet builds the "
-            "detector that suits such weights; strict=False loads them as they are"
+            "this ResNet is Caffe's: its stem takes BGR pixels up to 255, the model's RGB pixels up to 1; for an FCOS "
+            "or CondInst of AdelaiDet use interop.from_adelaidet; strict=False loads the weights as they are"
         )
     unused = [f"neck.{name}." for name in model.neck.unused()]
     unused += [f"backbone.norms.{stage}." for stage in range(model.backbone.first_stage)]
