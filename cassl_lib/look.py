@@ -21,15 +21,18 @@ from cassl_lib.config import AugmentConfig, Config
 from cassl_lib.data import sources
 from cassl_lib.data.augment import test_transform, training_transform
 from cassl_lib.data.coco import CocoImages, DataError
+from cassl_lib.data.entities import EntityImages
 from cassl_lib.data.loader import Order, Samples, batches, read_image
+from cassl_lib.data.panoptic import PanopticFiles
 from cassl_lib.data.pseudo import PseudoLabeled
 from cassl_lib.data.unlabeled import ENDINGS
 from cassl_lib.evaluation.labels import judge_labels
-from cassl_lib.evaluation.matching import match
+from cassl_lib.evaluation.matching import box_iou, match
 from cassl_lib.pseudo_labels import PseudoLabels
 from cassl_lib.runs import Run
 
-MARKS = ("found", "wrong class", "spurious", "missed")  # what `mark_errors` says of a box
+MARKS = ("found", "wrong class", "poorly placed", "spurious", "missed")  # what `mark_errors` says of a box
+FOUND, WRONG_CLASS, POORLY_PLACED, SPURIOUS, MISSED = range(len(MARKS))
 
 
 def sample(source, count: int = 8, *, masks: bool = False) -> tuple[list[torch.Tensor], list[dict]]:
@@ -78,6 +81,15 @@ def validation_of(config: Config, run: Run) -> CocoImages:
     return sources.validation_set(config, "entities" if learns in ("entities", "panoptic") else "objects")
 
 
+def panoptic_maps(validation: EntityImages, runs: Mapping[str, Run], count: int) -> tuple[list[torch.Tensor], dict]:
+    """Validation images and, for the truth and each run finetuned on them, their segment ids and `segments_info`."""
+    files = {"truth": PanopticFiles(validation.path)}
+    files |= {name: PanopticFiles(run.folder / "panoptic.json") for name, run in runs.items()}
+    chosen = _spread(len(validation), count)
+    images = [read_image(validation.image_path(index)) for index in chosen]
+    return images, {name: [each.read(validation.image_id(index)) for index in chosen] for name, each in files.items()}
+
+
 def pictures(place: str, count: int = 8) -> list[torch.Tensor]:
     """The image of a file, or the first images of a folder by name."""
     path = Path(place).expanduser()
@@ -114,15 +126,22 @@ def shared_names(*classes: Sequence[str]) -> list[str] | None:
 def mark_errors(found: Mapping, truth: Mapping, *, classes: bool = True) -> dict[str, np.ndarray]:
     """The boxes of an image with labels that index `MARKS`: matched at IoU 0.5 by falling score, or not.
 
+    A box that is not matched is poorly placed where its best IoU with any truth, free or not and of whatever class, is
+    at least 0.1 and below 0.5; else it is spurious, as is a second box of an object that is found. An object that has
+    only poorly placed boxes is missed.
+
     Args:
         classes: False takes every matched box for found, whatever its label.
     """
     taken = match(found["boxes"], found["scores"], truth["boxes"])
     right = truth["labels"][taken] == found["labels"] if len(truth["labels"]) else taken >= 0
-    marks = np.where(taken < 0, 2, np.where(right | (not classes), 0, 1))
+    overlap = box_iou(found["boxes"], truth["boxes"]).max(axis=1, initial=0)
+    near = (overlap >= 0.1) & (overlap < 0.5)
+    of_matched = np.where(right | (not classes), FOUND, WRONG_CLASS)
+    marks = np.where(taken >= 0, of_matched, np.where(near, POORLY_PLACED, SPURIOUS))
     missed = np.setdiff1d(np.arange(len(truth["boxes"])), taken)
     boxes = np.concatenate([found["boxes"], truth["boxes"][missed]])
-    return {"boxes": boxes, "labels": np.concatenate([marks, np.full(len(missed), 3)]).astype(np.int64)}
+    return {"boxes": boxes, "labels": np.concatenate([marks, np.full(len(missed), MISSED)]).astype(np.int64)}
 
 
 def count_marks(marked: Sequence[Mapping]) -> dict[str, int]:

@@ -1,17 +1,23 @@
-"""Figures for notebooks and the report; the only module that draws. Every function takes data and returns a Figure.
+"""Figures for notebooks and the report; only this module and `charts` draw. Each function takes data, returns a Figure.
 
 Images are (3, H, W) uint8 tensors or arrays, boxes (N, 4) xyxy pixels, masks (N, H, W) bool.
 """
 
 from __future__ import annotations
 
+import colorsys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 
 import numpy as np
 from matplotlib import figure
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgb
+from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, Rectangle
+from matplotlib.patheffects import withStroke
 
 WIDTH = 10.0  # inches, about a notebook's
 TEXT = 9  # points
@@ -19,6 +25,18 @@ TEXT = 9  # points
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
 TEXT_ON = dict(zip(COLOURS, ("white", "black", "white", "white", "black", "black"), strict=True))
 GREY = "#6B6B6B"
+SMALL = 6.5  # points, of text in images
+TRUE = "#202020"
+TEXT_ON[TRUE] = "white"
+# colour, line style and width of what `look.mark_errors` says of a box, in the order of `look.MARKS`
+MARK_LINES = {
+    "found": (COLOURS[2], "-", 1.1),
+    "wrong class": (COLOURS[0], "-", 1.6),
+    "poorly placed": (COLOURS[1], "-", 1.6),
+    "spurious": (COLOURS[3], "-", 1.6),
+    "missed": (TRUE, (0, (2.5, 1.5)), 1.6),
+}
+SHADES = (0.0, 0.45, -0.3, 0.2)  # of one class's things, towards white (above 0) or black
 
 
 class Figure(figure.Figure):
@@ -48,23 +66,12 @@ def show_images(
         names: name of each label; instances are then coloured by label, otherwise one by one.
     """
     if not len(images):
-        panel = Figure(figsize=(WIDTH, 0.3))
-        panel.text(0, 0.5, "no image to show", va="center", fontsize=TEXT, color=GREY, style="italic")
-        return panel
+        return _no_image()
     columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
-    shapes = [image.shape[1] / image.shape[2] for image in images]  # height for a width of 1
-    tallest = [max(shapes[row * columns : (row + 1) * columns], default=1.0) for row in range(rows)]
-    heights = [WIDTH / columns * shape + (0.25 if titles else 0.05) for shape in tallest]
-    panel = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
-    panel.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
-    axes = panel.subplots(rows, columns, squeeze=False, height_ratios=heights).ravel()
-    for axis in axes:
-        axis.set_axis_off()
-        axis.set_anchor("N")  # images of one row end at different heights, but start at one
+    panel, axes = _grid(images, columns, titled=bool(titles))
     for index, (axis, image) in enumerate(zip(axes, images, strict=False)):
-        own = [None if part is None else _array(part[index]) for part in (boxes, masks, labels, scores)]
-        _draw_instances(axis, _array(image), own, names, inches=WIDTH / columns)
+        own = [None if part is None else as_array(part[index]) for part in (boxes, masks, labels, scores)]
+        _draw_instances(axis, as_array(image), own, names, inches=WIDTH / columns)
         if titles:
             axis.set_title(titles[index], fontsize=TEXT, pad=3)
     return panel
@@ -109,6 +116,93 @@ def side_by_side(
     return show_instances(list(images) * len(found), rows, names=names, titles=titles, columns=columns)
 
 
+def show_entities(
+    images: Sequence,
+    found: Mapping[str, Sequence[Mapping]],
+    *,
+    names: Sequence[str] | None = None,
+    columns: int = 4,
+) -> Figure:
+    """For each name of `found`, such as truth and a run, a row of the images with masks alone, each in its colour.
+
+    Things and stuff fill an image, so that their boxes would hide it. The class (with `names`) and the score are
+    written in masks with room for them, where instances have `labels` and `scores`.
+    """
+    panel, cells = _rows(images, found, columns)
+    for axis, _, image, instances, inches in cells:
+        masks = _masks(instances, image)
+        top, colours = _topmost(masks), [_distinct(n) for n in range(len(masks))]
+        _show(axis, _painted(image, top, colours))
+        _draw_borders(axis, top)
+        _write_inside(axis, top, _words(instances, names, len(masks)), inches)
+    return panel
+
+
+def show_panoptic(
+    images: Sequence, maps: Mapping[str, Sequence[tuple]], *, categories: Sequence[Mapping], columns: int = 4
+) -> Figure:
+    """For each name of `maps`, such as truth and found, a row of panoptic maps over the faded images.
+
+    A class has one colour in the whole figure, its things have shades of it; void is hatched in grey. The class is
+    written in segments with room for it.
+
+    Args:
+        maps: pairs of (H, W) segment ids, 0 for void, and `segments_info`, as `PanopticFiles.read` gives them.
+        categories: dicts `id`, `name`, `isthing`, of all classes.
+    """
+    panel, cells = _rows(images, maps, columns)
+    by_id = {category["id"]: category for category in categories}
+    present = dict.fromkeys(s["category_id"] for row in maps.values() for _, segments in row for s in segments)
+    places = {category_id: place for place, category_id in enumerate(present)}  # those of one image differ most
+    for axis, _, image, (ids, segments), inches in cells:
+        ids = as_array(ids)
+        if ids.shape != image.shape[1:]:
+            raise ValueError(f"a panoptic map of {ids.shape} pixels for an image of {image.shape[1:]}")
+        top, segments = _segments(ids, segments)
+        classes = [by_id[segment["category_id"]] for segment in segments]
+        colours = _class_colours([places[each["id"]] for each in classes], [each["isthing"] for each in classes])
+        faded = np.repeat(0.7 * image.mean(0, keepdims=True) + 0.3 * 255, 3, axis=0)
+        painted = _painted(faded, top, colours, opacity=0.55)
+        _show(axis, np.where((top < 0)[..., None], _hatch(top.shape, inches), painted))
+        _draw_borders(axis, top)
+        _write_inside(axis, top, [each["name"].removesuffix("-merged") for each in classes], inches)
+    return panel
+
+
+def show_errors(
+    images: Sequence,
+    marked: Mapping[str, Sequence[Mapping]] | Sequence[Mapping],
+    truth: Sequence[Mapping],
+    *,
+    names: Sequence[str] | None = None,
+    columns: int = 4,
+) -> Figure:
+    """A row of the images with the true boxes, and below it those of `look.mark_errors` in the colours of their marks.
+
+    Args:
+        marked: dicts `boxes`, `labels` for each image; or such lists for each of several runs, by name.
+        truth: dicts with `boxes`, and with `labels` where `names` of the classes are given, to be written at them.
+    """
+    runs = marked if isinstance(marked, Mapping) else {"errors": marked}
+    panel, cells = _rows(images, {"truth": truth} | runs, columns, below=0.3)
+    for axis, name, image, instances, inches in cells:
+        _show(axis, (0.6 * image + 0.4 * 255).transpose(1, 2, 0))
+        boxes, labels = (as_array(instances.get(part)) for part in ("boxes", "labels"))
+        if name == "truth":
+            texts = _words({"labels": labels}, names, len(boxes))
+            _draw_boxes(axis, boxes, [(TRUE, "-", 1.1)] * len(boxes), texts, inches)
+        else:
+            lines = list(MARK_LINES.values())
+            _draw_boxes(axis, boxes, [lines[label] for label in labels], [""] * len(boxes), inches)
+    if cells:
+        handles = [
+            Line2D([], [], color=colour, linestyle=line, linewidth=width, label=mark)
+            for mark, (colour, line, width) in MARK_LINES.items()
+        ]
+        panel.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=TEXT)
+    return panel
+
+
 def show_positives(image, boxes, *, points, matched, strides) -> Figure:
     """Which locations learn which box, a panel for each level: dots in the colour of the box that they answer for.
 
@@ -116,7 +210,7 @@ def show_positives(image, boxes, *, points, matched, strides) -> Figure:
         image: (3, H, W); boxes (N, 4).
         points: (P, 2) x, y of the locations in pixels; matched (P,) their box, -1 for background; strides (P,).
     """
-    points, matched, strides = (_array(values) for values in (points, matched, strides))
+    points, matched, strides = (as_array(values) for values in (points, matched, strides))
     levels = np.unique(strides)
     titles, count = [f"stride {int(stride)}" for stride in levels], len(levels)
     panel = show_images([image] * count, boxes=[boxes] * count, titles=titles, columns=count)
@@ -160,7 +254,7 @@ def _draw_curves(axis: Axes, histories: Mapping[str, Sequence[Mapping]], key: st
         smooth = np.convolve(values, np.ones(window) / window, mode="valid") if len(values) else values
         centre = steps[window // 2 : window // 2 + len(smooth)]
         axis.plot(centre, smooth, color=colour, linewidth=1.6, label=name)
-    _tidy(axis, "step", key)
+    tidy(axis, "step", key)
 
 
 def score_histogram(scores, threshold: float | None = None, *, edges=None) -> Figure:
@@ -170,7 +264,7 @@ def score_histogram(scores, threshold: float | None = None, *, edges=None) -> Fi
         scores: the scores themselves or, with `edges`, counts between edges, as `PseudoLabels.statistics` gives them;
             the share is then of whole bins, so exact where the threshold is an edge.
     """
-    scores = _array(scores)
+    scores = as_array(scores)
     binned = edges is not None
     counts, edges = (scores, np.asarray(edges)) if binned else np.histogram(scores, np.linspace(0, 1, 51))
     panel = Figure(figsize=(WIDTH * 0.7, 2.8), layout="constrained")
@@ -185,7 +279,7 @@ def score_histogram(scores, threshold: float | None = None, *, edges=None) -> Fi
         axis.set_title(text, fontsize=TEXT, loc="right")
     axis.set_xlim(edges[0], edges[-1])
     axis.set_ylim(bottom=0)
-    _tidy(axis, "score", "labels")
+    tidy(axis, "score", "labels")
     return panel
 
 
@@ -200,7 +294,7 @@ def threshold_curves(thresholds, precision, recall, labels_per_image, *, chosen:
     right.plot(thresholds, labels_per_image, color=COLOURS[2], linewidth=1.8, marker="o", markersize=3.5)
     right.set_ylim(bottom=0)
     for axis, name in ((left, "precision, recall"), (right, "labels per image")):
-        _tidy(axis, "threshold on the score", name)
+        tidy(axis, "threshold on the score", name)
         if chosen is not None:
             axis.axvline(chosen, color="black", linewidth=1, linestyle=":")
     return panel
@@ -230,7 +324,7 @@ def compare_rows(rows: Sequence[Mapping], *, unit: str = "AP", title: str = "") 
     axis.text(longest * 1.06, -0.75, "paper", va="center", ha="left", fontsize=TEXT, color=COLOURS[3])
     axis.set_yticks(range(len(rows)), [row["name"] for row in rows])
     axis.set(xlim=(0, longest * 1.16), ylim=(len(rows) - 0.4, -1.1))
-    _tidy(axis, unit, "")
+    tidy(axis, unit, "")
     axis.set_title(title, fontsize=TEXT + 1, loc="left")
     return panel
 
@@ -280,6 +374,65 @@ def _arrow(axis: Axes, start: tuple, end: tuple, text: str) -> None:
     axis.text(x + (0.8 if vertical else 0), y + (0 if vertical else 0.6), text, fontsize=TEXT, style="italic", **place)
 
 
+def _no_image() -> Figure:
+    panel = Figure(figsize=(WIDTH, 0.3))
+    panel.text(0, 0.5, "no image to show", va="center", fontsize=TEXT, color=GREY, style="italic")
+    return panel
+
+
+def _grid(images: Sequence, columns: int, *, titled: bool, below: float = 0.0) -> tuple[Figure, np.ndarray]:
+    """A figure as wide as a notebook with axes, row by row, for images that may be None, and inches `below` them."""
+    shapes = [0.0 if image is None else image.shape[1] / image.shape[2] for image in images]  # height for a width of 1
+    tallest = [max(shapes[start : start + columns]) for start in range(0, len(shapes), columns)]
+    heights = [WIDTH / columns * shape + (0.25 if titled else 0.05) for shape in tallest]
+    panel = Figure(figsize=(WIDTH, sum(heights) + below), layout="constrained")
+    panel.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
+    axes = panel.subplots(len(heights), columns, squeeze=False, height_ratios=heights).ravel()
+    for axis in axes:
+        axis.set_axis_off()
+        axis.set_anchor("N")  # images of one row end at different heights, but start at one
+    return panel, axes
+
+
+def _rows(
+    images: Sequence, rows: Mapping[str, Sequence], columns: int, *, below: float = 0.0
+) -> tuple[Figure, list[tuple]]:
+    """A figure with the images once for each name of `rows`, and what is to be drawn where.
+
+    What belongs to one image is in one column, or side by side where all fits in a row.
+
+    Returns:
+        Axes, name, (3, H, W) image, `rows[name]` of that image, and the inches that the axes are wide.
+    """
+    if wrong := [name for name, row in rows.items() if len(row) != len(images)]:
+        raise ValueError(f"{wrong[0]} has {len(rows[wrong[0]])} entries for {len(images)} images")
+    if not len(images) or not rows:
+        return _no_image(), []
+    if len(images) * len(rows) <= columns:
+        places = [(name, index) for index in range(len(images)) for name in rows]
+        columns = len(places)
+    else:
+        columns = min(columns, len(images))
+        starts = range(0, len(images), columns)
+        places = [(name, index) for start in starts for name in rows for index in range(start, start + columns)]
+    panel, axes = _grid([images[n] if n < len(images) else None for _, n in places], columns, titled=True, below=below)
+    cells, last = [], None
+    for axis, (name, index) in zip(axes, places, strict=True):
+        if name != last:
+            axis.set_title(name, fontsize=TEXT, pad=3)
+        last = name
+        if index < len(images):
+            cells.append((axis, name, as_array(images[index]), rows[name][index], WIDTH / columns))
+    return panel, cells
+
+
+def _show(axis: Axes, pixels: np.ndarray) -> None:
+    """The (H, W, 3) pixels, smoothed where the page has fewer."""
+    height, width = pixels.shape[:2]
+    axis.imshow(pixels.astype(np.uint8), interpolation="antialiased")
+    axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+
+
 def _draw_instances(
     axis: Axes, image: np.ndarray, instances: Sequence, names: Sequence[str] | None, *, inches: float
 ) -> None:
@@ -288,25 +441,45 @@ def _draw_instances(
     count = next((len(part) for part in instances if part is not None), 0)
     by_label = names is not None and labels is not None
     colours = [COLOURS[int(labels[n] if by_label else n) % len(COLOURS)] for n in range(count)]
-    height, width = image.shape[1:]
-    axis.imshow(_overlay(image.transpose(1, 2, 0), masks, colours), interpolation="nearest")
-    axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
-    if boxes is None:
-        return
+    top = _topmost(_masks({"masks": masks}, image))
+    _show(axis, _painted(image, top, colours))
+    _draw_borders(axis, top)
+    if boxes is not None:
+        texts = _words({"labels": labels, "scores": scores}, names, count)
+        order = range(count) if scores is None else np.argsort(-scores, kind="stable")
+        _draw_boxes(axis, boxes, [(colour, "-", 1.1) for colour in colours], texts, inches, order=order)
+
+
+def _words(instances: Mapping, names: Sequence[str] | None, count: int) -> list[str]:
+    """What is written at each of `count` instances: its class, where `names` are given, and its score."""
+    labels, scores = (as_array(instances.get(part)) for part in ("labels", "scores"))
+    classes = [""] * count if names is None or labels is None else [names[int(label)] for label in labels]
+    numbers = [""] * count if scores is None else [f"{score:.2f}" for score in scores]
+    return [f"{word} {number}".strip() for word, number in zip(classes, numbers, strict=True)]
+
+
+def _draw_boxes(
+    axis: Axes,
+    boxes: Sequence,
+    lines: Sequence[tuple],
+    texts: Sequence[str],
+    inches: float,
+    order: Sequence | None = None,
+) -> None:
+    """Boxes with `lines`, their colour, style and width; those first in `order` are first to get a spot for a text."""
+    width, height = axis.get_xlim()[1] + 0.5, axis.get_ylim()[0] + 0.5
     units = width / (inches * 72)  # pixels of the image in a point of print
     placed: list[tuple] = []
-    for n in sorted(range(count), key=lambda n: 0 if scores is None else -scores[n]):
-        left, top, right, bottom = boxes[n]
-        axis.add_patch(
-            Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colours[n], linewidth=1.1)
-        )
-        words = [names[int(labels[n])]] if by_label else []
-        text = " ".join(words + ([f"{scores[n]:.2f}"] if scores is not None else []))
-        spot = _free_spot(boxes[n], (len(text) * 4.2 * units, 8.5 * units), (width, height), placed)
-        if text and spot:
+    for n in range(len(boxes)) if order is None else order:
+        (left, top, right, bottom), (colour, line, thick) = boxes[n], lines[n]
+        outline = {"fill": False, "edgecolor": colour, "linestyle": line, "linewidth": thick}
+        axis.add_patch(Rectangle((left, top), right - left, bottom - top, **outline))
+        spot = _free_spot(boxes[n], ((len(texts[n]) * 4.2 + 2) * units, 8.5 * units), (width, height), placed)
+        if texts[n] and spot:
             placed.append(spot)
-            background = {"facecolor": colours[n], "edgecolor": "none", "pad": 0.6, "alpha": 0.9}
-            axis.text(*spot[:2], text, fontsize=6.5, color=TEXT_ON[colours[n]], va="top", ha="left", bbox=background)
+            style = {"fontsize": SMALL, "color": TEXT_ON[colour], "va": "top", "ha": "left"}
+            background = {"facecolor": colour, "edgecolor": "none", "pad": 0.6, "alpha": 0.9}
+            axis.text(*spot[:2], texts[n], **style, bbox=background)
 
 
 def _free_spot(box: Sequence[float], size: tuple, limits: tuple, placed: Sequence[tuple]) -> tuple | None:
@@ -320,18 +493,115 @@ def _free_spot(box: Sequence[float], size: tuple, limits: tuple, placed: Sequenc
     return None
 
 
-def _overlay(image: np.ndarray, masks: np.ndarray | None, colours: Sequence[str]) -> np.ndarray:
-    """The (H, W, 3) image with masks half transparent, smaller ones last so that they stay visible."""
-    if masks is None or len(masks) == 0:
-        return image
-    painted = image.astype(float)
-    for n in sorted(range(len(masks)), key=lambda n: -int(masks[n].sum())):
-        colour = np.array([int(colours[n][at : at + 2], 16) for at in (1, 3, 5)], dtype=float)
-        painted[masks[n].astype(bool)] = 0.5 * image[masks[n].astype(bool)] + 0.5 * colour
-    return painted.astype(np.uint8)
+def _masks(instances: Mapping, image: np.ndarray) -> np.ndarray:
+    """(N, H, W) bool, N = 0 where there are none."""
+    masks = as_array(instances.get("masks"))
+    return np.zeros((0, *image.shape[1:]), bool) if masks is None or not len(masks) else masks.astype(bool)
 
 
-def _tidy(axis: Axes, x: str, y: str) -> None:
+def _topmost(masks: np.ndarray) -> np.ndarray:
+    """(H, W) index of the mask that shows, -1 for none: smaller ones lie over larger, so that they stay visible."""
+    top = np.full(masks.shape[1:], -1)
+    for n in np.argsort(-masks.sum((1, 2)), kind="stable"):
+        top[masks[n]] = n
+    return top
+
+
+def _segments(ids: np.ndarray, segments: Sequence[Mapping]) -> tuple[np.ndarray, list[Mapping]]:
+    """(H, W) index of the segment that a pixel is of, -1 for void, and the segments, from left to right.
+
+    In that order the things of a class have the same shades in truth and prediction where most of them are found.
+    """
+    middles = [np.nonzero(ids == segment["id"])[1].mean() for segment in segments]
+    segments = [segments[n] for n in np.argsort(middles, kind="stable")]
+    top = np.full(ids.shape, -1)
+    for n, segment in enumerate(segments):
+        top[ids == segment["id"]] = n
+    return top, segments
+
+
+def _painted(image: np.ndarray, top: np.ndarray, colours: Sequence[str], *, opacity: float = 0.5) -> np.ndarray:
+    """(H, W, 3) pixels of a (3, H, W) image with a colour where `top` is not -1."""
+    pixels = image.transpose(1, 2, 0).astype(float)
+    over = np.array([to_rgb(colour) for colour in colours]).reshape(-1, 3) * 255
+    covered = top >= 0
+    pixels[covered] = (1 - opacity) * pixels[covered] + opacity * over[top[covered]]
+    return pixels
+
+
+def _distinct(n: int, *, saturation: float = 0.75) -> np.ndarray:
+    """The n-th of many colours that differ from those before, (3,) from 0 to 1."""
+    hue = (0.58 + n * 0.618034) % 1  # steps of the golden ratio keep away from each other
+    return np.array(colorsys.hls_to_rgb(hue, (0.5, 0.65, 0.42)[n % 3], saturation))
+
+
+def _class_colours(classes: Sequence[int], isthing: Sequence[bool]) -> list[np.ndarray]:
+    """A dull colour for each class of stuff; a bright one for each class of things, whose segments shade it in turn."""
+    seen: Counter = Counter()
+    colours = []
+    for place, thing in zip(classes, isthing, strict=True):
+        shade = SHADES[seen[place] % len(SHADES)] if thing else 0.0
+        colour = _distinct(place, saturation=0.8 if thing else 0.45)
+        colours.append(colour + shade * ((1 - colour) if shade > 0 else colour))
+        seen[place] += 1
+    return colours
+
+
+def _hatch(shape: tuple, inches: float) -> np.ndarray:
+    """(H, W, 1) grey with diagonal stripes of two points for axes that are `inches` wide."""
+    period = max(4, 4 * shape[1] / (inches * 72))
+    stripes = np.add.outer(np.arange(shape[0]), np.arange(shape[1])) % period < period / 2
+    return np.where(stripes, 175.0, 205.0)[..., None]
+
+
+def _draw_borders(axis: Axes, top: np.ndarray) -> None:
+    """Thin lines between pixels of different index, the same on the page whatever the size of the image."""
+    if (top < 0).all():
+        return
+    sides = []
+    for index, differ in ((0, top[1:] != top[:-1]), (1, (top[:, 1:] != top[:, :-1]).T)):
+        across, start, end = _runs(differ)
+        ends = np.stack([np.stack([start - 0.5, across + 0.5], 1), np.stack([end - 0.5, across + 0.5], 1)], 1)
+        sides.append(ends[..., ::-1] if index else ends)
+    axis.add_collection(LineCollection(np.concatenate(sides), colors="white", linewidths=0.5), autolim=False)
+
+
+def _runs(flags: np.ndarray) -> np.ndarray:
+    """Of the runs of True in each row of (R, C) bool: rows, first columns, columns after the last, (3, K)."""
+    change = np.diff(np.pad(flags, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    rows, first = np.nonzero(change == 1)
+    return np.stack([rows, first, np.nonzero(change == -1)[1]])
+
+
+def _write_inside(axis: Axes, top: np.ndarray, texts: Sequence[str], inches: float) -> None:
+    """Write each text in the part of an image whose index in `top` it has, where there is room for it."""
+    units = top.shape[1] / (inches * 72)  # pixels of the image in a point of print
+    for n, text in enumerate(texts):
+        wide, high = (len(text) * 4.2 + 2) * units, 8.5 * units
+        margins = (20, 8, 3, 0)  # points; as far from the border as there is room for
+        spots = (_room(top == n, wide + 2 * margin * units, high + 2 * margin * units) for margin in margins)
+        if text and (spot := next((spot for spot in spots if spot), None)):
+            outline = [withStroke(linewidth=1.8, foreground="white")]
+            axis.text(*spot, text, fontsize=SMALL, va="center", ha="center", path_effects=outline)
+
+
+def _room(inside: np.ndarray, wide: float, high: float) -> tuple[float, float] | None:
+    """x, y of the middle of a window of that many pixels that is inside: the one nearest the centre, None for none."""
+    wide, high = int(np.ceil(wide)), int(np.ceil(high))
+    if wide > inside.shape[1] or high > inside.shape[0]:
+        return None
+    sums = np.pad(inside, ((1, 0), (1, 0))).cumsum(0, dtype=np.int32).cumsum(1)
+    counts = sums[high:, wide:] - sums[:-high, wide:] - sums[high:, :-wide] + sums[:-high, :-wide]
+    rows, columns = np.nonzero(counts == wide * high)
+    if not len(rows):
+        return None
+    x, y = columns + (wide - 1) / 2, rows + (high - 1) / 2
+    centre_y, centre_x = (places.mean() for places in np.nonzero(inside))
+    nearest = ((x - centre_x) ** 2 + (y - centre_y) ** 2).argmin()
+    return float(x[nearest]), float(y[nearest])
+
+
+def tidy(axis: Axes, x: str, y: str) -> None:
     axis.set_xlabel(x, fontsize=TEXT)
     axis.set_ylabel(y, fontsize=TEXT)
     axis.tick_params(labelsize=TEXT)
@@ -340,7 +610,7 @@ def _tidy(axis: Axes, x: str, y: str) -> None:
     axis.set_axisbelow(True)
 
 
-def _array(data) -> np.ndarray | None:
+def as_array(data) -> np.ndarray | None:
     """Tensors of any device, arrays and lists as an array."""
     if data is None:
         return None

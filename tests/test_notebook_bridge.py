@@ -301,7 +301,13 @@ def test_errors_are_marked():
     # the fourth would fit best, but the surer first has taken the object
     assert names_of(marked) == ["found", "wrong class", "spurious", "spurious", "missed"]
     np.testing.assert_array_equal(marked["boxes"][-1], TRUTH["boxes"][2])
-    assert look.count_marks([marked, marked]) == {"found": 2, "wrong class": 2, "spurious": 4, "missed": 2}
+    assert look.count_marks([marked, marked]) == {
+        "found": 2,
+        "wrong class": 2,
+        "poorly placed": 0,
+        "spurious": 4,
+        "missed": 2,
+    }
 
 
 def test_without_classes_a_match_is_found():
@@ -314,7 +320,31 @@ def test_errors_where_there_is_nothing():
     assert names_of(look.mark_errors(FOUND, nothing)) == ["spurious"] * 4
     assert names_of(look.mark_errors(nothing, TRUTH)) == ["missed"] * 3
     assert names_of(look.mark_errors(nothing, nothing)) == []
-    assert look.count_marks([]) == {"found": 0, "wrong class": 0, "spurious": 0, "missed": 0}
+    assert look.count_marks([]) == dict.fromkeys(look.MARKS, 0)
+
+
+def test_a_box_that_nearly_fits_is_poorly_placed_not_spurious():
+    truth = {"boxes": np.array([[0, 0, 10, 10], [20, 0, 30, 10]], np.float32), "labels": np.array([1, 2])}
+    boxes = [
+        [0, 0, 10, 10],  # found
+        [0, 0, 10, 4],  # IoU 0.4 with a truth that is found already
+        [26, 0, 36, 10],  # 40 of 160 pixels shared: 0.25, of another class
+        [20, 0, 21, 10],  # 0.1
+        [20, 0, 29, 1],  # 0.09
+        [0, 0, 10, 5],  # 0.5, but taken: a second box of the same object
+        [50, 0, 60, 10],  # alone
+    ]
+    found = {"boxes": np.array(boxes, np.float32), "scores": np.arange(7, 0, -1) / 10, "labels": np.ones(7, np.int64)}
+    expected = ["found", *["poorly placed"] * 3, *["spurious"] * 3, "missed"]
+    assert names_of(look.mark_errors(found, truth)) == expected
+    assert names_of(look.mark_errors(found, truth, classes=False)) == expected
+    assert look.count_marks([look.mark_errors(found, truth)]) == {
+        "found": 1,
+        "wrong class": 0,
+        "poorly placed": 3,
+        "spurious": 3,
+        "missed": 1,
+    }
 
 
 # ---- pseudo labels ----

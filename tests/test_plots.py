@@ -8,7 +8,7 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 
-from cassl_lib import plots
+from cassl_lib import look, plots
 
 
 def images(*sizes):
@@ -62,6 +62,23 @@ def test_masks_are_painted_where_they_are_and_small_ones_stay_visible():
     assert (pixels[5, 5] == 40).all()
 
 
+def test_masks_have_borders_where_what_shows_changes():
+    masks = np.zeros((2, 4, 6), bool)
+    masks[0, :, :4] = True
+    masks[1, 1:3, 3:5] = True  # on the right border of the first
+    (borders,) = plots.show_images(images((4, 6)), masks=[masks]).axes[0].collections
+    lines = {tuple(map(tuple, line.tolist())) for line in borders.get_segments()}
+    assert lines == {
+        ((2.5, 0.5), (4.5, 0.5)),  # above and below the second, across the first and the image beside it
+        ((2.5, 2.5), (4.5, 2.5)),
+        ((2.5, 0.5), (2.5, 2.5)),  # left and right of the second
+        ((4.5, 0.5), (4.5, 2.5)),
+        ((3.5, -0.5), (3.5, 0.5)),  # right of the first, where the second does not hide it
+        ((3.5, 2.5), (3.5, 3.5)),
+    }
+    assert not plots.show_images(images((4, 6)), boxes=[[[0, 0, 2, 2]]]).axes[0].collections
+
+
 def test_crowded_labels_do_not_lie_on_each_other():
     rng = np.random.default_rng(0)
     corners = rng.uniform(20, 70, (25, 2))
@@ -102,6 +119,147 @@ def test_runs_are_shown_in_rows_over_the_same_images():
     assert [drawn(axis).shape[1] for axis in panel.axes] == [40, 60, 40, 60]
     single = plots.side_by_side(images((40, 40)), {"truth": [box], "mine": [box]})
     assert [axis.get_subplotspec().rowspan.start for axis in single.axes] == [0, 0]  # in one row
+
+
+ENTITIES = np.repeat(np.repeat(np.arange(15).reshape(3, 5), 20, 0), 20, 1)  # (60, 100), 15 squares of 20 pixels
+
+
+def test_many_entities_differ_in_colour_and_hide_nothing():
+    found = {"masks": ENTITIES == np.arange(15)[:, None, None], "boxes": np.zeros((15, 4)), "labels": np.arange(15)}
+    panel = plots.show_entities(images((60, 100)), {"truth": [found], "found": [{"size": (60, 100)}]})
+    assert [axis.get_title() for axis in panel.axes] == ["truth", "found"]
+    full, empty = (drawn(axis) for axis in panel.axes)
+    assert len({tuple(full[row, column]) for row in (10, 30, 50) for column in range(10, 100, 20)}) == 15
+    assert (empty == 40).all() and [len(axis.collections) for axis in panel.axes] == [1, 0]
+    assert [(len(axis.patches), len(axis.texts)) for axis in panel.axes] == [(0, 0)] * 2  # no boxes, no texts
+
+
+def test_entities_are_named_where_they_have_room():
+    masks = np.array([ENTITIES >= 5, ENTITIES == 4])  # 100 x 40 and 20 x 20 pixels
+    found = {"masks": masks, "labels": [0, 1], "scores": [0.876, 0.5]}
+    panel = plots.show_entities(images((60, 100)), {"found": [found]}, names=["ground", "toadstool of a kind " * 5])
+    (text,) = panel.axes[0].texts
+    assert text.get_text() == "ground 0.88"
+    np.testing.assert_allclose(text.get_position(), (49.5, 39.5), atol=0.5)  # the middle of the first
+
+
+CATEGORIES = [
+    {"id": 3, "name": "cat", "isthing": 1},
+    {"id": 7, "name": "sky-other-merged", "isthing": 0},
+    {"id": 5, "name": "grass", "isthing": 0},
+]
+
+
+def panoptic(*, thing=3, height=60):
+    """Sky on 30 rows, then void on 10, two things of a class on 10, grass on 10: ids 900, 1, 2, 256."""
+    ids = np.zeros((height, 80), np.int32)
+    ids[:30], ids[40:50, :40], ids[40:50, 40:], ids[50:] = 900, 1, 2, 256
+    kinds = {2: thing, 256: 5, 900: 7, 1: thing}
+    return ids, [{"id": number, "category_id": kind} for number, kind in kinds.items()]
+
+
+def test_panoptic_maps_lie_side_by_side_in_the_same_colours():
+    panel = plots.show_panoptic(
+        images((60, 80)), {"truth": [panoptic()], "found": [panoptic(thing=7)]}, categories=CATEGORIES
+    )
+    assert [axis.get_title() for axis in panel.axes] == ["truth", "found"]
+    truth, found = (drawn(axis).astype(int) for axis in panel.axes)
+    for row in (10, 55):
+        assert (truth[row] == truth[row, 0]).all() and (found[row] == truth[row, 0]).all()
+    left, right, sky = truth[45, 10], truth[45, 70], truth[10, 0]
+    assert len({tuple(colour) for colour in (left, right, sky, truth[55, 0])}) == 4  # shades of one class's things
+    assert (found[45] == sky).all()  # segments of stuff have no shades
+    assert np.ptp(truth[30:40], axis=-1).max() == 0  # void is grey
+    assert len(np.unique(truth[30:40])) == 2 and np.array_equal(truth[30:40], found[30:40])  # and hatched
+    bright = plots.show_panoptic([np.full((3, 60, 80), 200)], {"truth": [panoptic()]}, categories=CATEGORIES)
+    np.testing.assert_allclose(drawn(bright.axes[0])[10, 0] - truth[10, 0], 160 * 0.7 * 0.45, atol=1)  # shines through
+
+
+def test_shades_go_from_left_to_right_whatever_the_ids():
+    ids, segments = panoptic()
+    swapped = np.select([ids == 1, ids == 2], [2, 1], ids)
+    panel = plots.show_panoptic(
+        images((60, 80)), {"truth": [(ids, segments)], "found": [(swapped, segments)]}, categories=CATEGORIES
+    )
+    assert np.array_equal(*(drawn(axis) for axis in panel.axes))
+
+
+def test_segments_are_named_where_they_have_room():
+    panel = plots.show_panoptic(images((60, 80)), {"truth": [panoptic()]}, categories=CATEGORIES, columns=4)
+    axis = panel.axes[0]
+    assert {text.get_text() for text in axis.texts} == {"sky-other", "cat", "grass"}
+    panel = plots.show_panoptic(images((60, 80)) * 12, {"truth": [panoptic()] * 12}, categories=CATEGORIES, columns=12)
+    assert {text.get_text() for axis in panel.axes for text in axis.texts} == {"sky-other"}  # 10 rows are too few now
+    assert_apart(panel)
+    ids = panoptic()[0]
+    for axis in panel.axes:
+        (text,) = axis.texts
+        corners = axis.transData.inverted().transform(text.get_window_extent().get_points())
+        columns, rows = np.clip(np.round(corners).astype(int), 0, [79, 59]).T
+        assert (ids[rows, columns] == 900).all()
+
+
+def test_maps_without_segments_and_wrong_sizes():
+    void = (np.zeros((60, 80), np.int32), [])
+    axis = plots.show_panoptic(images((60, 80)), {"found": [void]}, categories=[]).axes[0]
+    assert not axis.texts and not axis.collections
+    with pytest.raises(ValueError, match=r"\(60, 80\) pixels for an image of \(50, 80\)"):
+        plots.show_panoptic(images((50, 80)), {"found": [void]}, categories=[])
+    with pytest.raises(ValueError, match="found has 1 entries for 2 images"):
+        plots.show_panoptic(images((60, 80)) * 2, {"found": [void]}, categories=[])
+
+
+def test_rows_are_folded_at_four_images():
+    void = (np.zeros((60, 80), np.int32), [])
+    panel = plots.show_panoptic(images((60, 80)) * 6, {"truth": [void] * 6, "found": [void] * 6}, categories=[])
+    titles = [axis.get_title() for axis in panel.axes]
+    assert titles == ["truth", "", "", "", "found", "", "", ""] * 2
+    assert [len(axis.images) for axis in panel.axes] == [1] * 8 + [1, 1, 0, 0] * 2
+    pair = plots.show_panoptic(images((60, 80)) * 2, {"truth": [void] * 2, "found": [void] * 2}, categories=[])
+    assert [axis.get_title() for axis in pair.axes] == ["truth", "found"] * 2  # what fits in one row stays in one
+
+
+def test_errors_lie_beside_the_truth_in_the_colours_of_the_legend():
+    assert tuple(plots.MARK_LINES) == look.MARKS
+    boxes = np.array([[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10], [0, 20, 10, 30], [20, 20, 35, 35]])
+    marked = {"boxes": boxes, "labels": np.arange(5)}
+    truth = {"boxes": boxes[:2], "labels": [1, 0]}
+    panel = plots.show_errors(images((40, 60)), [marked], [truth], names=["cat", "dog"])
+    true, errors = panel.axes
+    assert (true.get_title(), errors.get_title()) == ("truth", "errors")
+    assert [text.get_text() for text in true.texts] == ["dog", "cat"] and not errors.texts
+    assert [patch.get_xy() for patch in true.patches] == [(0, 0), (20, 0)]
+    drawn_as = [(to_hex(patch.get_edgecolor()), patch.get_linestyle()) for patch in errors.patches]
+    (legend,) = panel.legends
+    assert [text.get_text() for text in legend.get_texts()] == list(look.MARKS)
+    assert [to_hex(line.get_color()) for line in legend.get_lines()] == [colour for colour, _ in drawn_as]
+    assert len({colour for colour, _ in drawn_as}) == 5 and [line == "-" for _, line in drawn_as] == [True] * 4 + [
+        False
+    ]
+    panel.draw_without_rendering()
+    below = legend.get_window_extent()
+    assert panel.bbox.y0 <= below.y0 and below.y1 <= min(axis.get_window_extent().y0 for axis in panel.axes)
+
+
+def test_errors_of_runs_are_rows():
+    box, none = {"boxes": [[2, 2, 30, 30]], "labels": [3]}, {"boxes": np.zeros((0, 4)), "labels": np.zeros(0, np.int64)}
+    rows = {"mine": [box] * 3, "other": [none] * 3}
+    panel = plots.show_errors(images((40, 40), (40, 60), (60, 40)), rows, [box, none, none])
+    assert [axis.get_title() for axis in panel.axes] == ["truth", "", "", "mine", "", "", "other", "", ""]
+    assert [len(axis.patches) for axis in panel.axes] == [1, 0, 0, 1, 1, 1, 0, 0, 0]
+    assert_apart(panel)
+
+
+@pytest.mark.parametrize(
+    "empty",
+    [
+        lambda: plots.show_errors([], [], []),
+        lambda: plots.show_entities([], {"truth": []}),
+        lambda: plots.show_panoptic([], {"truth": [], "found": []}, categories=[]),
+    ],
+)
+def test_no_image_of_any_row_is_said_in_a_line(empty):
+    assert [text.get_text() for text in empty().texts] == ["no image to show"]
 
 
 def test_positives_are_dots_on_their_own_level_in_the_colour_of_their_box():
