@@ -76,7 +76,7 @@ def _config_options(parser: argparse.ArgumentParser) -> None:
         option = f"--{name.replace('_', '-')}"
         if name == "stage":  # said by the verb
             continue
-        if name == "masks":
+        if name in ("masks", "overlap", "rescore"):
             parser.add_argument(option, action=argparse.BooleanOptionalAction, default=None)
         else:
             kind = kinds.get(name, str)

@@ -119,6 +119,7 @@ class Config:
     annotation: str  # what labeler and warm-up learn: objects, or entities (things and stuff, Table 2)
     target: str  # what finetuning learns: instances of the thing classes, or panoptic: things and stuff, for PQ
     crowd: str  # pixels of no entity are trained as background, or ignore
+    overlap: bool | None  # whether detected objects or entities may share pixels; None: objects may, entities not
     labeled: str  # "scenes", or JSON[:FOLDER]
     unlabeled: str  # "scenes", or a folder or COCO image_info JSON (several joined by commas)
     val: str  # "scenes", or JSON[:FOLDER]

@@ -36,6 +36,7 @@ MARK_LINES = {
     "spurious": (COLOURS[3], "-", 1.6),
     "missed": (TRUE, (0, (2.5, 1.5)), 1.6),
 }
+MISSED = list(MARK_LINES).index("missed")
 SHADES = (0.0, 0.45, -0.3, 0.2)  # of one class's things, towards white (above 0) or black
 
 
@@ -192,8 +193,9 @@ def show_errors(
             texts = _words({"labels": labels}, names, len(boxes))
             _draw_boxes(axis, boxes, [(TRUE, "-", 1.1)] * len(boxes), texts, inches)
         else:
-            lines = list(MARK_LINES.values())
-            _draw_boxes(axis, boxes, [lines[label] for label in labels], [""] * len(boxes), inches)
+            lines = [list(MARK_LINES.values())[label] for label in labels]
+            over = np.where(labels == MISSED, 1, -labels)  # what is found lies over spurious boxes of the same object
+            _draw_boxes(axis, boxes, lines, [""] * len(boxes), inches, order=over.argsort(kind="stable"))
     if cells:
         handles = [
             Line2D([], [], color=colour, linestyle=line, linewidth=width, label=mark)

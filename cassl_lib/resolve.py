@@ -45,6 +45,8 @@ def resolve(
     epochs: float | None = None,
     size: int | None = None,
     masks: bool | None = None,
+    overlap: bool | None = None,
+    rescore: bool | None = None,
     pretrained: str | None = None,
     augment: str | None = None,
     threshold: float | None = None,
@@ -65,6 +67,9 @@ def resolve(
         stage, epochs: the stage (labeler, warmup, finetune) that trains `epochs` passes instead of the profile's.
         size: short side of the images in pixels, training sizes in proportion.
         masks: False trains plain FCOS, boxes only.
+        overlap: False leaves a pixel to the object or entity with the highest score and makes boxes of what is left, in
+            labels and evaluation of labeler and warm-up; None does so for entities, as the authors' entity code.
+        rescore: True multiplies the score by the mean probability inside the mask.
         pretrained: what the backbone starts from: imagenet (timm downloads it), none (at random), or a file of weights
             (.pth, .safetensors) under any name that `interop.load` knows.
         threshold: constant score threshold of the pseudo labels in (0, 1), on sqrt(cls*ctr).
@@ -95,6 +100,12 @@ def resolve(
         _boolean("masks", masks)
         threshold_on, centre = ("cls*ctr", "mask") if masks else ("cls", "box")
         config = replace(config, model=replace(config.model, masks=masks, threshold_on=threshold_on, centre=centre))
+    if overlap is not None:
+        _boolean("overlap", overlap)
+        config = replace(config, overlap=overlap)
+    if rescore is not None:
+        _boolean("rescore", rescore)
+        config = replace(config, model=replace(config.model, rescore_masks=rescore))
     if target == "panoptic" and not config.model.masks:
         raise ConfigError("target='panoptic' needs masks; use masks=True, or target=instances")
     if pretrained is not None:
@@ -144,7 +155,13 @@ def to_json(config: Any) -> dict:
 
 def from_json(data: dict) -> Config:
     """The Config that `to_json` wrote."""
-    data = {"annotation": "objects", "target": "instances", "crowd": "background", "panoptic": {}} | data
+    data = {
+        "annotation": "objects",
+        "target": "instances",
+        "crowd": "background",
+        "overlap": None,
+        "panoptic": {},
+    } | data
     parts = {"model": ModelConfig, "augment": AugmentConfig, "label": LabelConfig, "panoptic": PanopticConfig}
     parts |= dict.fromkeys(STAGES, TrainConfig)
     values = {name: tuples(value) for name, value in data.items()}
@@ -162,6 +179,7 @@ def _from_profile(name: str, **chosen) -> Config:
     profile = PROFILES[name]
     return Config(
         **chosen,
+        overlap=None,
         profile=name,
         labeled="",
         unlabeled="",

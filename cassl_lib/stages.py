@@ -126,8 +126,8 @@ def baseline_steps(config: Config) -> int:
 def agnostic(config: Config) -> ModelConfig:
     """The detector of one class that labeler and warm-up train."""
     # UNSTATED: whether CA-SSL's entity labels overlap. The authors' entity inference leaves a pixel to one entity.
-    alone = config.annotation == "entities" and config.model.masks
-    return replace(config.model, num_classes=1, one_entity_per_pixel=alone or config.model.one_entity_per_pixel)
+    alone = config.annotation == "entities" if config.overlap is None else not config.overlap
+    return replace(config.model, num_classes=1, one_entity_per_pixel=alone and config.model.masks)
 
 
 def judge(config: Config, labels: Run) -> dict:

@@ -15,24 +15,24 @@ def square(left, side=10):
     return [left, 0, left + side, 10]
 
 
-# Two images; by falling score: right, wrong (alone), right, wrong (a second box of the first object), right at IoU 0.6.
+# Two images; by falling score: right, right, wrong (alone), wrong (a second box of the first object), right at IoU 0.6.
 FOUND = [
-    {"boxes": np.array([square(0), square(0), square(70)]), "scores": np.array([0.91, 0.61, 0.81])},
-    {"boxes": np.array([square(20, 6), square(40)]), "scores": np.array([0.51, 0.71])},
+    {"boxes": np.array([square(0), square(0), square(70)]), "scores": np.array([0.91, 0.61, 0.71])},
+    {"boxes": np.array([square(20, 6), square(40)]), "scores": np.array([0.51, 0.81])},
 ]
 TRUTH = [{"boxes": np.array([square(0)])}, {"boxes": np.array([square(20), square(40), square(60)])}]
 
 
 def test_the_curve_by_hand():
     recall, precision = charts.match_curve(FOUND, TRUTH)
-    np.testing.assert_allclose(recall, [1 / 4, 1 / 4, 2 / 4, 2 / 4, 3 / 4])
-    np.testing.assert_allclose(precision, [1, 1 / 2, 2 / 3, 2 / 4, 3 / 5])
+    np.testing.assert_allclose(recall, [1 / 4, 2 / 4, 2 / 4, 2 / 4, 3 / 4])
+    np.testing.assert_allclose(precision, [1, 1, 2 / 3, 2 / 4, 3 / 5])
 
 
 def test_the_envelope_is_the_best_precision_from_there_on():
     recall, precision = charts.match_curve(FOUND, TRUTH, envelope=True)
-    np.testing.assert_allclose(recall, [1 / 4, 1 / 4, 2 / 4, 2 / 4, 3 / 4])
-    np.testing.assert_allclose(precision, [1, 2 / 3, 2 / 3, 3 / 5, 3 / 5])
+    np.testing.assert_allclose(recall, [1 / 4, 2 / 4, 2 / 4, 2 / 4, 3 / 4])
+    np.testing.assert_allclose(precision, [1, 1, 2 / 3, 3 / 5, 3 / 5])
 
 
 def test_a_higher_iou_is_stricter():
@@ -86,8 +86,8 @@ def test_scores_of_right_and_wrong_lie_over_each_other():
     assert axis.get_title(loc="right") == "above 0.65: 2 right, 1 wrong"
     right, _, wrong, _ = (patch.get_data() for patch in axis.patches)  # filled, then outlined
     assert right.values.sum() == 3 and wrong.values.sum() == 2
-    assert right.values[[25, 35, 45]].tolist() == [1, 1, 1]  # bins of 0.02: from 0.5, 0.7, 0.9
-    assert wrong.values[[30, 40]].tolist() == [1, 1]
+    assert right.values[[25, 40, 45]].tolist() == [1, 1, 1]  # bins of 0.02: from 0.5, 0.8, 0.9
+    assert wrong.values[[30, 35]].tolist() == [1, 1]
     assert charts.scores_by_match([], []).axes[0].get_title(loc="right") == ""
 
 

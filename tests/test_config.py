@@ -43,6 +43,8 @@ BAD = [
     ({"annotation": "stuff"}, "annotation='stuff'", "entities"),
     ({"target": "objects"}, "target='objects'", "instances, panoptic"),
     ({"target": "panoptic", "masks": False}, "target='panoptic'", "masks=True"),
+    ({"overlap": "false"}, "overlap='false'", "True or False"),
+    ({"rescore": 1}, "rescore=1", "True or False"),
     ({"crowd": True}, "crowd=True", "background, ignore"),
     ({"labeled": ""}, "labeled=''", "None for the profile's own"),
     ({"labeled": 3}, "labeled=3", "path"),

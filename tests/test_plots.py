@@ -229,7 +229,11 @@ def test_errors_lie_beside_the_truth_in_the_colours_of_the_legend():
     assert (true.get_title(), errors.get_title()) == ("truth", "errors")
     assert [text.get_text() for text in true.texts] == ["dog", "cat"] and not errors.texts
     assert [patch.get_xy() for patch in true.patches] == [(0, 0), (20, 0)]
-    drawn_as = [(to_hex(patch.get_edgecolor()), patch.get_linestyle()) for patch in errors.patches]
+    # spurious boxes lie under those that are found, missed ones over all
+    assert [patch.get_xy() for patch in errors.patches] == [(0, 20), (40, 0), (20, 0), (0, 0), (20, 20)]
+    by_place = {patch.get_xy(): patch for patch in errors.patches}
+    patches = [by_place[left, top] for left, top, _, _ in boxes.tolist()]
+    drawn_as = [(to_hex(patch.get_edgecolor()), patch.get_linestyle()) for patch in patches]
     (legend,) = panel.legends
     assert [text.get_text() for text in legend.get_texts()] == list(look.MARKS)
     assert [to_hex(line.get_color()) for line in legend.get_lines()] == [colour for colour, _ in drawn_as]

@@ -451,6 +451,8 @@ def test_a_warm_up_on_entities_is_one_word_away(config, chain, monkeypatch):
     warmup = stages.warm_up(entities, existing=True)
     assert warmup.id != chain["warmup"].id and stages.model_config(warmup).one_entity_per_pixel
     assert not stages.model_config(panoptic).one_entity_per_pixel
+    assert not stages.agnostic(replace(entities, overlap=True)).one_entity_per_pixel
+    assert stages.agnostic(replace(config, overlap=False)).one_entity_per_pixel
     truth = sources.validation_set(entities)
     assert len(truth.boxes) > len(sources.validation_set(config).boxes)  # things and stuff
     # What is learned from scratch with classes does not depend on what the warm-up would have been.
