@@ -152,6 +152,19 @@ def finished_runs() -> list[str]:
     return sorted(path.parent.name for path in paths.runs().glob("*/result.json"))
 
 
+@contextlib.contextmanager
+def alone(folder: Path, *, say: bool = True):
+    """Hold a folder against other processes; they say so and wait. The system frees it when its holder dies."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if say:
+                print(f"another process works in {folder}; waiting for it", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

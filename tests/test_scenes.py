@@ -194,12 +194,13 @@ def test_of_two_processes_one_draws_and_both_return(files, tmp_path):
     count = "scenes.draw_scene = after(scenes.draw_scene, 99, die)"
     meet = f"""
 import pathlib
+from cassl_lib import runs
 {count}
-flock = scenes.fcntl.flock
+flock = runs.fcntl.flock
 def announce(*args):
     pathlib.Path({str(tmp_path)!r}, "asked-" + str(os.getpid())).touch()
     flock(*args)
-scenes.fcntl.flock = announce
+runs.fcntl.flock = announce
 draw = scenes.draw_scene
 def together(*args):
     while len(list(pathlib.Path({str(tmp_path)!r}).glob("asked-*"))) < 2:
@@ -246,7 +247,7 @@ def test_a_missing_file_is_noticed_without_reading_all(tmp_path, lost):
 
 def test_what_is_there_is_neither_drawn_nor_locked(files, monkeypatch):
     monkeypatch.setattr(scenes, "draw_scene", None)
-    monkeypatch.setattr(scenes, "_alone", None)
+    monkeypatch.setattr(scenes, "alone", None)
     assert prepare(files.root, SPEC, ["coco", "train"]) == files
 
 

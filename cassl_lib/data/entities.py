@@ -8,11 +8,9 @@ without annotation (score -1) are kept too, to be ignored where that is asked fo
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import multiprocessing
 import os
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import cached_property
 from itertools import repeat
@@ -26,7 +24,7 @@ from cassl_lib import paths
 from cassl_lib.data.coco import CocoImages, DataError, Report
 from cassl_lib.data.panoptic import PanopticFiles, check_segments, count_values, pngs_of, read_ids
 from cassl_lib.pseudo_labels import PseudoLabels, finish, finished_shards, write_shard
-from cassl_lib.runs import file_fingerprint
+from cassl_lib.runs import alone, file_fingerprint
 
 SHARD_SIZE = 1000  # images
 VERSION = 2  # of the conversion: to be raised whenever the same annotation gives another store
@@ -215,15 +213,3 @@ def decode_masks(rles: list[dict], size: tuple[int, int]) -> np.ndarray:
     if not rles:
         return np.zeros((0, *size), np.uint8)
     return np.ascontiguousarray(coco_mask.decode(rles).transpose(2, 0, 1))
-
-
-@contextlib.contextmanager
-def alone(folder: Path):
-    """Hold a folder against other processes; they say so and wait. The system frees it when its holder dies."""
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"another process works in {folder}; waiting for it", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

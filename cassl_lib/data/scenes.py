@@ -12,14 +12,11 @@ the panoptic maps of a labelled unit their pixels are void. A unit counts as fin
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,6 +26,7 @@ from tqdm import tqdm
 from cassl_lib.data.drawing import LABELLED, PARTS, UNITS, SceneSpec, draw_scene
 from cassl_lib.data.drawing_coco import UnitRecords, as_png, panoptic_segments
 from cassl_lib.data.drawing_kinds import NAMED
+from cassl_lib.runs import alone
 
 VERSION = 1  # of the drawing: to be raised whenever the same spec gives other pixels or annotations
 CLASSES = tuple(kind.name for kind in NAMED)
@@ -94,7 +92,7 @@ def prepare(
     if not verify and not _missing(files, spec, units):
         return files  # without the lock, so that a read-only folder will do
     files.root.mkdir(parents=True, exist_ok=True)
-    with _alone(files.root, progress):
+    with alone(files.root, say=progress):
         if verify:
             _forget(files.root, _damaged(files, units))
         for unit in _missing(files, spec, units):
@@ -165,18 +163,6 @@ def _forget(root: Path, units: Sequence[str]) -> None:
     kept = {unit: entry for unit, entry in manifest["units"].items() if unit not in units}
     if len(kept) < len(manifest["units"]):
         _write_manifest(root, {**manifest, "units": kept})
-
-
-@contextlib.contextmanager
-def _alone(root: Path, progress: bool) -> Iterator[None]:
-    with (root / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if progress:
-                print(f"another process draws scenes in {root}; waiting for it", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield  # the system drops the lock with the process, however it ends
 
 
 def _write(files: SceneFiles, spec: SceneSpec, unit: str, progress: bool) -> None:
