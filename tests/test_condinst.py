@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
+from small_models import SMALL
 from torch import nn
 
 from cassl_lib import losses
@@ -25,20 +26,6 @@ from cassl_lib.models.masks import (
     mask_logits,
     sample_masks,
     split_dynamic_parameters,
-)
-
-SMALL = ModelConfig(
-    backbone="resnet10t",
-    backbone_options=(("channels", (8, 16, 16, 32)), ("stem_width", 8)),
-    num_classes=3,
-    channels=16,
-    strides=(8, 16, 32),
-    ranges=(32, 64),
-    tower_convs=1,
-    mask_channels=8,
-    mask_convs=1,
-    score_threshold=0.0,
-    detections_per_image=10,
 )
 
 

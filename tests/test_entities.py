@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
+from small_models import SMALL
 from torchvision import tv_tensors
 
 from cassl_lib.config import AugmentConfig
@@ -21,24 +22,12 @@ from cassl_lib.data.entities import EntityImages, entity_store, run_lengths
 from cassl_lib.data.loader import Samples
 from cassl_lib.data.sources import sibling
 from cassl_lib.evaluation import evaluate
-from cassl_lib.models import ModelConfig, build_detector
+from cassl_lib.models import build_detector
 from cassl_lib.models.fcos import Predictions, Targets, fcos_losses, make_locations
 from cassl_lib.models.masks import enlarge_masks, mask_boxes
 
 REAL = Path(os.environ.get("CASSL_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data")) / "coco_subset"
-SMALL_DETECTOR = ModelConfig(
-    backbone="resnet10t",
-    backbone_options=(("channels", (8, 16, 16, 32)), ("stem_width", 8)),
-    num_classes=3,
-    channels=16,
-    strides=(8, 16, 32),
-    ranges=(32, 64),
-    tower_convs=1,
-    mask_channels=8,
-    mask_convs=1,
-    score_threshold=0.0,
-    detections_per_image=30,
-)
+SMALL_DETECTOR = replace(SMALL, detections_per_image=30)
 needs_real = pytest.mark.skipif(not (REAL / "panoptic.json").is_file(), reason=f"no real annotations in {REAL}")
 # A cat (1000), grass in two parts (70000), a crowd of cats (3) and void (0).
 MAP = np.array(

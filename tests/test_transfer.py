@@ -4,21 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from small_models import AGNOSTIC
 
-from cassl_lib.models import ModelConfig, build_detector, copy_parts
+from cassl_lib.models import build_detector, copy_parts
 from cassl_lib.models.transfer import PARTS, part_of
-
-AGNOSTIC = ModelConfig(
-    backbone="resnet10t",
-    backbone_options=(("channels", (8, 8, 16, 16)), ("stem_width", 8)),
-    num_classes=1,
-    channels=8,
-    strides=(8, 16, 32, 64),
-    ranges=(32, 64, 128),
-    tower_convs=1,
-    mask_channels=8,
-    mask_convs=1,
-)
 
 
 def build(**settings):

@@ -8,23 +8,13 @@ import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
+from small_models import AGNOSTIC as SMALL
 
 from cassl_lib import interop
 from cassl_lib.models import ModelConfig, build_detector
 from cassl_lib.models.backbone import Backbone
 from cassl_lib.models.transfer import PARTS, part_of
 
-SMALL = ModelConfig(
-    backbone="resnet10t",
-    backbone_options=(("channels", (8, 8, 16, 16)), ("stem_width", 8)),
-    num_classes=1,
-    channels=8,
-    strides=(8, 16, 32, 64),
-    ranges=(32, 64, 128),
-    tower_convs=1,
-    mask_channels=8,
-    mask_convs=1,
-)
 SWIN_OPTIONS = {"embed_dim": 8, "depths": (1, 2, 1, 2), "num_heads": (1, 1, 2, 2)}
 SWIN = ModelConfig(backbone="swin_tiny_patch4_window7_224", backbone_options=tuple(SWIN_OPTIONS.items()))
 

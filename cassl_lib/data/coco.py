@@ -246,6 +246,13 @@ def _pieces(segmentation):
                 yield Segmentations.POLYGON, polygon, (0, 0)
 
 
+def decode_masks(rles: list[dict], size: tuple[int, int]) -> np.ndarray:
+    """(N, H, W) uint8 of N run lengths; N may be 0."""
+    if not rles:
+        return np.zeros((0, *size), np.uint8)
+    return np.ascontiguousarray(coco_mask.decode(rles).transpose(2, 0, 1))
+
+
 def has_area(box: list[float]) -> bool:
     """Whether a COCO box, xywh, can be trained and evaluated on."""
     return isinstance(box, list) and len(box) == 4 and all(np.isfinite(box)) and box[2] > 0 and box[3] > 0

@@ -18,7 +18,7 @@ def _categories(kinds: tuple[Kind, ...]) -> list[dict]:
     return [{"id": kind.id, "name": kind.name, "supercategory": kind.supercategory} for kind in kinds]
 
 
-def _box(mask: np.ndarray) -> list[int]:
+def tight_box(mask: np.ndarray) -> list[int]:
     """The tight box of a mask that is not empty: x, y, width, height."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     top, left = int(rows[0]), int(columns[0])
@@ -33,7 +33,7 @@ def _annotation(image_id: int, number: int, kind: Kind, mask: np.ndarray) -> dic
         "category_id": kind.id,
         "segmentation": {"size": run_lengths["size"], "counts": run_lengths["counts"].decode("ascii")},
         "area": int(mask.sum()),
-        "bbox": _box(mask),
+        "bbox": tight_box(mask),
         "iscrowd": 0,
     }
 
@@ -51,7 +51,7 @@ def panoptic_segments(scene: Scene) -> tuple[np.ndarray, list[dict]]:
     segments = []
     for segment, area in zip(*(found.tolist() for found in np.unique(ids, return_counts=True)), strict=True):
         if segment:
-            box = _box(ids == segment)
+            box = tight_box(ids == segment)
             segments.append({"id": segment, "category_id": names[segment], "area": area, "bbox": box, "iscrowd": 0})
     return ids, segments
 

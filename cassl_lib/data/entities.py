@@ -21,7 +21,7 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from cassl_lib import paths
-from cassl_lib.data.coco import CocoImages, DataError, Report
+from cassl_lib.data.coco import CocoImages, DataError, Report, decode_masks
 from cassl_lib.data.panoptic import PanopticFiles, check_segments, count_values, pngs_of, read_ids
 from cassl_lib.pseudo_labels import PseudoLabels, finish, finished_shards, write_shard
 from cassl_lib.runs import alone, file_fingerprint
@@ -206,10 +206,3 @@ def run_lengths(ids: np.ndarray, wanted: list[int]) -> list[dict]:
         size = list(ids.shape)
         rles.append(coco_mask.frPyObjects({"size": size, "counts": counts.tolist()}, *size))
     return rles
-
-
-def decode_masks(rles: list[dict], size: tuple[int, int]) -> np.ndarray:
-    """(N, H, W) uint8 of N run lengths; N may be 0."""
-    if not rles:
-        return np.zeros((0, *size), np.uint8)
-    return np.ascontiguousarray(coco_mask.decode(rles).transpose(2, 0, 1))

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from cassl_lib.data.coco import DataError
-from cassl_lib.data.drawing_coco import as_png
+from cassl_lib.data.drawing_coco import as_png, tight_box
 from cassl_lib.runs import write_atomically
 
 ID_LIMIT = 256**3  # of three colour channels
@@ -158,7 +158,7 @@ def write_image(folder: Path | str, image_id: int, ids: np.ndarray, segments: Se
             "category_id": int(segment["category_id"]),
             "iscrowd": int(segment.get("iscrowd", 0)),
             "area": area_of[segment["id"]],
-            "bbox": _box(ids == segment["id"]),
+            "bbox": tight_box(ids == segment["id"]),
         }
         for segment in segments
     ]
@@ -248,13 +248,6 @@ def _check_annotations(annotations: list[dict], categories: set[int], path: Path
                 raise PanopticError(f"{where}: segment id {number}; ids are 1 to {ID_LIMIT - 1}, 0 is void")
             if categories and category not in categories:
                 raise PanopticError(f"{where}: segment {number} has category {category}, which the JSON lacks; add it")
-
-
-def _box(mask: np.ndarray) -> list[int]:
-    """The tight box of a mask that is not empty: x, y, width, height."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    left, top = int(columns[0]), int(rows[0])
-    return [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top]
 
 
 def _few(values: list) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
+from cassl_lib.data.coco import decode_masks
 from cassl_lib.pseudo_labels import PseudoLabels
 
 
@@ -33,9 +33,5 @@ class PseudoLabeled:
         if masks:
             if len(item["boxes"]) and not item["rles"]:
                 raise ValueError(f"{self.labels.folder} holds boxes only; train with masks=False, or label with masks")
-            found["masks"] = (
-                np.ascontiguousarray(coco_mask.decode(item["rles"]).transpose(2, 0, 1))
-                if item["rles"]
-                else np.zeros((0, *size), np.uint8)
-            )
+            found["masks"] = decode_masks(item["rles"], size)
         return found

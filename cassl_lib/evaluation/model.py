@@ -12,8 +12,8 @@ from pycocotools import mask as coco_mask
 from cassl_lib import engine
 from cassl_lib.config import AugmentConfig, PanopticConfig, TrainConfig
 from cassl_lib.data.augment import test_transform
-from cassl_lib.data.coco import CocoImages
-from cassl_lib.data.entities import EntityImages, decode_masks
+from cassl_lib.data.coco import CocoImages, decode_masks
+from cassl_lib.data.entities import EntityImages
 from cassl_lib.data.loader import Samples, batches, in_turn
 from cassl_lib.data.panoptic import PanopticFiles, write_image, write_json
 from cassl_lib.evaluation.coco import evaluate
@@ -56,9 +56,8 @@ def evaluate_model(
     if panoptic and classes and with_masks and isinstance(images, EntityImages):
         metrics |= panoptic_metrics(results, images, settings=panoptic, folder=folder)
     for name, iou_type in (("box", "bbox"), ("mask", "segm")):
-        if iou_type == "segm":
-            if not with_masks:
-                continue
+        if iou_type == "segm" and not with_masks:
+            continue
         for class_agnostic in (False, True) if classes else (True,):
             found = results if iou_type == "bbox" else _without_boxes(results)
             kind = f"{name}_agnostic" if class_agnostic else name

@@ -160,8 +160,8 @@ def enlarge_masks(
     """
     above = probabilities > 0.5
     axes = [(above.any(2), by_row), (above.any(1), by_column)]
-    extents = torch.stack([extent for occupied, matrix in axes for extent in pixel_extents(occupied, matrix)], 1)
-    for i, (top, bottom, left, right) in enumerate(extents.tolist()):
+    found = torch.stack([extent for occupied, matrix in axes for extent in pixel_extents(occupied, matrix)], 1)
+    for i, (top, bottom, left, right) in enumerate(found.tolist()):
         if bottom > top and right > left:
             window = slice(top, bottom), slice(left, right)
             probability = by_row[window[0]] @ (probabilities[i] @ by_column[window[1]].T)
@@ -177,21 +177,20 @@ def enlarge_masks(
 def mask_boxes(masks: Tensor) -> Tensor:
     """Tight boxes (N, 4) float32 xyxy of masks (N, H, W), pixels; zeros for an empty mask."""
     # DEVIATES: the right and lower edge lie behind the last pixel, as in COCO's boxes; public Entity code ends on it.
-    sides = []
-    for occupied in (masks.any(1), masks.any(2)):
-        pixels = torch.arange(1, occupied.shape[1] + 1, device=masks.device)
-        last = (occupied * pixels).amax(1)
-        sides.append((torch.where(occupied, pixels - 1, last[:, None]).amin(1), last))
-    (left, right), (top, bottom) = sides
+    (left, right), (top, bottom) = extents(masks.any(1)), extents(masks.any(2))
     return torch.stack([left, top, right, bottom], 1).float()
 
 
 def pixel_extents(occupied: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
     """First and last + 1 of the pixels (rows of `matrix`) that see an occupied cell: (N, cells) -> twice (N,)."""
-    seen = (occupied.float() @ matrix.T) > 0
-    pixels = torch.arange(1, len(matrix) + 1, device=matrix.device)
-    last = (seen * pixels).amax(1)
-    return torch.where(seen, pixels - 1, last[:, None]).amin(1), last
+    return extents((occupied.float() @ matrix.T) > 0)
+
+
+def extents(flags: Tensor) -> tuple[Tensor, Tensor]:
+    """First and last + 1 of the true places in each row of (N, length): twice (N,), zeros where there is none."""
+    places = torch.arange(1, flags.shape[1] + 1, device=flags.device)
+    last = (flags * places).amax(1)
+    return torch.where(flags, places - 1, last[:, None]).amin(1), last
 
 
 def mask_centres(masks: Tensor, boxes: Tensor) -> Tensor:
