@@ -31,13 +31,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from cassl_lib import label_commands, pool_command
+
     parser = argparse.ArgumentParser(prog="python -m cassl_lib", description=__doc__)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
     def verb(name: str, act, help: str) -> argparse.ArgumentParser:
         added = verbs.add_parser(name, help=help)
         added.set_defaults(act=act)
-        if act not in (_report, _bench):
+        if act not in (_report, _bench, _bench_store):
             _config_options(added)
         return added
 
@@ -45,6 +47,12 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("verb", metavar="STAGE", choices=("train_labeler", "label", "warm_up", "finetune"))
     run.add_argument("--start", default="warmup", choices=("warmup", "labeler", "scratch"), help="of finetune")
     run.add_argument("--devices", type=int, default=1, help="processes; more than one starts torchrun")
+    label_commands.add_verbs(verbs)
+    pool_command.add_verb(verbs)
+    plan = verb("plan", _plan, "hours, disk and labels of every stage, from a short measurement on this machine")
+    plan.add_argument("--devices", type=int, default=1, help="processes, each on a device like the one measured")
+    plan.add_argument("--stage", dest="verb", choices=tuple(TRAINED_BY), default="", help="the stage --epochs is of")
+    plan.add_argument("--out", type=Path, help="keep the estimate as JSON")
     verb("show", _show, "print the resolved configuration")
     scenes = verb("scenes", _scenes, "write the embedded scenes of a profile")
     scenes.add_argument("--verify", action="store_true", help="compare what is on disk with its recorded hashes")
@@ -64,6 +72,12 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--backbones", nargs="+", default=["resnet50"], choices=("resnet50", "swin_tiny"))
     bench.add_argument("--steps", type=int, default=9, help="measured after three that are not")
     bench.add_argument("--out", type=Path, help="keep the numbers as JSON")
+    store = verb("bench-store", _bench_store, "a synthetic store of pseudo labels at full size: times and memory")
+    store.add_argument("--images", type=int, default=3_660_000)
+    store.add_argument("--labels", type=int, default=9, help="an image")
+    store.add_argument("--workers", type=int, default=2, help="processes that load training images")
+    store.add_argument("--folder", type=Path, required=True, help="of the store; about 3 KB an image are needed")
+    store.add_argument("--out", type=Path, help="keep the numbers as JSON")
     return parser
 
 
@@ -76,8 +90,8 @@ def _config_options(parser: argparse.ArgumentParser) -> None:
         option = f"--{name.replace('_', '-')}"
         if name == "stage":  # said by the verb
             continue
-        if name in ("masks", "overlap", "rescore"):
-            parser.add_argument(option, action=argparse.BooleanOptionalAction, default=None)
+        if name in ("masks", "overlap", "rescore", "class_specific"):
+            parser.add_argument(option, action=argparse.BooleanOptionalAction, default=parameter.default)
         else:
             kind = kinds.get(name, str)
             parser.add_argument(option, type=kind, choices=choices.get(name), default=parameter.default)
@@ -107,6 +121,15 @@ def _run(parsed: argparse.Namespace) -> int | None:
         if engine.rank_and_world()[0] == 0:
             print(run.folder)
             print(json.dumps(run.result["metrics"], indent=1))
+
+
+def _plan(parsed: argparse.Namespace) -> None:
+    from cassl_lib import plan
+
+    found = plan.estimate(_config(parsed), devices=parsed.devices)
+    print(plan.table(found))
+    if parsed.out:
+        parsed.out.write_text(json.dumps(found.to_json(), indent=1) + "\n")
 
 
 def _show(parsed: argparse.Namespace) -> None:
@@ -173,6 +196,16 @@ def _bench(parsed: argparse.Namespace) -> None:
 
     settings = {name: value for name, value in vars(parsed).items() if name not in ("act", "out")}
     found = bench(**settings)
+    if parsed.out:
+        parsed.out.write_text(json.dumps({"environment": environment(), "measured": found}, indent=1) + "\n")
+
+
+def _bench_store(parsed: argparse.Namespace) -> None:
+    from cassl_lib.bench_store import bench_store
+    from cassl_lib.runs import environment
+
+    settings = {name: getattr(parsed, name) for name in ("images", "labels", "folder", "workers")}
+    found = bench_store(**settings)
     if parsed.out:
         parsed.out.write_text(json.dumps({"environment": environment(), "measured": found}, indent=1) + "\n")
 

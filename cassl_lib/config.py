@@ -123,6 +123,9 @@ class Config:
     labeled: str  # "scenes", or JSON[:FOLDER]
     unlabeled: str  # "scenes", or a folder or COCO image_info JSON (several joined by commas)
     val: str  # "scenes", or JSON[:FOLDER]
+    heldout: str | None  # "scenes", or JSON[:FOLDER]: labelled images to choose the threshold on; no stage sees them
+    labels: str | None  # a store, or a run of stage 2, to warm up on; None: what the labeler makes of the pool
+    class_specific: bool  # labeler and warm-up learn classes too: Objects (P,S), Table 2
     make_inputs: bool  # a missing input run is made on the way; False stops with the command that makes it
     scenes: tuple  # (name, value) pairs of SceneSpec that differ from its defaults
     model: ModelConfig

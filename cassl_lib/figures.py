@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from cassl_lib import look, plots, summary
+from cassl_lib import look, paths, plots, summary
 from cassl_lib.config import Config
 from cassl_lib.data import sources
 from cassl_lib.data.loader import read_image
@@ -44,7 +44,7 @@ def pseudo_labels(config: Config, labels: PseudoLabels):
     kept = labels.at(config.label.threshold)
     items = [kept[index] for index in range(min(SHOWN, len(kept)))]
     shown = [{name: item[name] for name in ("boxes", "scores")} for item in items]
-    images = [read_image(Path(item["file_name"])) for item in items]
+    images = [read_image(paths.image(item["file_name"])) for item in items]
     return plots.side_by_side(images, {"pseudo labels": shown})
 
 

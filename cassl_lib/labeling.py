@@ -1,56 +1,226 @@
-"""Stage 2's loop: a labeler over a pool, shard by shard; a killed process loses at most the shard in progress."""
+"""Stage 2's loop: a labeler over a pool, shard by shard, by any number of processes that come and go.
+
+A process claims a shard by a lock on a file, labels it, writes it whole, and takes the next that is neither finished
+nor claimed. The system frees the lock of a process that dies, and whoever looks next labels its shard anew. So the
+processes need not know of each other: those of one torchrun, of several jobs, or of several machines that share the
+folder. Where a file system has no locks two may label the same shard; they write the same bytes.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import torch.distributed as dist
+import numpy as np
 from tqdm import tqdm
 
 from cassl_lib import engine
 from cassl_lib.config import Config
 from cassl_lib.data.loader import Samples, batches, in_turn
 from cassl_lib.evaluation.model import encode_masks
-from cassl_lib.pseudo_labels import finish, finished_shards, write_shard
+from cassl_lib.label_shards import (
+    AGNOSTIC,
+    PseudoLabelError,
+    finish,
+    finished_shard,
+    finished_shards,
+    read_json,
+    shard_path,
+    write_shard,
+)
+from cassl_lib.runs import write_atomically
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def label_pool(model, samples: Samples, store: Path, *, config: Config, labeler: str) -> None:
-    """Label every image of `samples` into the store at `store`; finished shards stay as they are.
+class LabelingError(PseudoLabelError):
+    """Labelling cannot go on or may not begin; what is finished stays, and the message says what to do."""
 
-    Every process takes each w-th shard. Detections below `config.label.keep` are not stored; an image that cannot be
-    read has no row.
+
+def label_pool(
+    load: Callable,
+    samples: Samples,
+    store: Path,
+    *,
+    config: Config,
+    labeler: str,
+    settings: dict,
+    categories: Sequence[dict] = AGNOSTIC,
+    log: Callable[[dict], None] = lambda entry: None,
+) -> None:
+    """Label every image of `samples` into the store at `store`, together with whatever other processes do so.
+
+    Returns when the store is finished. Finished shards stay as they are. Detections below `config.label.keep` are not
+    stored; an image that cannot be read has no row and is named in its shard's entry.
+
+    Args:
+        load: function without arguments that returns the model; not called where nothing is left to label.
+        settings: what decides the labels beside labeler and pool; a store begun with others is refused.
+        log: receives `shard`, `images` and `seconds` of each shard that this process has labelled.
+
+    Raises:
+        LabelingError: the store was begun by another request, or the disk is full.
     """
-    size, (rank, world) = config.label.shard_size, engine.rank_and_world()
-    number = -(-len(samples) // size)
-    done = finished_shards(store, labeler)
-    todo = [shard for shard in range(rank, number, world) if shard not in done]
-    for shard in tqdm(todo, desc="labelling", unit="shard", disable=engine.quiet(rank)):
-        indices = range(shard * size, min((shard + 1) * size, len(samples)))
-        write_shard(store, shard, image_rows(model, samples, indices, config), labeler)
-    if dist.is_initialized():
-        dist.barrier()
-    if rank == 0:
-        finish(store, labeler=labeler, pool=samples.source.fingerprint, shards=number)
+    size = config.label.shard_size
+    parts = [range(start, min(start + size, len(samples))) for start in range(0, len(samples), size)]
+    _begin(store, {"labeler": labeler, "pool": samples.source.fingerprint, "shard_size": size, **settings})
+    model, progress = None, _Progress(store, len(samples), labeler)
+    with _room(store):
+        while missing := [shard for shard in range(len(parts)) if not finished_shard(store, shard, labeler)]:
+            claimed = 0
+            # Where all that is missing is in the hands of others, wait for the first of them to finish it, or to die.
+            for shard, wait in [(shard, False) for shard in missing] + [(missing[0], True)]:
+                if wait and claimed:
+                    break
+                with _claim(store, shard, wait=wait) as mine:
+                    if not mine or finished_shard(store, shard, labeler):
+                        continue
+                    claimed += 1
+                    model = model or load()
+                    log(_label_shard(model, samples, store, shard, parts[shard], config, labeler, progress))
+        progress.close()
+        finish(store, labeler=labeler, pool=samples.source.fingerprint, shards=len(parts), categories=categories)
 
 
 def image_rows(model, samples: Samples, indices: range, config: Config) -> list[dict]:
-    """The store's rows of these images of the pool."""
+    """The store's rows of these images of the pool, in their order; without those that cannot be read."""
+    return [row for _, row in sorted(labeled_images(model, samples, indices, config, []))]
+
+
+def labeled_images(
+    model, samples: Samples, indices: range, config: Config, unreadable: list[str]
+) -> Iterator[tuple[int, dict]]:
+    """Yield (index in the pool, row) of these images as they are labelled; adds to `unreadable` what cannot be read.
+
+    Images of like proportions share a batch: a batch is padded to its widest and its highest image.
+    """
     pool = samples.source
-    facts = {(row := pool.row(index))["id"]: row for index in indices}
-    loader = batches(samples, in_turn(indices, config.label.batch_size), workers=config.labeler.workers)
+    facts = {index: pool.row(index) for index in indices}
+    index_of = {row["id"]: index for index, row in facts.items()}
+    order = sorted(indices, key=lambda index: facts[index]["width"] / facts[index]["height"])
+    loader = batches(samples, in_turn(order, config.label.batch_size), workers=config.labeler.workers)
 
     def size_of(image_id: int) -> tuple[int, int]:
-        return facts[image_id]["height"], facts[image_id]["width"]
+        row = facts[index_of[image_id]]
+        return row["height"], row["width"]
 
-    rows = []
-    for image_id, found, _ in engine.predict(model, loader, sizes=size_of, config=config.labeler, title=None):
+    for image_id, found, lost in engine.predict(model, loader, sizes=size_of, config=config.labeler, title=None):
+        unreadable.extend(lost)
         if image_id is None:
             continue
         keep = found["scores"] >= config.label.keep
-        row = {"image_id": image_id, "file_name": facts[image_id]["path"]}
+        row = {"image_id": image_id, "file_name": facts[index_of[image_id]]["path"]}
         row |= dict(zip(("height", "width"), size_of(image_id), strict=True))
         row |= {name: found[name][keep] for name in ("boxes", "scores", "labels")}
         if "masks" in found:
             row["rles"] = encode_masks(found["masks"][keep])
-        rows.append(row)
-    return rows
+        yield index_of[image_id], row
+
+
+def _label_shard(model, samples, store: Path, shard: int, indices: range, config: Config, labeler: str, progress):
+    """Label and write one claimed shard; returns what the log says of it."""
+    for left in store.glob(f".{shard_path(store, shard).stem}.*.tmp"):  # by one that was killed here
+        left.unlink(missing_ok=True)
+    started, unreadable, rows = time.monotonic(), [], {}
+    for index, row in labeled_images(model, samples, indices, config, unreadable):
+        rows[index] = row
+        progress.image()
+    in_order = [rows[index] for index in sorted(rows)]
+    progress.shard(write_shard(store, shard, in_order, labeler, unreadable=sorted(unreadable)))
+    return {"shard": shard, "images": len(indices), "seconds": round(time.monotonic() - started, 3)}
+
+
+def _begin(store: Path, request: dict) -> None:
+    """Note what the store is made from, or compare with what it was begun with."""
+    store.mkdir(parents=True, exist_ok=True)
+    note = store / "request.json"
+    if not note.exists():
+        if there := finished_shards(store):
+            raise LabelingError(f"{store} holds {len(there)} shards of no known request: label into another folder")
+        write_atomically(note, json.dumps(request, indent=1).encode())
+    begun = read_json(note, set())
+    if differing := [name for name in request if begun.get(name) != request[name]]:
+        name = differing[0]
+        raise LabelingError(
+            f"{store} was begun with {name} {begun.get(name)}, not {request[name]}: label into another folder, or "
+            "delete it"
+        )
+
+
+@contextlib.contextmanager
+def _claim(store: Path, shard: int, *, wait: bool):
+    """Hold a shard against other processes; yields whether it is held. The system frees it when its holder dies."""
+    with (store / f".shard-{shard:05d}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+@contextlib.contextmanager
+def _room(store: Path):
+    """Turn the error of a full disk into one that says what is left and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise LabelingError(
+            f"{store} cannot be written ({error.strerror}): {len(finished_shards(store))} shards are finished and "
+            "whole. Make room and run the same command again, it continues"
+        ) from error
+
+
+class _Progress:
+    """Images per second and time left: a bar where somebody looks, a line after each shard in a batch job's log."""
+
+    def __init__(self, store: Path, images: int, labeler: str):
+        self.store, self.images, self.labeler = store, images, labeler
+        self.begun, self.started, self.own = self._finished(), time.monotonic(), 0
+        self.warned = False
+        hidden = engine.quiet(engine.rank_and_world()[0])
+        self.bar = tqdm(total=images, initial=self.begun, desc="labelling", unit="image", disable=hidden, mininterval=1)
+
+    def _finished(self) -> int:
+        entries = finished_shards(self.store, self.labeler).values()
+        return sum(entry["rows"] + len(entry["unreadable"]) for entry in entries)
+
+    def image(self) -> None:
+        self.own += 1
+        self.bar.update()
+
+    def shard(self, entry: dict) -> None:
+        """After a shard of this process: take in what others have finished, say how far it is, look at the disk."""
+        done, seconds = self._finished(), time.monotonic() - self.started
+        rate, left = (done - self.begun) / seconds, self.images - done
+        self.bar.n = max(done, self.bar.n)
+        self.bar.refresh()
+        if self.bar.disable:
+            line = f"{entry['file']}: {done:,} of {self.images:,} images, {rate:.1f} images/s"
+            print(f"{line}, {tqdm.format_interval(left / rate)} left", file=sys.stderr, flush=True)
+        needed, free = left * entry["bytes"] / max(entry["rows"], 1), shutil.disk_usage(self.store).free
+        if needed > free and not self.warned:
+            self.warned = True
+            line = f"{self.store} needs {needed / 1e9:.1f} GB more, {free / 1e9:.1f} GB are free on its disk"
+            self.bar.write(
+                f"warning: {line}; it will stop when the disk is full and go on when there is room", sys.stderr
+            )
+
+    def close(self) -> None:
+        self.bar.n = self.images
+        self.bar.refresh()
+        self.bar.close()
+
+
+def image_seconds(entries: Sequence[dict]) -> float:
+    """Seconds of labelling of all processes together, from the log of a label run."""
+    return float(np.sum([entry["seconds"] for entry in entries if "shard" in entry]))

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cassl_lib import stages
+from cassl_lib import paths, stages
 from cassl_lib.config import AugmentConfig, Config
 from cassl_lib.data import sources
 from cassl_lib.data.augment import test_transform, training_transform
@@ -26,7 +26,6 @@ from cassl_lib.data.loader import Order, Samples, batches, read_image
 from cassl_lib.data.panoptic import PanopticFiles
 from cassl_lib.data.pseudo import PseudoLabeled
 from cassl_lib.data.unlabeled import ENDINGS
-from cassl_lib.evaluation.labels import judge_labels
 from cassl_lib.evaluation.matching import box_iou, match
 from cassl_lib.pseudo_labels import PseudoLabels
 from cassl_lib.runs import Run
@@ -150,15 +149,10 @@ def count_marks(marked: Sequence[Mapping]) -> dict[str, int]:
     return dict(zip(MARKS, np.bincount(labels, minlength=len(MARKS)).tolist(), strict=True))
 
 
-def judged(config: Config, labels: Run, thresholds: Sequence[float]) -> list[dict]:
-    """`judge_labels` of a label run at each threshold; empty where the images it labelled have no hidden truth."""
-    pool = json.loads((labels.folder / "request.json").read_text())["data"]["pool"]
-    truth = sources.hidden_truth(config)
-    if not truth or pool != sources.pool(config).fingerprint:
-        return []
-    store = PseudoLabels(labels.folder / "store")
-    complete = config.annotation == "objects"
-    return [judge_labels(store.at(threshold), truth, complete=complete) for threshold in thresholds]
+def labeler_of(labels: PseudoLabels) -> Run | None:
+    """The finished run whose detector made the labels; None where they are another model's."""
+    run = Run(paths.runs() / labels.labeler)
+    return run if run.finished else None
 
 
 def gallery(labels: PseudoLabels, rank: Callable, *, count: int = 8, masks: bool = False) -> tuple[list, list[dict]]:
@@ -179,7 +173,7 @@ def gallery(labels: PseudoLabels, rank: Callable, *, count: int = 8, masks: bool
         found = PseudoLabeled(labels).annotations(index, masks=masks and bool(item["rles"])) | {
             "scores": item["scores"]
         }
-        images.append(read_image(Path(item["file_name"])))
+        images.append(read_image(paths.image(item["file_name"])))
         shown.append({name: value[rows] for name, value in found.items() if name != "size"})
     return images, shown
 

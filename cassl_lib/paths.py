@@ -12,6 +12,17 @@ def datasets() -> Path:
     return Path(named).expanduser().resolve() if named else REPOSITORY / "datasets"
 
 
+def portable(path: Path | str) -> str:
+    """How indices and stores write a path: relative to `datasets()` if it lies below, so that the root may move."""
+    absolute, root = os.path.abspath(path), str(datasets())
+    return os.path.relpath(absolute, root) if absolute.startswith(root + os.sep) else absolute
+
+
+def image(name: str) -> Path:
+    """The place of an image, or of an image inside a tar archive, that `portable` wrote."""
+    return datasets() / name
+
+
 def scenes() -> Path:
     """Root of the embedded scenes, inside `datasets()`."""
     return datasets() / "scenes"

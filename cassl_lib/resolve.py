@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,9 @@ def resolve(
     labeled: str | None = None,
     unlabeled: str | None = None,
     val: str | None = None,
+    heldout: str | None = None,
+    labels: str | None = None,
+    class_specific: bool = False,
     stage: str | None = None,
     epochs: float | None = None,
     size: int | None = None,
@@ -64,6 +68,10 @@ def resolve(
         labeled, val: a COCO JSON, or JSON:FOLDER where the images are not beside it. Of instances_NAME.json and
             panoptic_NAME.json in one folder either may be given, the other is found.
         unlabeled: a folder of images, a COCO image_info JSON, or several of them with commas between.
+        heldout: labelled images, JSON or JSON:FOLDER, that neither training nor evaluation sees: the threshold of the
+            pseudo labels is chosen on them.
+        labels: a store of pseudo labels to warm up on, its folder or a run of stage 2, instead of the labeler's.
+        class_specific: True has labeler and warm-up learn classes too: Objects (P,S) of Table 2.
         stage, epochs: the stage (labeler, warmup, finetune) that trains `epochs` passes instead of the profile's.
         size: short side of the images in pixels, training sizes in proportion.
         masks: False trains plain FCOS, boxes only.
@@ -86,8 +94,10 @@ def resolve(
     _number("seed", seed, int, 0, 2**31 - 1)
     if stage is not None:
         _one_of("stage", stage, STAGES)
-    config = _from_profile(chosen, split=split, seed=seed, annotation=annotation, target=target, crowd=crowd)
-    config = replace(config, **_data(chosen, labeled, unlabeled, val))
+    _boolean("class_specific", class_specific)
+    chosen_settings = {"annotation": annotation, "target": target, "crowd": crowd, "class_specific": class_specific}
+    config = _from_profile(chosen, split=split, seed=seed, **chosen_settings)
+    config = replace(config, **_data(chosen, labeled, unlabeled, val, heldout), labels=_store_of(labels))
     if epochs is not None:
         _number("epochs", epochs, (int, float), 0, 10_000, open_below=True)
         if stage is None:
@@ -161,6 +171,9 @@ def from_json(data: dict) -> Config:
         "crowd": "background",
         "overlap": None,
         "panoptic": {},
+        "heldout": None,
+        "labels": None,
+        "class_specific": False,
     } | data
     parts = {"model": ModelConfig, "augment": AugmentConfig, "label": LabelConfig, "panoptic": PanopticConfig}
     parts |= dict.fromkeys(STAGES, TrainConfig)
@@ -184,6 +197,8 @@ def _from_profile(name: str, **chosen) -> Config:
         labeled="",
         unlabeled="",
         val="",
+        heldout=None,
+        labels=None,
         make_inputs=profile["scenes"] is not None,
         scenes=tuple((profile["scenes"] or {}).items()),
         model=ModelConfig(**profile["model"]),
@@ -196,8 +211,10 @@ def _from_profile(name: str, **chosen) -> Config:
     )
 
 
-def _data(profile: str, labeled: str | None, unlabeled: str | None, val: str | None) -> dict[str, str]:
-    """Where labelled, unlabelled and validation images come from: what the user gave, else the profile's own."""
+def _data(
+    profile: str, labeled: str | None, unlabeled: str | None, val: str | None, heldout: str | None
+) -> dict[str, str | None]:
+    """Where the images of each kind come from: what the user gave, else the profile's own."""
     own = PROFILES[profile]["scenes"] is not None
     found = {}
     for name, value in (("labeled", labeled), ("val", val)):
@@ -212,7 +229,25 @@ def _data(profile: str, labeled: str | None, unlabeled: str | None, val: str | N
     if (found["labeled"] == "scenes") != (found["val"] == "scenes"):
         missing = "val" if found["val"] == "scenes" else "labeled"
         raise ConfigError(f"{missing}=None beside your own data: give {missing}=JSON[:FOLDER] too, same classes")
+    if heldout is not None:
+        _text("heldout", heldout)
+        for name in ("labeled", "val"):
+            if heldout.partition(os.pathsep)[0] == found[name].partition(os.pathsep)[0]:
+                raise ConfigError(f"heldout={heldout!r} is {name} too; choose the threshold on images of their own")
+    found["heldout"] = heldout or ("scenes" if found["val"] == "scenes" else None)
     return found
+
+
+def _store_of(labels: str | None) -> str | None:
+    """The folder of the store that `labels` names: a store's own, or that of a label run."""
+    if labels is None:
+        return None
+    _text("labels", labels)
+    given = Path(labels).expanduser()
+    for folder in (given, given / "store", *sorted(paths.runs().glob(f"{labels}*/store") if "/" not in labels else [])):
+        if (folder / "manifest.json").is_file():
+            return str(folder.resolve())
+    raise ConfigError(f"labels={labels!r} is no finished store of pseudo labels; give its folder, or a run of stage 2")
 
 
 def _resized(augment: AugmentConfig, size: int) -> AugmentConfig:

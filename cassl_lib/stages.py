@@ -15,24 +15,26 @@ import contextlib
 import json
 import shlex
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from cassl_lib import engine
+from cassl_lib import engine, paths
 from cassl_lib.config import Config, ModelConfig, TrainConfig
 from cassl_lib.data import sources
 from cassl_lib.data.augment import test_transform, training_transform
 from cassl_lib.data.coco import DataError
-from cassl_lib.data.loader import Order, Samples, batches
+from cassl_lib.data.loader import Order, Samples, batches, read_image
 from cassl_lib.data.pseudo import PseudoLabeled
-from cassl_lib.evaluation.labels import judge_labels
+from cassl_lib.data.unlabeled import Pool
+from cassl_lib.evaluation.labels import judge_labels, read_truth
 from cassl_lib.evaluation.model import evaluate_model
-from cassl_lib.labeling import label_pool
+from cassl_lib.label_shards import AGNOSTIC
+from cassl_lib.labeling import image_seconds, label_pool
 from cassl_lib.models.build import build_detector
 from cassl_lib.models.transfer import copy_parts
 from cassl_lib.pseudo_labels import PseudoLabels
@@ -48,34 +50,84 @@ TARGETS = {"instances": "objects", "panoptic": "entities"}  # what finetuning le
 def train_labeler(config: Config, *, existing: bool = False) -> Run:
     """Stage 1: train the pseudo labeler on the labelled images, every label an object without class."""
     labeled, val = sources.labeled_set(config), sources.validation_set(config)
-    plan = Training(agnostic(config), config.labeler, labeled, title="pseudo labeler", learns=config.annotation)
+    model, learns = warmed_up_model(config, labeled.classes), what_is_learned(config)
+    plan = Training(model, config.labeler, labeled, "pseudo labeler", learns, classes=config.class_specific)
     data = {"labeled": labeled.fingerprint, "val": val.fingerprint}
     request = Request("labeler", plan.settings(config), data=data)
     return _run(request, config, "train_labeler", existing, lambda run: _train(run, plan, config, val))
 
 
 def label(config: Config, *, labeler: Run | None = None, existing: bool = False) -> Run:
-    """Stage 2: label every image of the pool; low scores are kept, the threshold is applied when labels are read."""
+    """Stage 2: label every image of the pool; low scores are kept, the threshold is applied when labels are read.
+
+    Any number of processes, of other jobs and machines too, share the work of one request.
+    """
     labeler = labeler or train_labeler(config, existing=existing or not config.make_inputs)
     pool = sources.pool(config)
+    settings = label_settings(config)
+    request = Request("labels", settings, inputs={"labeler": labeler.id}, data={"pool": pool.fingerprint})
+
+    def together(run: Run) -> None:
+        label_into(run.folder / "store", labeler, pool, config, log=run.log)
+
+    return _run(request, config, "label", existing, lambda run: _count_labels(run, config, pool), together)
+
+
+def label_settings(config: Config) -> dict:
+    """What decides the labels beside labeler and pool, as JSON data."""
     test = {"test_size": config.augment.test_size, "longest": config.augment.longest}
     settings = {"keep": config.label.keep, "shard_size": config.label.shard_size, "test": test}
     # Both move scores a little: an image is padded to the largest of its batch.
     settings["batch_size"] = config.label.batch_size
     settings["precision"] = engine.precision_of(config.labeler, engine.device_of_process())
-    request = Request("labels", settings, inputs={"labeler": labeler.id}, data={"pool": pool.fingerprint})
-    return _run(request, config, "label", existing, lambda run: _label(run, config, labeler, pool))
+    return settings
+
+
+def label_into(store: Path, labeler: Run, pool: Pool, config: Config, *, log=lambda entry: None) -> None:
+    """Label a pool into a store with a finished run's detector; goes on where it, or another process, has stopped."""
+    samples = Samples(pool, test_transform(config.augment), masks=False, classes=False, replace=False)
+    classes = labeler.result["classes"]
+    categories = [{"id": place, "name": name} for place, name in enumerate(classes, start=1)]
+    request = {"settings": label_settings(config), "categories": categories if len(classes) > 1 else AGNOSTIC}
+    label_pool(lambda: load_model(labeler), samples, store, config=config, labeler=labeler.id, log=log, **request)
 
 
 def warm_up(config: Config, *, labels: Run | None = None, existing: bool = False) -> Run:
-    """Stage 3a: train the target detector from its initial weights on the pseudo labels above the threshold alone."""
-    labels = labels or label(config, existing=existing or not config.make_inputs)
+    """Stage 3a: train the target detector from its initial weights on the pseudo labels above the threshold alone.
+
+    Args:
+        labels: a run of stage 2 to take the labels of, instead of what `config` names.
+    """
+    store, labels = labels_of(config, labels, existing=existing)
     val = sources.validation_set(config)
-    pseudo = PseudoLabeled(PseudoLabels(labels.folder / "store", threshold=config.label.threshold))
-    plan = Training(agnostic(config), config.warmup, pseudo, title="warm-up", learns=config.annotation)
+    _check_labels(store, config, val)
+    classes = [category["name"] for category in store.categories]
+    model, learns = warmed_up_model(config, classes), what_is_learned(config)
+    plan = Training(model, config.warmup, PseudoLabeled(store), "warm-up", learns, classes=config.class_specific)
     settings = plan.settings(config) | {"threshold": config.label.threshold}
-    request = Request("warmup", settings, inputs={"labels": labels.id}, data={"val": val.fingerprint})
-    return _run(request, config, "warm_up", existing, lambda run: _train(run, plan, config, val))
+    inputs, data = ({"labels": labels.id}, {}) if labels else ({}, {"labels": store.fingerprint})
+    request = Request("warmup", settings, inputs=inputs, data=data | {"val": val.fingerprint})
+
+    def train(run: Run) -> dict:
+        if engine.rank_and_world()[0] == 0:
+            store.verify()
+        return _train(run, plan, config, val)
+
+    return _run(request, config, "warm_up", existing, train)
+
+
+def labels_of(config: Config, run: Run | None = None, *, existing: bool = False) -> tuple[PseudoLabels, Run | None]:
+    """The pseudo labels that `config` (or a run of stage 2) means, above its threshold, and the run that made them.
+
+    The run is None for a store that is not of this run store, such as another model's labels.
+    """
+    if run is None and config.labels is None:
+        run = label(config, existing=existing or not config.make_inputs)
+    folder = run.folder / "store" if run else Path(config.labels)
+    beside = Run(folder.parent)
+    if beside.finished and beside.result["stage"] == "labels":
+        run = beside
+    return PseudoLabels(folder, threshold=config.label.threshold), run
 
 
 def finetune(
@@ -107,7 +159,7 @@ def finetune(
     title = {"warmup": "finetuning", "labeler": "finetuning from the labeler", "scratch": "baseline"}[start]
     model = replace(config.model, num_classes=len(labeled.classes))
     starts = {"source": source, "parts": tuple(parts)}
-    plan = Training(model, training, labeled, title=title, learns=config.target, classes=True, **starts)
+    plan = Training(model, training, labeled, title, config.target, classes=True, **starts)
     settings = plan.settings(config) | ({"parts": list(parts)} if source else {})
     inputs = {start: source.id} if source else {}
     data = {"labeled": labeled.fingerprint, "val": val.fingerprint}
@@ -130,12 +182,47 @@ def agnostic(config: Config) -> ModelConfig:
     return replace(config.model, num_classes=1, one_entity_per_pixel=alone and config.model.masks)
 
 
-def judge(config: Config, labels: Run) -> dict:
-    """Number and quality of a label run's labels at the configuration's threshold (which is not the run's own)."""
-    kept = PseudoLabels(labels.folder / "store", threshold=config.label.threshold)
-    count = int(kept.statistics([config.label.threshold])["labels"][0])
-    judged = judge_labels(kept, sources.hidden_truth(config), complete=config.annotation == "objects")
-    return {"threshold": config.label.threshold, "labels": count, **judged}
+def warmed_up_model(config: Config, classes: list[str]) -> ModelConfig:
+    """The detector of labeler and warm-up: of one class, or of all of them for Objects (P,S), Table 2."""
+    return replace(agnostic(config), num_classes=len(classes)) if config.class_specific else agnostic(config)
+
+
+def what_is_learned(config: Config) -> str:
+    """By labeler and warm-up: objects or entities, with classes the annotation that has these."""
+    with_classes = {annotation: target for target, annotation in TARGETS.items()}
+    return with_classes[config.annotation] if config.class_specific else config.annotation
+
+
+def _check_labels(store: PseudoLabels, config: Config, val) -> None:
+    """Refuse, before any training, labels that this configuration cannot be trained on."""
+    if config.model.masks and not store.has_masks:
+        raise DataError(f"{store.folder} has labels without masks; train with masks=False, or label with masks")
+    names = [category["name"] for category in store.categories]
+    if config.class_specific and names != list(val.classes):
+        raise DataError(f"{store.folder}: its classes {names} are not those of {val.path}, {list(val.classes)}")
+    some = [paths.image(store.file_name(len(store) * place // 20)) for place in range(20)] if len(store) else []
+    if not any(map(_readable, some)):
+        raise DataError(
+            f"{store.folder}: none of its images can be read, such as {some[0] if some else 'none at all'}; "
+            "bring them back, or set CASSL_DATASETS to the folder that the names in the store start from"
+        )
+
+
+def _readable(path: Path) -> bool:
+    try:
+        return read_image(path) is not None
+    except OSError:
+        return False
+
+
+def judge(config: Config, store: PseudoLabels) -> dict:
+    """Number of a store's labels above its threshold and, where their images have a hidden truth, their quality."""
+    count = int(store.statistics([store.threshold])["labels"][0])
+    truth = sources.hidden_truth(config)
+    if not truth or store.manifest["pool"] != sources.pool(config).fingerprint:
+        return {"threshold": store.threshold, "labels": count}
+    judged = judge_labels(store, *read_truth(truth), complete=config.annotation == "objects")
+    return {"threshold": store.threshold, "labels": count, **judged}
 
 
 def load_model(run: Run) -> torch.nn.Module:
@@ -189,8 +276,19 @@ class Training:
         )
 
 
-def _run(request: Request, config: Config, verb: str, existing: bool, work: Callable[[Run], dict]) -> Run:
-    """The run of a request: found finished, or worked on by this process (and its siblings under torchrun) alone."""
+def _run(
+    request: Request,
+    config: Config,
+    verb: str,
+    existing: bool,
+    work: Callable[[Run], dict],
+    together: Callable[[Run], None] = lambda run: None,
+) -> Run:
+    """The run of a request: found finished, or made.
+
+    Args:
+        together: what any number of processes do at once before one of them, or those of one torchrun, `work`.
+    """
     run = open_run(request)
     if run.finished and (existing or engine.rank_and_world()[1] == 1):  # to work, several processes decide together
         return run
@@ -198,6 +296,8 @@ def _run(request: Request, config: Config, verb: str, existing: bool, work: Call
     if existing:
         command = f"python -m cassl_lib run {verb} --config {shlex.quote(str(run.folder / 'config.json'))}"
         raise MissingRun(f"{run.id} is not there yet; make it with\n    {command}\n(--devices N for N processes)")
+    if not run.finished:
+        together(run)
     with _alone(run) as unfinished:
         if unfinished:
             result = work(run)
@@ -274,21 +374,10 @@ def _announce(run: Run, plan: Training, report) -> None:
     print("\n".join(lines), file=sys.stderr, flush=True)
 
 
-def _label(run: Run, config: Config, labeler: Run, pool) -> dict:
-    """Write the pool's labels to the run's store and judge them where the pool has a hidden truth."""
-    store, started = run.folder / "store", time.monotonic()
-    samples = Samples(pool, test_transform(config.augment), masks=False, classes=False, replace=False)
-    label_pool(load_model(labeler), samples, store, config=config, labeler=labeler.id)
-    seconds = time.monotonic() - started
+def _count_labels(run: Run, config: Config, pool: Pool) -> dict:
+    """The result of a finished labelling; its labels are judged where the pool has a hidden truth."""
     if engine.rank_and_world()[0]:
         return {}
-    labels = PseudoLabels(store)
-    lost = set()
-    if len(labels) < len(pool):  # else there is nothing to look for, and a large pool has millions of paths
-        lost = pool.paths() - {labels.file_name(index) for index in range(len(labels))}
-    return {
-        "metrics": judge(config, run),
-        "images": len(pool),
-        "seconds": seconds,
-        "unreadable": sorted(lost),
-    }
+    labels = PseudoLabels(run.folder / "store", threshold=config.label.threshold)
+    seconds = image_seconds(run.history)
+    return {"metrics": judge(config, labels), "images": len(pool), "seconds": seconds, "unreadable": labels.unreadable}

@@ -10,6 +10,7 @@ from pathlib import Path
 from cassl_lib import paths, stages
 from cassl_lib.config import Config
 from cassl_lib.paper import TABLE2
+from cassl_lib.pseudo_labels import PseudoLabels
 from cassl_lib.runs import MissingRun, Run, write_atomically
 
 
@@ -28,7 +29,8 @@ def chain(config: Config) -> dict[str, Run]:
 def numbers_of(config: Config, runs: dict[str, Run]) -> dict[str, float | int | None]:
     """The summary's keys; AP between 0 and 1, None where a run has no such number (box-only, no hidden truth)."""
     metrics = {name: run.result["metrics"] for name, run in runs.items()}
-    labels = stages.judge(config, runs["labels"])
+    store = PseudoLabels(runs["labels"].folder / "store", threshold=config.label.threshold)
+    labels = stages.judge(config, store)
 
     def ap(name: str, kind: str, key: str = "AP") -> float | None:
         return _value(metrics[name], kind, key)

@@ -19,7 +19,8 @@ from cassl_lib.data.augment import training_transform
 from cassl_lib.data.coco import CocoImages, DataError, Report, locate
 from cassl_lib.data.loader import Order, Samples, batches, in_turn, read_image
 from cassl_lib.data.pseudo import PseudoLabeled
-from cassl_lib.pseudo_labels import PseudoLabels, finish, write_shard
+from cassl_lib.label_shards import finish, write_shard
+from cassl_lib.pseudo_labels import PseudoLabels
 from cassl_lib.resolve import resolve
 
 HEIGHT, WIDTH = 20, 30

@@ -14,8 +14,9 @@ from cassl_lib import look, notebook, stages
 from cassl_lib.config import ModelConfig
 from cassl_lib.data import sources
 from cassl_lib.data.coco import DataError
+from cassl_lib.label_shards import finish, write_shard
 from cassl_lib.models.build import build_detector
-from cassl_lib.pseudo_labels import PseudoLabels, finish, write_shard
+from cassl_lib.pseudo_labels import PseudoLabels
 from cassl_lib.resolve import ConfigError, resolve, to_json
 from cassl_lib.runs import MissingRun, Run
 

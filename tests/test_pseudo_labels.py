@@ -4,12 +4,17 @@ import json
 import pickle
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.feather
 import pytest
 import torch
 from pycocotools import mask as mask_api
 
-from cassl_lib.pseudo_labels import PseudoLabelError, PseudoLabels, finish, finished_shards, from_coco, write_shard
+from cassl_lib import pseudo_labels
+from cassl_lib.label_exchange import from_coco, to_coco
+from cassl_lib.label_shards import PseudoLabelError, finish, finished_shards, write_shard
+from cassl_lib.pseudo_labels import PseudoLabels
 
 
 def rle(left, top, right, bottom, height=20, width=30):
@@ -110,16 +115,17 @@ def test_box_only_labels_and_tensors(tmp_path):
     labels = PseudoLabels(tmp_path)
     assert labels[0]["areas"].tolist() == [16, 600, 10.5] and labels[0]["rles"] == []
     assert labels[1]["rles"] == MASKS
-    assert "segmentation" not in labels.to_coco()["annotations"][0]
+    assert "segmentation" not in to_coco(labels)["annotations"][0]
 
 
 def test_anyone_with_pyarrow_can_read_it(folder):
-    table = pq.read_table(folder / "shard-00000.parquet")
+    table = pyarrow.feather.read_table(folder / "shard-00000.arrow")
+    assert pyarrow.dataset.dataset(sorted(map(str, folder.glob("*.arrow"))), format="ipc").count_rows() == 3
     assert table["scores"].to_pylist()[1] == [] and len(table["boxes"].to_pylist()[0]) == 12
     assert table["masks"].to_pylist()[0] == [mask["counts"] for mask in MASKS]
     assert set(table["labeler"].to_pylist()) == {"labeler-1"}
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert (manifest["images"], manifest["labels"], manifest["pool"], manifest["version"]) == (3, 4, "pool-1", 1)
+    assert (manifest["images"], manifest["labels"], manifest["pool"], manifest["version"]) == (3, 4, "pool-1", 2)
     assert [shard["rows"] for shard in manifest["shards"]] == [2, 1]
 
 
@@ -132,25 +138,40 @@ def test_pickles_small_and_without_what_was_read(folder):
     np.testing.assert_array_equal(copied[0]["boxes"], expected["boxes"])
 
 
-def test_each_shard_is_read_once(folder, monkeypatch):
-    reads = []
-    original = pq.read_table
-    monkeypatch.setattr(pq, "read_table", lambda *args, **kwargs: reads.append(1) or original(*args, **kwargs))
+def test_each_shard_is_opened_once_and_nothing_is_copied(folder, monkeypatch):
+    opened = []
+    original = pa.memory_map
+    monkeypatch.setattr(pa, "memory_map", lambda *args: opened.append(args) or original(*args))
     labels = PseudoLabels(folder)
-    assert len(reads) == 0
+    assert len(opened) == 0
     for index in (0, 1, 0, 1):
         labels[index], labels.at(0.7)[index]
-    assert len(reads) == 1
+    assert len(opened) == 1
+    shard = labels._shards[0]
+    in_file = pa.total_allocated_bytes()
+    assert not any(view.flags.owndata for view in (shard.boxes, shard.scores, shard.starts, shard.mask_offsets))
+    labels.at(0.0)[0]
+    assert pa.total_allocated_bytes() == in_file
+
+
+def test_few_shards_are_kept_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(pseudo_labels, "OPEN_SHARDS", 2)
+    for number in range(5):
+        write_shard(tmp_path, number, [row(number, [0.9], BOXES[:1])], "m")
+    finish(tmp_path, labeler="m", pool="p")
+    labels = PseudoLabels(tmp_path)
+    assert [labels[index]["image_id"] for index in (0, 1, 2, 3, 4, 0)] == [0, 1, 2, 3, 4, 0]
+    assert list(labels._shards) == [4, 0]
 
 
 def test_a_stopped_labelling_continues(tmp_path):
     write_shard(tmp_path, 1, ROWS[1], "m")
     write_shard(tmp_path, 0, ROWS[0], "m")
-    assert finished_shards(tmp_path, "m") == {0, 1}
+    assert finished_shards(tmp_path, "m").keys() == {0, 1}
     (tmp_path / "shard-00000.json").unlink()  # stopped between the shard and its checksum
-    (tmp_path / "shard-00002.parquet.tmp").write_bytes(b"half")  # stopped while writing
-    assert finished_shards(tmp_path, "m") == {1}
-    with pytest.raises(PseudoLabelError, match=r"shard-00000\.parquet is missing"):
+    (tmp_path / "shard-00002.arrow.tmp").write_bytes(b"half")  # stopped while writing
+    assert finished_shards(tmp_path, "m").keys() == {1}
+    with pytest.raises(PseudoLabelError, match=r"shard-00000\.arrow is missing"):
         finish(tmp_path, labeler="m", pool="p", shards=2)
     with pytest.raises(PseudoLabelError, match=r"manifest\.json is missing \(1 shards"):
         PseudoLabels(tmp_path)
@@ -161,7 +182,7 @@ def test_a_stopped_labelling_continues(tmp_path):
 
 def test_writing_again_gives_the_same_bytes(folder, tmp_path):
     write_shard(tmp_path / "again", 0, ROWS[0], "labeler-1")
-    assert (tmp_path / "again/shard-00000.parquet").read_bytes() == (folder / "shard-00000.parquet").read_bytes()
+    assert (tmp_path / "again/shard-00000.arrow").read_bytes() == (folder / "shard-00000.arrow").read_bytes()
 
 
 def test_each_image_gets_its_own_masks(tmp_path):
@@ -174,7 +195,7 @@ def test_each_image_gets_its_own_masks(tmp_path):
 
 @pytest.mark.parametrize("step", ["os.fsync", "os.replace"])
 def test_a_writer_that_dies_leaves_the_old_shard(folder, monkeypatch, step):
-    before = (folder / "shard-00000.parquet").read_bytes()
+    before = (folder / "shard-00000.arrow").read_bytes()
 
     def die(*_):
         raise OSError("disk full")
@@ -182,7 +203,7 @@ def test_a_writer_that_dies_leaves_the_old_shard(folder, monkeypatch, step):
     monkeypatch.setattr(step, die)
     with pytest.raises(OSError, match="disk full"):
         write_shard(folder, 0, ROWS[1], "labeler-1")
-    assert (folder / "shard-00000.parquet").read_bytes() == before
+    assert (folder / "shard-00000.arrow").read_bytes() == before
 
 
 def damage_one_bit(path):
@@ -204,18 +225,18 @@ def damage_one_bit(path):
     ids=["one bit", "cut", "gone", "empty", "replaced", "renamed"],
 )
 def test_a_damaged_shard_is_refused_by_name(folder, damage):
-    damage(folder / "shard-00001.parquet")
-    with pytest.raises(PseudoLabelError, match=r"shard-00001\.parquet"):
-        PseudoLabels(folder)[2]
+    damage(folder / "shard-00001.arrow")
+    with pytest.raises(PseudoLabelError, match=r"shard-00001\.arrow"):
+        PseudoLabels(folder).verify()
 
 
 def test_foreign_shards_and_files_are_refused_by_name(folder):
-    with pytest.raises(PseudoLabelError, match=r"shard-00000\.parquet is of labeler labeler-1, not another"):
+    with pytest.raises(PseudoLabelError, match=r"shard-00000\.arrow is of labeler labeler-1, not another"):
         finished_shards(folder, "another")
-    with pytest.raises(PseudoLabelError, match=r"shard-00001\.parquet is one too many"):
+    with pytest.raises(PseudoLabelError, match=r"shard-00001\.arrow is one too many"):
         finish(folder, labeler="labeler-1", pool="pool-1", shards=1)
     write_shard(folder, 5, ROWS[1], "labeler-1")
-    with pytest.raises(PseudoLabelError, match=r"shard-00005\.parquet is not in the manifest"):
+    with pytest.raises(PseudoLabelError, match=r"shard-00005\.arrow is not in the manifest"):
         PseudoLabels(folder)
     (folder / "manifest.json").write_text('{"format": "another"}')
     with pytest.raises(PseudoLabelError, match=r"manifest\.json does not belong"):
@@ -234,18 +255,18 @@ def test_foreign_shards_and_files_are_refused_by_name(folder):
 def test_rows_that_do_not_fit_are_refused(tmp_path, extra, message):
     with pytest.raises(PseudoLabelError, match="pool/1.jpg.*" + message):
         write_shard(tmp_path, 0, [row(1, [0.9, 0.8, 0.7], BOXES) | extra], "m")
-    assert not list(tmp_path.glob("*.parquet"))
+    assert not list(tmp_path.glob("*.arrow"))
 
 
 def test_coco_and_back(folder, tmp_path):
-    coco = PseudoLabels(folder).to_coco(threshold=0.1)
+    coco = to_coco(PseudoLabels(folder, 0.1))
     assert [image["id"] for image in coco["images"]] == [11, 12, 2**40]
     assert [entry["image_id"] for entry in coco["annotations"]] == [11, 11, 2**40]
     assert coco["annotations"][1]["bbox"] == [7.5, 3, 1.5, 7] and coco["annotations"][1]["area"] == 14
     coco = json.loads(json.dumps(coco))
     back = from_coco(coco, tmp_path / "back", labeler="labeler-1", shard_size=2)
     assert len(back.manifest["shards"]) == 2
-    assert back.to_coco(0.1) == coco
+    assert to_coco(back.at(0.1)) == coco
 
 
 def test_ground_truth_of_coco_becomes_a_store(tmp_path):
@@ -276,7 +297,7 @@ def test_ground_truth_of_coco_becomes_a_store(tmp_path):
     masks = mask_api.decode(item["rles"])
     assert masks[3:7, 2:8, 0].all() and masks[:, 0, 1].all() and masks.sum() == 44
     assert len(labels[1]["scores"]) == 0
-    assert [entry["category_id"] for entry in labels.to_coco()["annotations"]] == [90, 5]
+    assert [entry["category_id"] for entry in to_coco(labels)["annotations"]] == [90, 5]
     assert labels.manifest["pool"] != from_coco(coco | {"images": coco["images"][:1]}, tmp_path / "b").manifest["pool"]
 
 
@@ -285,4 +306,4 @@ def test_an_empty_store(tmp_path):
     labels = PseudoLabels(tmp_path)
     assert len(labels) == 0 and labels.images_with_labels().tolist() == []
     assert labels.statistics([0.5])["labels_per_image"].tolist() == [0]
-    assert labels.to_coco()["images"] == []
+    assert to_coco(labels)["images"] == []

@@ -1,6 +1,6 @@
 """Entities (Sec. 3.1): every segment of a panoptic annotation, thing or stuff, is one instance with mask and box.
 
-COCO panoptic JSON and PNGs are converted once into a store of Parquet shards (`pseudo_labels`), image by image in
+COCO panoptic JSON and PNGs are converted once into a store of Arrow shards (`pseudo_labels`), image by image in
 several processes; a conversion that is killed goes on with the shards that are missing. Crowds (score 0) and the pixels
 without annotation (score -1) are kept too, to be ignored where that is asked for.
 """
@@ -23,11 +23,13 @@ from tqdm import tqdm
 from cassl_lib import paths
 from cassl_lib.data.coco import CocoImages, DataError, Report, decode_masks
 from cassl_lib.data.panoptic import PanopticFiles, check_segments, count_values, pngs_of, read_ids
-from cassl_lib.pseudo_labels import PseudoLabels, finish, finished_shards, write_shard
+from cassl_lib.label_exchange import to_coco
+from cassl_lib.label_shards import finish, finished_shards, write_shard
+from cassl_lib.pseudo_labels import PseudoLabels
 from cassl_lib.runs import alone, file_fingerprint
 
 SHARD_SIZE = 1000  # images
-VERSION = 2  # of the conversion: to be raised whenever the same annotation gives another store
+VERSION = 3  # of the conversion: to be raised whenever the same annotation gives another store
 WORTH_A_PROCESS = 200  # images, below which a process takes longer to start than to help
 
 
@@ -76,7 +78,7 @@ class EntityImages(CocoImages):
 
     def truth(self) -> dict:
         """The entities as a COCO ground truth; with crowd="ignore" also the crowds, which COCO's AP knows."""
-        truth = self.store.to_coco()
+        truth = to_coco(self.store)
         present = set(self.ids.tolist())
         truth["images"] = [image for image in truth["images"] if image["id"] in present]
         truth["annotations"] = [entry for entry in truth["annotations"] if entry["image_id"] in present]

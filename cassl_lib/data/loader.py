@@ -18,16 +18,18 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 
 from cassl_lib.data.coco import DataError
+from cassl_lib.data.image_files import eight_bits, open_file
 
 
 def read_image(path: Path) -> torch.Tensor:
-    """(3, H, W) uint8 RGB of an image file; grey, palette and CMYK are converted. Raises OSError if unreadable."""
+    """(3, H, W) uint8 RGB of an image file, or of an image inside a tar that a pool names.
+
+    Grey, palette and CMYK are converted. Raises OSError if unreadable.
+    """
     # By Pillow: as fast as torchvision's decode_image, with the same pixels, but a damaged JPEG can crash that one.
     try:
-        with Image.open(path) as image:
-            if image.mode.startswith("I"):  # 16 bits a pixel, of which `convert` would cut off all above 255
-                image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
-            pixels = np.array(image.convert("RGB"))
+        with open_file(path) as file, Image.open(file) as image:
+            pixels = np.array(eight_bits(image).convert("RGB"))
     except (ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise OSError(f"damaged: {error}") from error
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cassl_lib import paths
 from cassl_lib.data.coco import decode_masks
 from cassl_lib.pseudo_labels import PseudoLabels
 
@@ -20,7 +21,7 @@ class PseudoLabeled:
         return len(self.labels)
 
     def image_path(self, index: int) -> Path:
-        return Path(self.labels.file_name(index))
+        return paths.image(self.labels.file_name(index))
 
     def image_id(self, index: int) -> int:
         return self.labels.image_id(index)

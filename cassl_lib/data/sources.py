@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
-from cassl_lib import paths
+from cassl_lib import paper, paths
 from cassl_lib.config import Config
 from cassl_lib.data import scenes
 from cassl_lib.data.coco import CocoImages, DataError, locate
 from cassl_lib.data.entities import EntityImages
-from cassl_lib.data.unlabeled import Pool, build_pool
+from cassl_lib.data.listings import share_of
+from cassl_lib.data.pool_index import REASONS, Pool
+from cassl_lib.data.unlabeled import build_pool
+
+COCO_UNLABELED = "coco/annotations/image_info_unlabeled2017.json"
 
 # UNSTATED: what small, base and large consist of. The paper names the three sources and the sizes, 0.12, 0.66, 1.74 and
-# 3.66 million; this is the one composition whose counts fit. (folder or JSON below the data root, share taken)
+# 3.66 million; this is the one composition whose counts fit. (part of a pool below the data root, share taken)
 SPLITS = {
-    "tiny": (("coco/annotations/image_info_unlabeled2017.json", 1.0),),
-    "small": (("coco/annotations/image_info_unlabeled2017.json", 1.0), ("places365/data_large", 0.3)),
+    "tiny": ((COCO_UNLABELED, 1.0),),
+    "small": ((COCO_UNLABELED, 1.0), ("places365/data_large", 0.3)),
     "base": (("openimages/train", 1.0),),
-    "large": (
-        ("coco/annotations/image_info_unlabeled2017.json", 1.0),
-        ("places365/data_large", 1.0),
-        ("openimages/train", 1.0),
+    "large": ((COCO_UNLABELED, 1.0), ("places365/data_large", 1.0), ("openimages/train", 1.0)),
+}
+OTHER_FORMS = {  # of the same images, as they are published; taken in this order where the first is not there
+    "places365/data_large": (
+        "places365/places365_train_standard.txt",
+        "places365/train_large_places365standard.tar",
+        "places365/data_256",
     ),
+    "openimages/train": ("openimages/train-images-boxable-with-rotation.csv",),
+}
+EXPECTED = {
+    COCO_UNLABELED: paper.SOURCES["coco_unlabeled"],
+    "places365/data_large": paper.SOURCES["places365"],
+    "openimages/train": paper.SOURCES["open_images"],
 }
 
 
@@ -55,6 +69,28 @@ def tuning_set(config: Config, annotation: str | None = None) -> CocoImages:
     return _coco(config, "scenes", "tune", annotation)
 
 
+def heldout_set(config: Config, annotation: str | None = None) -> CocoImages | None:
+    """Labelled images to choose the pseudo labels' threshold on; None where there are none.
+
+    Raises:
+        DataError: one of them is also trained on or reported on.
+    """
+    if config.heldout is None:
+        return None
+    if config.heldout == "scenes":
+        return tuning_set(config, annotation)
+    found = _coco(config, config.heldout, "tune", annotation)
+    for name, used in (("labeled", labeled_set(config)), ("val", validation_set(config))):
+        if shared := _image_files(found) & _image_files(used):
+            raise DataError(f"heldout={config.heldout}: {len(shared)} of its images are in {name}, as {min(shared)}")
+    return found
+
+
+def _image_files(images: CocoImages) -> set[str]:
+    folder = str(images.folder.resolve())
+    return {f"{folder}/{name}" for name in images.names.tolist()}
+
+
 def _coco(config: Config, spec: str, unit: str, annotation: str | None) -> CocoImages:
     entities = (annotation or config.annotation) == "entities"
     if spec == "scenes":
@@ -84,10 +120,46 @@ def pool(config: Config) -> Pool:
         files = scene_files(config, units)
         parts = [f"{files.image_info(unit)}:{files.images(unit)}" for unit in units]
     elif config.unlabeled == "split":
-        parts = _paper_parts(config.split)
+        parts = paper_parts(config.split)
     else:
         parts = [part.strip() for part in config.unlabeled.split(",") if part.strip()]
     return build_pool(parts, paths.runs() / "pools")[0]
+
+
+def split_counts(pool: Pool) -> list[dict]:
+    """What was found of each part of a pool beside what its publishers count.
+
+    Returns:
+        A dict a part, the last for all of them: part, expected (None if nobody published it), listed, what was left out
+        by reason (`pool_index.REASONS`), images, and `why` the number is another one.
+    """
+    rows = []
+    for found in pool.parts:
+        expected = _expected(found["part"])
+        row = {"part": found["part"], "expected": expected, "listed": found["listed"]}
+        rows.append(row | {reason: found[reason] for reason in REASONS} | {"images": found["images"]})
+    if len(rows) > 1:
+        expected = [row["expected"] for row in rows]
+        total = {"part": "all", "expected": None if None in expected else sum(expected)}
+        rows.append(total | {name: sum(row[name] for row in rows) for name in ("listed", *REASONS, "images")})
+    return [row | {"why": _difference(row)} for row in rows]
+
+
+def _expected(part: str) -> int | None:
+    """Images of a published part, or of the share of it."""
+    whole, share = share_of(part)
+    for name, count in EXPECTED.items():
+        if whole.partition(os.pathsep)[0] in (name, *OTHER_FORMS.get(name, ())):
+            return int(count * share)
+    return None
+
+
+def _difference(row: dict) -> str:
+    reasons = [f"{row[reason]:,} {reason}" for reason in REASONS if row[reason]]
+    if row["expected"] is not None and row["listed"] != row["expected"]:
+        gap = row["listed"] - row["expected"]
+        reasons.insert(0, f"{abs(gap):,} {'more' if gap > 0 else 'fewer'} listed than published")
+    return ", ".join(reasons)
 
 
 def hidden_truth(config: Config) -> list[Path]:
@@ -99,14 +171,16 @@ def hidden_truth(config: Config) -> list[Path]:
     return [files.truth(unit) for unit in units]
 
 
-def _paper_parts(split: str) -> list[str]:
+def paper_parts(split: str) -> list[str]:
+    """The parts of a split of the paper, as `build_pool` takes them."""
     root = paths.datasets()
     parts = []
     for name, share in SPLITS[split]:
-        if not (root / name).exists():
+        found = [each for each in (name, *OTHER_FORMS.get(name, ())) if (root / each).exists()]
+        if not found:
             raise DataError(
                 f"split={split!r} needs {root / name}, which is not there; put it there, set CASSL_DATASETS to the "
                 "folder that holds coco/, places365/ and openimages/, or give your own images with unlabeled=FOLDER"
             )
-        parts.append(str(root / name) if share == 1 else f"{root / name}@{share}")
+        parts.append(str(root / found[0]) if share == 1 else f"{root / found[0]}@{share}")
     return parts

@@ -1,145 +1,180 @@
 """Pools of unlabelled images: one Parquet index (id, path, height, width, source), whatever the images came as.
 
-A pool is given as a folder, a COCO image_info JSON (with its folder), or several of them. Sizes are read from the file
-headers, never by decoding; files that are no images are counted and named.
+What a pool may be given as is in `listings`. Every file's header is looked at once, in several processes: images that
+are missing, damaged, of another size than listed or byte-identical to an earlier one are left out, and all of them
+listed with the reason in `...left_out.csv` beside the index.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import itertools
 import os
-import re
+import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from PIL import Image
+import pyarrow.compute as pc
 from tqdm import tqdm
 
-from cassl_lib.data.coco import DataError, Report, locate
-
-SHARE = re.compile(r"0?\.\d+")  # what follows FOLDER@
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-SCHEMA = pa.schema(
-    [("id", pa.int64()), ("path", pa.string()), ("height", pa.int32()), ("width", pa.int32()), ("source", pa.string())]
+from cassl_lib import paths
+from cassl_lib.data.coco import DataError, Report
+from cassl_lib.data.image_files import ENDINGS, MEASURED, MEMBER, chunk_by_chunk, content_hash, measure
+from cassl_lib.data.listings import INDEX, listed
+from cassl_lib.data.pool_index import (
+    LEFT_OUT,
+    REASONS,
+    Pool,
+    fingerprint_with,
+    left_out_file,
+    left_out_report,
+    read_left_out,
+    write_index,
 )
+from cassl_lib.runs import alone
+
+LISTED = pa.schema(
+    [("path", pa.string()), ("bytes", pa.int64()), ("id", pa.int64()), ("height", pa.int32()), ("width", pa.int32())]
+)
+SOURCE = r"^(?:.*(?:/|::))?([^/]+)(?:/|::\d+\+\d+::)[^/]*$"  # the folder that an image lies in, else its archive
 
 
-class Pool:
-    """An index of unlabelled images.
+def build_pool(parts: list[str], folder: Path, *, workers: int | None = None) -> tuple[Pool, Report]:
+    """Index the images of `parts` below `folder`; an index of the same files is found again.
 
-    Attributes:
-        table: Arrow table with the columns of `SCHEMA`, opened by memory map.
-        fingerprint: hash of the paths, with the bytes of each file or, of a JSON, its id, height and width.
-    """
+    Killed and called again it goes on; a second process waits for the first. An index is made anew when an image that
+    was missing or damaged has changed. A single FILE.parquet, an earlier index, is used as it is.
 
-    def __init__(self, index: Path):
-        self.index = Path(index)
-        self.table = pq.read_table(self.index, memory_map=True)
-        self.fingerprint = (self.table.schema.metadata or {}).get(b"fingerprint", b"").decode()
-
-    def __len__(self) -> int:
-        return self.table.num_rows
-
-    def row(self, index: int) -> dict:
-        """id, path, height, width and source of an image."""
-        return {name: self.table.column(name)[index].as_py() for name in SCHEMA.names}
-
-    def image_path(self, index: int) -> Path:
-        return Path(self.table.column("path")[index].as_py())
-
-    def image_id(self, index: int) -> int:
-        return self.table.column("id")[index].as_py()
-
-    def paths(self) -> set[str]:
-        """The paths of all images."""
-        return set(self.table.column("path").to_pylist())
-
-    def annotations(self, index: int, *, masks: bool = False) -> dict:
-        """Nothing: these images have no labels. Makes a pool a source of `Samples`."""
-        import numpy as np
-
-        return {"boxes": np.zeros((0, 4), np.float32), "labels": np.zeros(0, np.int64)}
-
-
-def build_pool(parts: list[str], folder: Path) -> tuple[Pool, Report]:
-    """Index the images of `parts` (folders, or JSON[:FOLDER]) into `folder`; an index of the same files is found again.
+    Args:
+        parts: each as `listings.listed` takes it.
+        workers: processes, spawned; by default one a core.
 
     Returns:
-        The pool, and what was left out (files that are no images).
+        The pool, and what was left out, with examples.
 
     Raises:
-        DataError: a part does not exist or holds no image.
+        DataError: a part does not exist, or holds no image.
     """
-    listing = [entry for part in parts for entry in _listing(part)]
-    names = "\n".join(f"{path}|{size}|{facts or ''}" for path, size, facts in listing)
-    fingerprint = hashlib.sha256(names.encode()).hexdigest()[:16]
-    index = folder / f"pool-{fingerprint}.parquet"
-    report = Report()
+    if len(parts) == 1 and parts[0].endswith(".parquet") and Path(parts[0]).expanduser().is_file():
+        pool = Pool(Path(parts[0]).expanduser())
+        return pool, left_out_report(pool.index)
+    images, counts = _list(parts, folder)
+    listing = _fingerprint(images)
+    index = folder / f"pool-{listing}" / "pool.parquet"
+    if not _current(index):
+        index.parent.mkdir(parents=True, exist_ok=True)
+        with alone(index.parent):
+            if not _current(index):
+                _build(images, list(zip(parts, counts, strict=True)), index, listing, workers)
+                if (report := left_out_report(index)).counts:
+                    print(f"{report}\nall that was left out: {left_out_file(index)}", file=sys.stderr)
+    return Pool(index), left_out_report(index)
+
+
+def _list(parts: list[str], folder: Path) -> tuple[pa.Table, list[int]]:
+    """The images of all parts as a table of `LISTED`, and how many each part lists."""
+    tables = []
+    for part in parts:
+        rows = iter(tqdm(listed(part, folder), desc=f"list {part}", unit="image", mininterval=1, disable=None))
+        batches = []
+        while batch := list(itertools.islice(rows, 100_000)):
+            try:
+                batches.append(pa.table([list(column) for column in zip(*batch, strict=True)], schema=LISTED))
+            except UnicodeEncodeError as error:
+                raise DataError(f"{part}: the name {error.object!r} is not UTF-8; rename this file") from error
+        if not batches:
+            raise DataError(f"{part}: no image in it; endings that count are {' '.join(ENDINGS)}")
+        tables.append(pa.concat_tables(batches))
+    return pa.concat_tables(tables), [len(table) for table in tables]
+
+
+def _build(images: pa.Table, counts: list[tuple[str, int]], index: Path, listing: str, workers: int | None) -> None:
+    chunks = index.parent / "headers"
+    chunks.mkdir(exist_ok=True)
+    names = images.column("path")
+    asked = images.select(["path", "height", "width"])
+    measured = chunk_by_chunk(measure, asked, MEASURED, chunks, title="read headers", workers=workers)
+    reasons, details = measured.column("reason").to_pylist(), measured.column("detail").to_pylist()
+    for later, earlier in _duplicates(names, measured.column("ends")).items():
+        reasons[later], details[later] = "duplicate", f"of {names[earlier].as_py()}"
+    shutil.rmtree(chunks)  # before a refusal, too: images that are missing may come
+    parts = _count_parts(counts, reasons, names)
+    kept = np.array([reason is None for reason in reasons])
+    columns = [_ids(images), names, measured.column("found_height"), measured.column("found_width"), _sources(names)]
+    lost = [names, pa.array(reasons, pa.string()), pa.array(details, pa.string()), measured.column("found_bytes")]
+    left_out = pa.table(lost, schema=LEFT_OUT).filter(~kept)
+    rows = pa.table(columns, schema=INDEX).filter(kept)
+    write_index(rows, left_out, parts, fingerprint_with(listing, left_out), index)
+
+
+def _duplicates(names: pa.ChunkedArray, ends: pa.ChunkedArray) -> dict[int, int]:
+    """The place of each image that is byte-identical to an earlier one, with the place of that one."""
+    usable = np.flatnonzero(ends.is_valid().to_numpy())
+    _, group, sizes = np.unique(ends.drop_null().to_numpy(), return_inverse=True, return_counts=True)
+    candidates = usable[sizes[group] > 1]
+    first: dict[bytes, int] = {}
+    found = {}
+    for place in tqdm(candidates.tolist(), desc="compare alike files", unit="image", mininterval=1, disable=None):
+        content = content_hash(paths.image(names[place].as_py()))
+        if content in first:
+            found[place] = first[content]
+        else:
+            first[content] = place
+    return found
+
+
+def _count_parts(counts: list[tuple[str, int]], reasons: list[str | None], names: pa.ChunkedArray) -> list[dict]:
+    """`Pool.parts`. A part of which nothing is there is refused: its folder is wrong."""
+    rows, start = [], 0
+    for part, number in counts:
+        found = Counter(reasons[start : start + number])
+        if found["missing"] == number:
+            example, name = paths.image(names[start].as_py()), part.partition(os.pathsep)[0]
+            raise DataError(
+                f"{part}: none of its {number} images is there, such as {example}; give the folder that has them, as "
+                f"{name}{os.pathsep}FOLDER"
+            )
+        rows.append({"part": paths.portable(Path(part).expanduser()), "listed": number, "images": found[None]})
+        rows[-1] |= {reason: found[reason] for reason in REASONS}
+        start += number
+    if not any(row["images"] for row in rows):
+        parts, endings = ", ".join(part for part, _ in counts), " ".join(ENDINGS)
+        raise DataError(f"{parts}: no image in it that can be read; endings that count are {endings}")
+    return rows
+
+
+def _ids(images: pa.Table) -> pa.ChunkedArray | pa.Array:
+    """COCO's if JSONs give every image one of its own, else places, from 1."""
+    known = images.column("id")
+    own = not known.null_count and pc.count_distinct(known).as_py() == len(images)
+    return known if own else pa.array(np.arange(1, len(images) + 1))
+
+
+def _sources(names: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.replace_substring_regex(pc.binary_join_element_wise("datasets", names, "/"), SOURCE, r"\1")
+
+
+def _fingerprint(images: pa.Table) -> str:
+    """Hash of all that is listed."""
+    digest = hashlib.sha256()
+    for chunk in images.column("path").chunks:
+        digest.update("\n".join([*chunk.to_pylist(), ""]).encode())
+    for name in ("bytes", "id", "height", "width"):
+        digest.update(images.column(name).fill_null(-1).to_numpy().astype("<i8").tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _current(index: Path) -> bool:
+    """Whether the index exists and no image that was left out for its state has changed since, come or gone."""
     if not index.exists():
-        columns = _columns(listing, report)
-        table = pa.table(columns, schema=SCHEMA.with_metadata({"fingerprint": fingerprint, "report": str(report)}))
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = index.with_suffix(f".{os.getpid()}.tmp")
-        pq.write_table(table, temporary)
-        os.replace(temporary, index)
-        if report.counts:
-            print(report, file=sys.stderr)
-    pool = Pool(index)
-    if not len(pool):
-        raise DataError(f"{', '.join(parts)}: no image in it; endings that count are {' '.join(ENDINGS)}")
-    return pool, report
-
-
-def _listing(part: str) -> list[tuple[str, int, tuple | None]]:
-    """(path, bytes, (id, height, width) if known) of a part, sorted by path; FOLDER@0.3 takes an even 3 in 10."""
-    whole, _, share = part.rpartition("@")
-    if whole and SHARE.fullmatch(share) and not Path(part).expanduser().exists():
-        whole, share = _listing(whole), float(share)
-        return [entry for place, entry in enumerate(whole) if int((place + 1) * share) > int(place * share)]
-    path = Path(part.partition(os.pathsep)[0]).expanduser()
-    if path.is_dir():
-        return sorted(_walk(path))
-    if not path.is_file():
-        raise DataError(f"{path}: no such folder or JSON; give a folder of images or a COCO image_info JSON")
-    json_path, images = locate(part)
-    try:
-        entries = json.loads(json_path.read_bytes())["images"]
-        known = [(i["file_name"], (i["id"], i["height"], i["width"])) for i in entries]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{json_path} is not a COCO image_info file ({error!r})") from error
-    return [(str(images / name), 0, facts) for name, facts in sorted(known)]
-
-
-def _walk(folder: Path):
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                yield from _walk(Path(entry.path))
-            elif entry.name.lower().endswith(ENDINGS):
-                yield str(Path(entry.path).resolve()), entry.stat().st_size, None
-
-
-def _columns(listing: list, report: Report) -> dict[str, list]:
-    """The columns of the index. Ids are COCO's if JSONs give every image one of its own, else places, from 1."""
-    known = {facts[0] for _, _, facts in listing if facts}
-    by_place = len(known) < len(listing)
-    columns: dict[str, list] = {name: [] for name in SCHEMA.names}
-    bar = tqdm(listing, desc="pool", unit="image", disable=None, mininterval=1)
-    for place, (path, _, facts) in enumerate(bar, start=1):
-        try:
-            image_id, height, width = facts or (place, *_size(path))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            report.add("files cannot be read as images", f"{path} ({error})")
-            continue
-        image_id = place if by_place else image_id
-        for name, value in zip(SCHEMA.names, (image_id, path, height, width, Path(path).parent.name), strict=True):
-            columns[name].append(value)
-    return columns
-
-
-def _size(path: str) -> tuple[int, int]:
-    with Image.open(path) as image:
-        return image.height, image.width
+        return False
+    left_out = read_left_out(index).select(["path", "reason", "bytes"])
+    for name, reason, size in zip(*(column.to_pylist() for column in left_out.columns), strict=True):
+        path = paths.image(name)
+        if reason in ("missing", "unreadable", "other size") and not MEMBER.match(name):
+            if (path.stat().st_size if path.is_file() else -1) != size:
+                return False
+    return True

@@ -1,0 +1,182 @@
+"""A synthetic store of pseudo labels at full size: written, opened, read and trained from, with times and memory.
+
+`python -m cassl_lib bench-store --images 3660000`. Every measurement after the writing is made in a fresh process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as mask_api
+
+from cassl_lib.label_shards import finish, finished_shards, write_shard
+
+SIZE = (480, 640)  # height, width of every image
+BANK = 4096  # images with different labels, drawn from again and again
+FILES = 64  # image files
+SHARD = 10_000
+READS = 20_000
+STEPS = 60  # of training, of which a third are not measured
+
+
+def bench_store(*, images: int, labels: int, folder: Path, workers: int) -> dict:
+    """Write the store (what of it is there stays), then measure; prints as it goes.
+
+    Returns:
+        `images`, `labels`, `bytes`, `write_seconds` of the shards written now, and a dict each of `open`, `read`,
+        `statistics`, `verify`, `train`.
+    """
+    measured = {"images": images, "labels": images * labels, "workers": workers, **write(folder, images, labels)}
+    print(json.dumps(measured), flush=True)
+    for task in ("open", "read", "statistics", "verify", "train"):
+        command = [sys.executable, "-m", "cassl_lib.bench_store", task, str(folder), str(workers)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
+        measured[task] = json.loads(done.stdout.splitlines()[-1])
+        print(task, json.dumps(measured[task]), flush=True)
+    return measured
+
+
+def write(folder: Path, images: int, labels: int) -> dict:
+    """Shards of random polygons on noise images."""
+    random = np.random.default_rng(0)
+    files = write_images(folder / "images", random)
+    bank = [random_labels(random, labels) for _ in range(BANK)]
+    done, started, written = finished_shards(folder / "store", "synthetic"), time.monotonic(), 0
+    for shard, first in enumerate(range(0, images, SHARD)):
+        if shard in done:
+            continue
+        rows = []
+        for index in range(first, min(first + SHARD, images)):
+            image = {"image_id": index, "file_name": files[index % FILES], "height": SIZE[0], "width": SIZE[1]}
+            rows.append(image | bank[int(random.integers(BANK))])
+        write_shard(folder / "store", shard, rows, "synthetic")
+        written += len(rows)
+    seconds = time.monotonic() - started
+    manifest = finish(folder / "store", labeler="synthetic", pool="synthetic")
+    size = sum(entry["bytes"] for entry in manifest["shards"])
+    return {"bytes": size, "written": written, "write_seconds": round(seconds, 1)}
+
+
+def write_images(folder: Path, random: np.random.Generator) -> list[str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{number:02}.jpg" for number in range(FILES)]
+    for file in files:
+        Image.fromarray(random.integers(0, 256, (*SIZE, 3), dtype=np.uint8)).save(file)
+    return [str(file.resolve()) for file in files]
+
+
+def random_labels(random: np.random.Generator, labels: int) -> dict:
+    """Star-shaped polygons of 24 corners, between 16 and 300 pixels wide, with scores from 0.05 to 1."""
+    angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    polygons = []
+    for _ in range(labels):
+        centre = random.uniform(0.1, 0.9, 2) * SIZE[::-1]
+        reach = 8 * 19 ** random.uniform(size=1) * random.uniform(0.5, 1, 24)
+        corners = centre + reach[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1)
+        polygons.append(np.clip(corners, 0, np.subtract(SIZE[::-1], 1)).reshape(-1).tolist())
+    rles = mask_api.frPyObjects(polygons, *SIZE)
+    boxes = mask_api.toBbox(rles)
+    boxes[:, 2:] += boxes[:, :2]
+    return {"boxes": boxes, "scores": random.uniform(0.05, 1, labels), "rles": rles}
+
+
+def own_memory(process: int | str = "self") -> float:
+    """MB of a process that are neither files nor shared: what the page cache cannot give back."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssShmem"))) / 1024
+
+
+def measure_open(folder: Path, workers: int) -> dict:
+    from cassl_lib.pseudo_labels import PseudoLabels
+
+    before, started = own_memory(), time.perf_counter()
+    labels = PseudoLabels(folder / "store", threshold=0.5)
+    labels[len(labels) // 2]
+    seconds = time.perf_counter() - started
+    return {"seconds": round(seconds, 4), "own_mb": round(own_memory() - before, 1), "imports_mb": round(before, 1)}
+
+
+def measure_read(folder: Path, workers: int) -> dict:
+    """Random rows, each with all that training reads; the second pass has all shards open."""
+    from cassl_lib.pseudo_labels import PseudoLabels
+
+    before, labels = own_memory(), PseudoLabels(folder / "store", threshold=0.5)
+    found = {}
+    for name in ("first", "second"):
+        order, times = np.random.default_rng(len(name)).integers(len(labels), size=READS), []
+        for index in order.tolist():
+            started = time.perf_counter()
+            labels[index]
+            times.append(time.perf_counter() - started)
+        median, worst = np.quantile(times, [0.5, 0.99]) * 1e6
+        found |= {f"{name}_us": round(float(median), 1), f"{name}_us_99": round(float(worst), 1)}
+    return found | {"own_mb": round(own_memory() - before, 1)}
+
+
+def measure_statistics(folder: Path, workers: int) -> dict:
+    from cassl_lib.pseudo_labels import PseudoLabels
+
+    started = time.perf_counter()
+    PseudoLabels(folder / "store").statistics([0.3, 0.4, 0.5, 0.6, 0.7])
+    return {"seconds": round(time.perf_counter() - started, 2), "own_mb": round(own_memory(), 1)}
+
+
+def measure_verify(folder: Path, workers: int) -> dict:
+    from cassl_lib.pseudo_labels import PseudoLabels
+
+    started = time.perf_counter()
+    PseudoLabels(folder / "store").verify()
+    return {"seconds": round(time.perf_counter() - started, 2)}
+
+
+def measure_train(folder: Path, workers: int) -> dict:
+    """Steps of a small detector on the store, through the warm-up's own samples, order and loaders."""
+    import torch
+
+    from cassl_lib import engine, stages
+    from cassl_lib.data.augment import training_transform
+    from cassl_lib.data.loader import Order, Samples, batches
+    from cassl_lib.data.pseudo import PseudoLabeled
+    from cassl_lib.models.build import build_detector
+    from cassl_lib.pseudo_labels import PseudoLabels
+    from cassl_lib.resolve import resolve
+
+    config = resolve(profile="demo")
+    training = replace(config.warmup, batch_size=16, workers=workers)
+    source = PseudoLabeled(PseudoLabels(folder / "store", threshold=0.5))
+    samples = Samples(source, training_transform(config.augment), masks=True, classes=False)
+    order = Order(len(samples), batch_size=16, start=0, stop=STEPS, seed=0)
+    model = build_detector(stages.agnostic(config)).to(memory_format=torch.channels_last).train()
+    optimizer = engine.build_optimizer(model, training)
+    how = {"steps": STEPS, "config": training, "device": torch.device("cpu")}
+    memory, started = [], 0.0
+    for step, (images, targets, ids, _) in enumerate(batches(samples, order, workers=workers)):
+        engine._step(model, optimizer, images, targets, ids, step=step, **how)
+        if step == STEPS // 3:
+            started = time.perf_counter()
+        if step > STEPS // 3:
+            memory.append([own_memory(), *(own_memory(child) for child in children())])
+    seconds = time.perf_counter() - started
+    highest = [max(column) for column in zip(*(row for row in memory if len(row) == workers + 1), strict=True)]
+    rate = 16 * (STEPS - STEPS // 3 - 1) / seconds
+    return {"images_per_second": round(rate, 1), "own_mb": [round(each) for each in highest]}
+
+
+def children() -> list[int]:
+    """Process ids of the loading processes."""
+    return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+
+
+if __name__ == "__main__":
+    task, place, loaders = sys.argv[1:]
+    print(json.dumps(globals()[f"measure_{task}"](Path(place), int(loaders))))

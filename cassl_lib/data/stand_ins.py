@@ -1,0 +1,54 @@
+"""Drawn photographs in the place of a data set that is not on disk: for measuring speed, and for nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from cassl_lib.bench import make_batch
+
+# Height, width and number of 16 photographs of COCO train2017. How large the canvas of a batch is hangs on them.
+TYPICAL = {(480, 640): 6, (427, 640): 5, (640, 480): 3, (640, 427): 1, (375, 500): 1}
+GRAIN = 17  # standard deviation in grey levels: with it a file is as large, and read as slowly, as a photograph
+
+
+class StandIns:
+    """Sixteen JPEGs with ellipses as instances: a source of `Samples` with `heights` and `widths`, and a pool."""
+
+    classes = tuple(str(place) for place in range(80))
+
+    def __init__(self, folder: Path):
+        """Draw them into `folder`."""
+        shapes = [shape for shape, number in TYPICAL.items() for _ in range(number)]
+        self.heights, self.widths = np.array(shapes).T
+        self.paths = [Path(folder) / f"{place:02d}.jpg" for place in range(len(shapes))]
+        self.targets = []
+        draw = np.random.default_rng(0)
+        for (height, width), path in zip(shapes, self.paths, strict=True):
+            self.targets += make_batch(1, height, width, torch.device("cpu"))[1]
+            coarse = Image.fromarray(draw.integers(0, 256, (15, 20, 3), np.uint8)).resize((width, height))
+            pixels = np.asarray(coarse) + draw.normal(0, GRAIN, (height, width, 1))
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=90)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def image_path(self, index: int) -> Path:
+        return self.paths[index]
+
+    def image_id(self, index: int) -> int:
+        return index
+
+    def row(self, index: int) -> dict:
+        """As of a pool."""
+        size = {"height": int(self.heights[index]), "width": int(self.widths[index])}
+        return {"id": index, "path": str(self.paths[index]), **size}
+
+    def annotations(self, index: int, *, masks: bool = True) -> dict[str, np.ndarray]:
+        """boxes (9, 4) float32 xyxy, labels (9,) int64 from 0 to 79 and masks (9, H, W) uint8."""
+        found = {name: value.numpy() for name, value in self.targets[index].items()}
+        found["boxes"] = found["boxes"].astype(np.float32)
+        return found | {"masks": found["masks"].astype(np.uint8)} if masks else found

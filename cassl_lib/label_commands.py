@@ -1,0 +1,144 @@
+"""The shell's verbs around stores of pseudo labels: label a folder, look into a store, import and export."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from cassl_lib.config import Config
+from cassl_lib.data.coco import DataError, locate
+from cassl_lib.label_exchange import from_coco, to_coco
+from cassl_lib.pseudo_labels import PseudoLabels
+from cassl_lib.resolve import ConfigError, from_json
+from cassl_lib.runs import Run, find_run, write_atomically
+
+LABELERS = ("labeler", "warmup", "finetune")
+SHOWN = (0.05, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # thresholds
+
+
+def add_verbs(verbs) -> None:
+    """Add `label`, `labels` and `import-labels` to the parser's verbs."""
+    label = verbs.add_parser("label", help="label your images with a finished run; any number of processes may join")
+    label.set_defaults(act=_label)
+    label.add_argument("--run", required=True, help="the detector: a finished run's name, its beginning, or its folder")
+    label.add_argument("--images", required=True, metavar="PART", help="a folder, or any pool; several with commas")
+    label.add_argument("--out", required=True, type=Path, metavar="STORE", help="folder of the store; goes on if begun")
+    label.add_argument("--keep", type=float, help="lowest score that is stored (the run's setting)")
+    label.add_argument("--batch-size", type=int, help="images (the run's setting)")
+    label.add_argument("--shard-size", type=int, help="images (the run's setting)")
+    label.add_argument("--workers", type=int, help="processes that read images (the run's setting)")
+
+    labels = verbs.add_parser("labels", help="look into a store of pseudo labels, check it, export a part of it")
+    labels.set_defaults(act=_labels)
+    labels.add_argument("store", type=Path)
+    labels.add_argument("--threshold", type=float, default=0.5, help="of what is drawn and exported")
+    labels.add_argument("--images", default=":", metavar="A:B", help="which images are drawn and exported, from 0")
+    labels.add_argument("--picture", type=Path, metavar="FILE.png", help="draw up to 12 of them with their labels")
+    labels.add_argument("--export", type=Path, metavar="FILE.json", help="write the images as COCO instances JSON")
+
+    imported = verbs.add_parser("import-labels", help="make a store of COCO JSON or of another model's results")
+    imported.set_defaults(act=_import)
+    imported.add_argument("coco", metavar="JSON[:FOLDER]", help="COCO instances or image_info JSON, with its images")
+    imported.add_argument("--out", required=True, type=Path, metavar="STORE")
+    imported.add_argument("--results", type=Path, help="COCO results JSON, instead of the annotations")
+    imported.add_argument("--labeler", default="imported", help="a name for what made the labels")
+
+
+def _label(parsed: argparse.Namespace) -> None:
+    from cassl_lib import engine, stages
+    from cassl_lib.data.sources import pool
+
+    run = find_run(parsed.run)
+    if run.result["stage"] not in LABELERS:
+        raise ConfigError(f"--run {parsed.run} is a run of the stage {run.result['stage']}; give a trained detector's")
+    config = replace(config_of(run), unlabeled=parsed.images)
+    config = replace(config, label=_changed(config.label, parsed, ("keep", "batch_size", "shard_size")))
+    config = replace(config, labeler=_changed(config.labeler, parsed, ("workers",)))
+    with engine.processes():
+        stages.label_into(parsed.out, run, pool(config), config)
+        if engine.rank_and_world()[0]:
+            return
+    store = PseudoLabels(parsed.out)
+    _describe(store)
+    for name in store.unreadable[:20]:
+        print(f"could not be read: {name}", file=sys.stderr)
+    print(f"warm up on it with: -p labels {parsed.out.resolve()} (--labels in the shell)")
+
+
+def config_of(run: Run) -> Config:
+    """The settings that a run was made with."""
+    try:
+        return from_json(json.loads((run.folder / "config.json").read_text()))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{run.folder / 'config.json'} cannot be read ({error!r}); the run is not whole") from error
+
+
+def _changed(section, parsed: argparse.Namespace, names: tuple[str, ...]):
+    given = {name: getattr(parsed, name) for name in names if getattr(parsed, name) is not None}
+    lowest = {"keep": 0.0, "workers": 0, "batch_size": 1, "shard_size": 1}
+    for name, value in given.items():
+        if not lowest[name] <= value <= (1 if name == "keep" else 1_000_000):
+            raise ConfigError(f"--{name.replace('_', '-')} {value} is out of range; use {lowest[name]} or more")
+    return replace(section, **given)
+
+
+def _labels(parsed: argparse.Namespace) -> None:
+    store = PseudoLabels(parsed.store, threshold=parsed.threshold)
+    chosen = _slice(parsed.images, len(store))
+    store.verify()
+    _describe(store)
+    if parsed.export:
+        write_atomically(parsed.export, json.dumps(to_coco(store, chosen)).encode())
+        print(parsed.export)
+    if parsed.picture:
+        print(_draw(store, chosen, parsed.picture))
+
+
+def _slice(text: str, images: int) -> range:
+    first, colon, last = text.partition(":")
+    try:
+        chosen = range(images)[int(first or 0) : int(last or images)] if colon else None
+    except ValueError:
+        chosen = None
+    if chosen is None:
+        raise ConfigError(f"--images {text!r} is not A:B; give the first image and the one after the last, as 0:100")
+    return chosen
+
+
+def _describe(store: PseudoLabels) -> None:
+    counted = store.statistics(SHOWN)
+    size = sum(entry["bytes"] for entry in store.manifest["shards"])
+    print(f"{store.folder}: {len(store):,} images, {len(store.unreadable):,} more could not be read")
+    print(f"{len(store.manifest['shards'])} shards, {size / 1e6:,.1f} MB, by {store.labeler}")
+    print(f"{'above':>8}{'labels':>14}{'an image':>10}{'images with any':>17}")
+    rows = (counted[name] for name in ("thresholds", "labels", "labels_per_image", "images_with_labels"))
+    for threshold, labels, mean, images in zip(*rows, strict=True):
+        print(f"{threshold:8.2f}{labels:14,}{mean:10.2f}{images:17,}")
+
+
+def _draw(store: PseudoLabels, chosen: range, file: Path) -> Path:
+    """At most 12 of the images, at even distances, with their labels above the store's threshold."""
+    from cassl_lib import plots
+    from cassl_lib.data.loader import read_image
+    from cassl_lib.data.pseudo import PseudoLabeled
+
+    source, images, found = PseudoLabeled(store), [], []
+    for index in [chosen[place * len(chosen) // 12] for place in range(min(12, len(chosen)))]:
+        try:
+            images.append(read_image(source.image_path(index)))
+        except OSError as error:
+            raise DataError(f"{source.image_path(index)}: {error}") from error
+        found.append(source.annotations(index, masks=store.has_masks))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    plots.show_instances(images, found).savefig(file, dpi=110, bbox_inches="tight")
+    return file
+
+
+def _import(parsed: argparse.Namespace) -> None:
+    if (parsed.out / "manifest.json").exists():
+        raise ConfigError(f"--out {parsed.out} holds a store already; give another folder")
+    path, images = locate(parsed.coco)
+    _describe(from_coco(path, parsed.out, results=parsed.results, images=images, labeler=parsed.labeler))

@@ -1,0 +1,134 @@
+"""Pseudo labels to and from COCO JSON: the labels of any other model can be warmed up on, and ours can be looked at."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from pycocotools import mask as mask_api
+
+from cassl_lib import paths
+from cassl_lib.data.coco import DataError
+from cassl_lib.label_shards import finish, write_shard
+from cassl_lib.pseudo_labels import PseudoLabels
+
+SHARD_SIZE = 10_000  # images
+
+
+def to_coco(labels: PseudoLabels, images: range | None = None) -> dict:
+    """The labels above the store's threshold as a COCO dict: instances with a `score`, masks as compressed RLE.
+
+    Args:
+        images: which of the store; None takes all. A million images need about 10 GB as Python objects.
+    """
+    found, annotations = [], []
+    for item in (labels[index] for index in (range(len(labels)) if images is None else images)):
+        found.append({"id": item["image_id"]} | {name: item[name] for name in ("file_name", "height", "width")})
+        boxes = np.concatenate([item["boxes"][:, :2], item["boxes"][:, 2:] - item["boxes"][:, :2]], axis=1).tolist()
+        for n, box in enumerate(boxes):
+            entry = {"id": len(annotations) + 1, "image_id": item["image_id"], "bbox": box, "iscrowd": 0}
+            entry |= {"category_id": labels.categories[item["labels"][n]]["id"]}
+            entry |= {"area": float(item["areas"][n]), "score": float(item["scores"][n])}
+            if item["rles"]:
+                entry["segmentation"] = item["rles"][n] | {"counts": item["rles"][n]["counts"].decode()}
+            annotations.append(entry)
+    info = {"description": f"pseudo labels of {labels.labeler}, scores above {labels.threshold}"}
+    return {"info": info, "images": found, "annotations": annotations, "categories": labels.categories}
+
+
+def from_coco(
+    coco: str | Path | Mapping,
+    folder: str | Path,
+    *,
+    results: str | Path | Sequence[Mapping] | None = None,
+    images: str | Path | None = None,
+    labeler: str = "coco",
+    shard_size: int = SHARD_SIZE,
+) -> PseudoLabels:
+    """Make a store of any COCO instances JSON, path or dict: another tool's pseudo labels, or ground truth (score 1).
+
+    Crowd regions are not labels and are left out. Labels are the ranks of the category ids.
+
+    Args:
+        results: another model's detections in COCO's results format (`image_id`, `category_id`, `bbox`, `score`,
+            `segmentation`) instead of the annotations; `coco` then only says which images there are.
+        images: folder of the images, to be put before their names; warm-up needs to find them.
+        labeler: identity of what made the labels.
+
+    Raises:
+        DataError: a file that is not of this format, a label of an unknown image or category.
+    """
+    content, coco = _parsed(coco, dict)
+    entries = coco.get("annotations", [])
+    if results is not None:
+        more, entries = _parsed(results, list)
+        content += more
+    categories = sorted(coco.get("categories") or _categories_of(entries), key=lambda category: category["id"])
+    rank = {category["id"]: label for label, category in enumerate(categories)}
+    by_image = _by_image(coco["images"], entries, rank)
+    prefix = Path(images).expanduser().resolve() if images is not None else None
+    for index, start in enumerate(range(0, len(coco["images"]), shard_size)):
+        part = coco["images"][start : start + shard_size]
+        write_shard(folder, index, [_row(image, by_image[image["id"]], rank, prefix) for image in part], labeler)
+    pool = hashlib.sha256(content.encode()).hexdigest()
+    finish(folder, labeler=labeler, pool=pool, shards=-(-len(coco["images"]) // shard_size), categories=categories)
+    return PseudoLabels(folder)
+
+
+def _parsed(given, kind: type) -> tuple[str, dict | list]:
+    """The text of a JSON file, or of what it would hold, and its content."""
+    if not isinstance(given, (str, Path)):
+        content = json.dumps(given, sort_keys=True)
+        return content, json.loads(content)
+    wanted = "COCO instances JSON" if kind is dict else "COCO results JSON, a list"
+    try:
+        content = Path(given).expanduser().read_text()
+        found = json.loads(content)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{given} cannot be read as a {wanted}: {error}") from error
+    if not isinstance(found, kind) or (kind is dict and "images" not in found):
+        raise DataError(f"{given} is no {wanted}")
+    return content, found
+
+
+def _categories_of(entries: Sequence[Mapping]) -> list[dict]:
+    """Nameless categories, of detections whose image list has none."""
+    return [{"id": number, "name": str(number)} for number in sorted({entry["category_id"] for entry in entries})]
+
+
+def _by_image(images: Sequence[Mapping], entries: Sequence[Mapping], rank: Mapping[int, int]) -> dict[int, list]:
+    by_image: dict[int, list] = {image["id"]: [] for image in images}
+    for entry in entries:
+        if entry.get("iscrowd", 0):
+            continue
+        for name, known in (("image_id", by_image), ("category_id", rank)):
+            if entry[name] not in known:
+                raise DataError(f"a label (id {entry.get('id')}) has the {name} {entry[name]!r}, which the JSON lacks")
+        by_image[entry["image_id"]].append(entry)
+    return by_image
+
+
+def _row(image: Mapping, entries: list[Mapping], rank: Mapping[int, int], prefix: Path | None) -> dict:
+    row = {"image_id": image["id"]} | {name: image[name] for name in ("file_name", "height", "width")}
+    if prefix is not None:
+        row["file_name"] = paths.portable(prefix / image["file_name"])
+    boxes = np.array([entry["bbox"] for entry in entries], np.float64).reshape(-1, 4)
+    row["boxes"] = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    row["scores"] = [entry.get("score", 1.0) for entry in entries]
+    row["labels"] = [rank[entry["category_id"]] for entry in entries]
+    shapes = [entry["segmentation"] for entry in entries if entry.get("segmentation")]
+    row["rles"] = [_to_rle(shape, image["height"], image["width"]) for shape in shapes]
+    if all("area" in entry for entry in entries):
+        row["areas"] = [entry["area"] for entry in entries]
+    return row
+
+
+def _to_rle(shape, height: int, width: int) -> dict:
+    """Polygons, or a run-length mask in either of COCO's two forms, as compressed RLE."""
+    if isinstance(shape, Mapping) and not isinstance(shape["counts"], list):
+        return dict(shape)
+    rle = mask_api.frPyObjects(shape, height, width)
+    return mask_api.merge(rle) if isinstance(rle, list) else rle

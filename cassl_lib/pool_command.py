@@ -1,0 +1,85 @@
+"""The shell's verb `pool`: index unlabelled images once, and keep the validation images out of them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from cassl_lib import paths
+from cassl_lib.config import SPLITS
+from cassl_lib.data.coco import DataError
+from cassl_lib.data.near_duplicates import DISTANCE, Near, exclude, near_duplicates, write_pairs
+from cassl_lib.data.pool_index import REASONS, Pool, left_out_file, left_out_report, save
+from cassl_lib.data.sources import paper_parts, split_counts
+from cassl_lib.data.unlabeled import build_pool
+
+SHOWN = 5  # pairs
+
+
+def add_verb(verbs) -> None:
+    """Add `pool` to the parser's verbs."""
+    pool = verbs.add_parser("pool", help="index unlabelled images as one Parquet file, of any number of parts")
+    pool.set_defaults(act=_pool)
+    pool.add_argument(
+        "parts",
+        nargs="*",
+        metavar="PART",
+        help="a folder of images or of .tar files, a .tar, a COCO JSON, Open Images CSV or Places365 .txt list (each "
+        "with :FOLDER where its images are not beside it), or an earlier index .parquet; PART@0.3 takes 3 in 10",
+    )
+    pool.add_argument("--split", choices=SPLITS, help="a split of the paper, below $CASSL_DATASETS, instead of parts")
+    pool.add_argument("--out", required=True, type=Path, metavar="FILE.parquet")
+    pool.add_argument("--against", metavar="PART", help="images that nothing in the pool should resemble: validation")
+    pool.add_argument("--near", choices=("report", "exclude"), default="report", help="what to do with those that do")
+    pool.add_argument("--distance", type=int, default=DISTANCE, help="bits of 64 in which near duplicates may differ")
+
+
+def _pool(parsed: argparse.Namespace) -> None:
+    if bool(parsed.parts) == bool(parsed.split):
+        raise DataError("give the parts of the pool, or --split tiny, small, base or large")
+    if parsed.out.suffix != ".parquet":
+        raise DataError(f"--out {parsed.out}: an index is known by its ending; use {parsed.out}.parquet")
+    if not 0 <= parsed.distance < 32:
+        raise DataError(f"--distance {parsed.distance} is out of range; use 0 to 31")
+    folder = paths.runs() / "pools"
+    pool, _ = build_pool(paper_parts(parsed.split) if parsed.split else parsed.parts, folder)
+    near = _near(pool, parsed.against, parsed.distance, folder) if parsed.against else []
+    if near and parsed.near == "exclude":
+        pool = exclude(pool, near, parsed.out)
+    elif pool.index.resolve() != parsed.out.resolve():
+        pool = save(pool, parsed.out)
+    print(table(split_counts(pool)))
+    if report := str(left_out_report(pool.index)):
+        print(f"{report}\nall that was left out: {left_out_file(pool.index)}")
+    if parsed.against:
+        print(_told(near, parsed))
+    print(f"{len(pool):,} images, fingerprint {pool.fingerprint}; use them with: -p unlabeled {pool.index}")
+
+
+def _near(pool: Pool, part: str, distance: int, folder: Path) -> list[Near]:
+    against, _ = build_pool([part], folder)
+    return near_duplicates(pool, [against.image_path(place) for place in range(len(against))], distance=distance)
+
+
+def _told(near: list[Near], parsed: argparse.Namespace) -> str:
+    file = parsed.out.with_suffix(".near.csv")
+    write_pairs(near, file)
+    done = "left out" if parsed.near == "exclude" else "still in it; --near exclude leaves them out"
+    lines = [f"{len({pair.place for pair in near}):,} images within {parsed.distance} bits of {parsed.against}: {done}"]
+    lines += [f"  {pair.path} is like {pair.like} ({pair.distance} bits)" for pair in near[:SHOWN]]
+    return "\n".join([*lines, f"all pairs: {file}"])
+
+
+def table(rows: list[dict]) -> str:
+    """`split_counts` as aligned text; reasons that nowhere occur have no column."""
+    occurring = [reason for reason in REASONS if any(row[reason] for row in rows)]
+    names = ["part", "expected", "listed", *occurring, "images"]
+    lines = [names] + [[_cell(row[name]) for name in names] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    form = "  ".join([f"{{:<{widths[0]}}}", *(f"{{:>{width}}}" for width in widths[1:])])
+    whys = ["", *(row["why"] for row in rows)]
+    return "\n".join(f"{form.format(*line)}  {why}".rstrip() for line, why in zip(lines, whys, strict=True))
+
+
+def _cell(value: object) -> str:
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,221 @@
+"""Labelling by processes that come, go and die: what they leave is the store that one undisturbed process makes."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cassl_lib import labeling, paths, stages
+from cassl_lib.data import sources
+from cassl_lib.label_shards import PseudoLabelError, finished_shards
+from cassl_lib.labeling import LabelingError
+from cassl_lib.pseudo_labels import PseudoLabels
+from cassl_lib.resolve import resolve
+
+SHARDS = 4  # of 4 images
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    config = resolve(profile="smoke")
+    config = replace(config, labeler=replace(config.labeler, steps=30, checkpoint_every=100))
+    config = replace(config, model=replace(config.model, score_threshold=0.01))
+    return replace(config, label=replace(config.label, keep=0.1, shard_size=4, batch_size=3))
+
+
+@pytest.fixture(scope="module")
+def labeler(config, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CASSL_RUNS", str(tmp_path_factory.mktemp("runs")))
+        yield stages.train_labeler(config)
+
+
+@pytest.fixture(scope="module")
+def pool(config, labeler):
+    return sources.pool(config)
+
+
+@pytest.fixture(scope="module")
+def whole(config, labeler, pool, tmp_path_factory) -> Path:
+    """The store of one undisturbed process."""
+    store = tmp_path_factory.mktemp("whole")
+    stages.label_into(store, labeler, pool, config)
+    assert PseudoLabels(store).manifest["labels"] > 16 and len(finished_shards(store)) == SHARDS
+    return store
+
+
+def contents(store: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in store.iterdir()}
+
+
+def dies(work) -> None:
+    """Run `work` in a forked process, which has to be killed by itself."""
+    child = os.fork()
+    if not child:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+
+
+def die_at(function: str, call: int, monkeypatch) -> None:
+    """Have this process killed when it calls `os.<function>` for the n-th time, before anything is done."""
+    original, calls = getattr(os, function), []
+
+    def count(*args):
+        calls.append(args)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args)
+
+    monkeypatch.setattr(os, function, count)
+
+
+# Every file is written aside, synced and put in its place: the request, each shard and its entry, the manifest.
+@pytest.mark.parametrize("call", range(1, 2 * SHARDS + 3))
+@pytest.mark.parametrize("function", ["fsync", "replace"])
+def test_killed_at_any_point_the_same_command_makes_the_same_store(
+    function, call, config, labeler, pool, whole, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        die_at(function, call, patch)
+        dies(lambda: stages.label_into(tmp_path, labeler, pool, config))
+    finished = {path: path.stat().st_ino for n in finished_shards(tmp_path) for path in tmp_path.glob(f"shard-*{n}.*")}
+    assert len(finished_shards(tmp_path)) == max(0, (call - 2) // 2)  # at most the shard in progress is lost
+    assert not (tmp_path / "manifest.json").exists()
+    with pytest.raises(PseudoLabelError, match="run the labelling again, it continues"):
+        PseudoLabels(tmp_path)
+    stages.label_into(tmp_path, labeler, pool, config)
+    left = {name: content for name, content in contents(tmp_path).items() if not name.endswith(".tmp")}
+    assert left == contents(whole)
+    assert {path: path.stat().st_ino for path in finished} == finished  # nothing finished was made again
+    assert not list(tmp_path.glob(".shard-*.tmp"))  # nor does half a shard take room
+
+
+HOLD = """
+import sys
+from cassl_lib import __main__, labeling
+def hold(*args, **kwargs):
+    print("holding", flush=True)
+    sys.stdin.read()
+labeling.write_shard = hold
+__main__.main(sys.argv[1:])
+"""
+
+
+def command(config, labeler, pool_folder: Path, store: Path) -> list[str]:
+    images = ["label", "--run", str(labeler.folder), "--images", str(pool_folder), "--out", str(store)]
+    return [*images, "--shard-size", "4", "--keep", "0.1", "--batch-size", "3"]
+
+
+def test_of_two_processes_one_dies_and_the_other_does_its_part(config, labeler, pool, tmp_path):
+    arguments = command(config, labeler, pool.image_path(0).parent, tmp_path / "store")
+    run = {"cwd": paths.REPOSITORY, "text": True, "stdout": subprocess.PIPE}
+    first = subprocess.Popen([sys.executable, "-c", HOLD, *arguments], stdin=subprocess.PIPE, **run)
+    assert first.stdout.readline() == "holding\n"  # it has labelled its first shard and not written it
+    second = subprocess.Popen([sys.executable, "-m", "cassl_lib", *arguments], stderr=subprocess.PIPE, **run)
+    done = [second.stderr.readline() for _ in range(SHARDS - 1)]
+    assert [line.partition(".")[0] for line in done] == ["shard-00001", "shard-00002", "shard-00003"]
+    assert "12 of 16 images" in done[-1] and "images/s" in done[-1] and " left" in done[-1]
+    assert second.poll() is None and sorted(finished_shards(tmp_path / "store")) == [1, 2, 3]
+    first.send_signal(signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL
+    output, errors = second.communicate(timeout=120)
+    assert second.returncode == 0 and "shard-00000.arrow: 16 of 16 images" in errors
+    assert "16 images" in output and "-p labels" in output
+    alone = tmp_path / "alone"
+    undisturbed = command(config, labeler, pool.image_path(0).parent, alone)
+    subprocess.run([sys.executable, "-m", "cassl_lib", *undisturbed], cwd=paths.REPOSITORY, check=True)
+    assert contents(tmp_path / "store") == contents(alone)
+
+
+def test_who_comes_when_all_is_done_finds_it(config, labeler, pool, whole):
+    before = {path: path.stat().st_mtime_ns for path in whole.glob("shard-*")}
+
+    def load():
+        raise AssertionError("no model is needed")
+
+    samples = stages.Samples(pool, None, masks=False, classes=False)
+    settings = stages.label_settings(config)
+    labeling.label_pool(load, samples, whole, config=config, labeler=labeler.id, settings=settings)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_full_disk_stops_with_what_to_do_and_loses_nothing(config, labeler, pool, whole, tmp_path):
+    size = max(path.stat().st_size for path in whole.glob("*.arrow"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_after_the_second(entry):
+        if entry["shard"] == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limits[1]))
+
+    try:
+        with pytest.raises(LabelingError, match="2 shards are finished and whole. Make room and run the same command"):
+            stages.label_into(tmp_path, labeler, pool, config, log=fill_after_the_second)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(finished_shards(tmp_path)) == [0, 1] and not list(tmp_path.glob("*.tmp"))
+    stages.label_into(tmp_path, labeler, pool, config)
+    assert contents(tmp_path) == contents(whole)
+
+
+def test_a_store_begun_otherwise_is_refused_before_any_work(config, labeler, pool, whole):
+    other = replace(config, label=replace(config.label, keep=0.2))
+    with pytest.raises(LabelingError, match="was begun with keep 0.1, not 0.2"):
+        stages.label_into(whole, labeler, pool, other)
+    with pytest.raises(LabelingError, match="was begun with shard_size 4, not 5"):
+        stages.label_into(whole, labeler, pool, replace(config, label=replace(config.label, shard_size=5)))
+
+
+def test_too_little_room_is_said_after_the_first_shard(config, labeler, pool, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(labeling.shutil, "disk_usage", lambda place: type("Disk", (), {"free": 1000})())
+    stages.label_into(tmp_path, labeler, pool, config)
+    assert capsys.readouterr().err.count("are free on its disk; it will stop") == 1
+
+
+def test_images_of_any_size_share_batches_and_rows_stay_in_order(config, labeler, tmp_path, monkeypatch):
+    sizes = [(96, 40), (40, 96), (90, 44), (50, 50), (44, 90), (120, 50), (60, 61)]
+    for number, size in enumerate(sizes):
+        Image.new("RGB", size, (40 * number, 90, 200)).save(tmp_path / f"{number}.png")
+    own = replace(config, unlabeled=str(tmp_path), label=replace(config.label, batch_size=3, keep=0.0))
+    samples = stages.Samples(
+        sources.pool(own), stages.test_transform(own.augment), masks=False, classes=False, replace=False
+    )
+    seen = []
+    model = stages.load_model(labeler)
+    original = model.predict
+    monkeypatch.setattr(model, "predict", lambda images, **at: seen.append(at["sizes"]) or original(images, **at))
+    rows = labeling.image_rows(model, samples, range(7), own)
+    assert [(row["width"], row["height"]) for row in rows] == sizes and [row["image_id"] for row in rows] == [
+        *range(1, 8)
+    ]
+    # (height, width), narrow ones first: 40/96, 44/90, 60/61 | 50/50, 90/44, 120/50 and 96/40 by their proportions
+    assert seen == [[(96, 40), (90, 44), (61, 60)], [(50, 50), (44, 90), (40, 96)], [(50, 120)]]
+    for row in rows:
+        assert (row["boxes"][:, 2] <= row["width"]).all() and (row["boxes"][:, 3] <= row["height"]).all()
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (["--run", "nothing"], "'nothing' is no run"),
+        (["--images", "/no/such/folder"], "/no/such/folder: no such"),
+        (["--keep", "2"], "--keep 2.0 is out of range"),
+        (["--batch-size", "0"], "--batch-size 0 is out of range"),
+    ],
+)
+def test_a_wrong_word_in_the_shell_ends_at_once(wrong, message, config, labeler, pool, tmp_path, capsys):
+    from cassl_lib.__main__ import main
+
+    arguments = command(config, labeler, pool.image_path(0).parent, tmp_path / "store")
+    assert main([*arguments, *wrong]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "store").exists()

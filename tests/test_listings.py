@@ -1,0 +1,188 @@
+"""What a pool's parts list: one small case of every format, by its published layout, and what is refused."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cassl_lib import paths
+from cassl_lib.data import listings
+from cassl_lib.data.coco import DataError
+from cassl_lib.data.image_files import open_file
+from cassl_lib.data.listings import listed
+from cassl_lib.data.loader import read_image
+
+
+def touch(path, content=b"image"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.fixture
+def names(tmp_path):
+    """The paths that a part lists, below the test's folder."""
+
+    def of(part):
+        return [image[0].removeprefix(f"{tmp_path}/") for image in listed(str(part), tmp_path / "cache")]
+
+    return of
+
+
+def shard(path, files):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return path
+
+
+def png(value):
+    file = io.BytesIO()
+    Image.fromarray(np.full((3, 5, 3), value, np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_a_folder_is_listed_by_path_with_bytes(tmp_path):
+    for name in ("b.jpg", "b/z.JPEG", "a.png", "b-1.jpg", "notes.txt"):
+        touch(tmp_path / "pool" / name, b"12345")
+    (tmp_path / "pool/gone.jpg").symlink_to(tmp_path / "nowhere")
+    rows = list(listed(str(tmp_path / "pool"), tmp_path))
+    found = [row[0].removeprefix(f"{tmp_path}/pool/") for row in rows]
+    assert found == ["a.png", "b-1.jpg", "b.jpg", "b/z.JPEG", "gone.jpg"] == sorted(found)
+    assert [row[1:] for row in rows] == [(5, None, None, None)] * 4 + [(-1, None, None, None)]
+
+
+def test_open_images_lists_lie_in_their_subsets_folder(tmp_path, names):
+    header = "ImageID,Subset,OriginalURL,Title,Rotation\n"
+    rows = '000595fe6fee6369,train,u,"A ""long"", title\nof two lines",0.0\n1234567890123456,train,u,,0.0\n'
+    rows += "12e4567890123456,validation,u,x,90.0\n"
+    csv = touch(tmp_path / "train-images-boxable-with-rotation.csv", (header + rows).encode())
+    for folder in ("train", "validation", "elsewhere"):
+        (tmp_path / folder).mkdir()
+    ids = ["000595fe6fee6369.jpg", "1234567890123456.jpg", "12e4567890123456.jpg"]
+    assert names(csv) == [f"train/{ids[0]}", f"train/{ids[1]}", f"validation/{ids[2]}"]
+    assert names(f"{csv}:{tmp_path / 'elsewhere'}") == [f"elsewhere/{name}" for name in ids]
+    (tmp_path / "elsewhere/train").mkdir()
+    assert names(f"{csv}:{tmp_path / 'elsewhere'}")[0] == f"elsewhere/train/{ids[0]}"
+    assert names(f"{csv}@0.5") == [f"train/{ids[1]}"]
+
+
+def test_other_csvs_are_refused(tmp_path, names):
+    boxes = touch(tmp_path / "validation-annotations-bbox.csv", b"ImageID,Source,LabelName\n0001eeaf4aed83f9,x,/m/0\n")
+    with pytest.raises(DataError, match="bbox.csv: not a list of Open Images' images .*LabelName.*boxable-with"):
+        names(boxes)
+    lost = touch(tmp_path / "away/images.csv", b"ImageID,Subset\n0001eeaf4aed83f9,train\n")
+    with pytest.raises(DataError, match="images.csv: none of train, ... found near it; give it as .*images.csv:FOLDER"):
+        names(lost)
+
+
+@pytest.mark.parametrize("folder", ["data_large", "data_256", "train", "images", "."])
+def test_places_lists_begin_with_a_slash_that_means_nothing(tmp_path, names, folder):
+    text = "/a/airfield/00000001.jpg 0\n\n/b/bar/outdoor/00000002.jpg 38\n"
+    file = touch(tmp_path / "places365_train_standard.txt", text.encode())
+    touch(tmp_path / folder / "b/bar/outdoor/00000002.jpg")
+    below = "" if folder == "." else f"{folder}/"
+    assert names(file) == [f"{below}a/airfield/00000001.jpg", f"{below}b/bar/outdoor/00000002.jpg"]
+
+
+def test_places_validation_list_and_one_without_classes(tmp_path, names):
+    file = touch(tmp_path / "lists/places365_val.txt", b"Places365_val_00000001.jpg 165\nmy holiday 2.jpg\n")
+    touch(tmp_path / "val_256/Places365_val_00000001.jpg")
+    assert names(file) == ["val_256/Places365_val_00000001.jpg", "val_256/my holiday 2.jpg"]
+    (tmp_path / "mine").mkdir()
+    assert names(f"{file}:{tmp_path / 'mine'}")[0] == "mine/Places365_val_00000001.jpg"
+    classes = touch(tmp_path / "categories_places365.txt", b"/a/airfield 0\n")
+    with pytest.raises(DataError, match="categories_places365.txt, line 1: '/a/airfield 0' names no image"):
+        names(classes)
+
+
+def test_images_in_tars_are_read_in_place(tmp_path):
+    files = {f"./dir/{value}.png": png(value) for value in (7, 200)}
+    shard(tmp_path / "shards/00001.tar", files | {"dir/7.json": b"{}"})
+    shard(tmp_path / "shards/00000.tar", {"x.png": png(9)})
+    rows = list(listed(str(tmp_path / "shards"), tmp_path / "cache"))
+    assert [row[0].split("/shards/")[1].split("::") for row in rows] == [
+        ["00000.tar", f"512+{len(png(9))}", "x.png"],  # a header has 512 bytes, contents fill up to a multiple
+        ["00001.tar", f"512+{len(png(7))}", "dir/7.png"],
+        ["00001.tar", f"1536+{len(png(200))}", "dir/200.png"],
+    ]
+    for row, value in zip(rows, (9, 7, 200), strict=True):
+        path = Path(row[0])
+        assert str(path) == row[0] and row[1] == len(png(value))
+        assert read_image(path).unique().tolist() == [value] and read_image(path).shape == (3, 3, 5)
+        with open_file(path) as file:
+            assert file.read() == png(value)
+    assert rows == list(listed(str(tmp_path / "shards"), tmp_path / "cache"))  # from the kept headers
+
+
+def test_a_changed_tar_is_listed_anew(tmp_path, names):
+    archive = shard(tmp_path / "a.tar", {"x.png": png(9)})
+    assert len(names(archive)) == 1
+    shard(archive, {"x.png": png(9), "y.png": png(8)})
+    assert len(names(archive)) == 2
+
+
+def test_a_damaged_tar_and_a_mixed_folder_are_refused(tmp_path, names):
+    archive = shard(tmp_path / "pool/a.tar", {"x.png": png(9), "y.png": bytes(30_000)})
+    touch(tmp_path / "cut.tar", archive.read_bytes()[:2000])
+    with pytest.raises(DataError, match="cut.tar cannot be read as a tar"):
+        names(tmp_path / "cut.tar")
+    touch(tmp_path / "pool/b.jpg")
+    with pytest.raises(DataError, match="pool holds images and .tar files, .*a.tar and .*b.jpg; name the ones"):
+        names(tmp_path / "pool")
+
+
+def test_paths_below_the_data_root_are_relative_to_it_also_through_links(tmp_path, monkeypatch):
+    monkeypatch.setenv("CASSL_DATASETS", str(tmp_path / "data"))
+    touch(tmp_path / "data/mine/a.jpg")
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    for folder in ("data/mine", "link/mine"):
+        assert [row[0] for row in listed(str(tmp_path / folder), tmp_path)] == ["mine/a.jpg"]
+    assert [row[0] for row in listed(str(tmp_path / "data"), tmp_path)] == ["mine/a.jpg"]
+    assert paths.image("mine/a.jpg") == tmp_path / "data/mine/a.jpg"
+    assert paths.portable(tmp_path / "data/mine/a.jpg") == "mine/a.jpg"
+    assert paths.portable(tmp_path / "database/a.jpg") == str(tmp_path / "database/a.jpg")
+    assert paths.image(str(tmp_path / "other/a.jpg")) == tmp_path / "other/a.jpg"
+
+
+def test_a_json_needs_whole_numbers(tmp_path, names):
+    (tmp_path / "images").mkdir()
+    entry = {"id": "7", "file_name": "a.jpg", "height": 3, "width": 4}
+    touch(tmp_path / "info.json", json.dumps({"images": [entry]}).encode())
+    with pytest.raises(DataError, match="info.json: id, height or width of a.jpg is no whole number: .'7', 3, 4."):
+        names(tmp_path / "info.json")
+
+
+def test_only_an_index_is_taken_for_one(tmp_path, names):
+    touch(tmp_path / "text.parquet", b"nothing")
+    with pytest.raises(DataError, match="text.parquet cannot be read as Parquet"):
+        names(tmp_path / "text.parquet")
+    listings.write_table(listings.INDEX.empty_table(), tmp_path / "other.parquet")
+    with pytest.raises(DataError, match="other.parquet is no index of a pool; make one with: python -m cassl_lib pool"):
+        names(tmp_path / "other.parquet")
+
+
+def test_an_image_folder_that_is_not_there_is_refused(tmp_path, names):
+    file = touch(tmp_path / "list.txt", b"a.jpg\n")
+    with pytest.raises(DataError, match="gone: no such image folder"):
+        names(f"{file}:{tmp_path / 'gone'}")
+
+
+def test_the_published_excerpts(shared_data, tmp_path):
+    formats = shared_data / "formats"
+    (tmp_path / "train").mkdir()
+    found = listed(f"{formats / 'open_images/train-images-boxable-with-rotation.csv'}:{tmp_path}", tmp_path)
+    assert [row[0] for row in found] == [
+        f"{tmp_path}/train/4fa8054781a4c382.jpg",
+        f"{tmp_path}/train/b37f763ae67d0888.jpg",
+    ]
+    (first, *_) = listed(f"{formats / 'places365/places365_train_standard.txt'}:{tmp_path}", tmp_path)
+    assert first[0] == f"{tmp_path}/a/airfield/00000001.jpg"
+    assert len(list(listed(f"{formats / 'places365/places365_val.txt'}:{tmp_path}", tmp_path))) == 8
