@@ -140,11 +140,11 @@ def labelling_pace(config: Config, model: ModelConfig, labeler: Run | None, pool
         raise DataError(f"none of {len(some)} images of the pool can be read, such as {some.image_path(0)}")
     per_pixel, start = pace_of(ticks, began)
     labels = Labels(*(statistics.fmean(values) for values in zip(*counts, strict=True)))
-    note = f"{len(counts)} images, {at_once} at a time, "
-    note += (
-        f"by the finished {labeler.id}" if labeler else f"by random weights with {labels.stored:.0f} detections each"
-    )
-    note += "" if labeler else ": an upper bound of the time"
+    note = f"{len(counts)} images, {at_once} at a time, by "
+    if labeler:
+        note += f"the finished {labeler.id}"
+    else:
+        note += f"random weights with {labels.stored:.0f} detections each: an upper bound of the time"
     return Pace(per_pixel, labelling_canvas(config.augment, some.sizes, own), start), labels if labeler else None, note
 
 
@@ -209,8 +209,8 @@ def _first_counted(ticks: list[tuple[float, int]]) -> int:
 def pace_of(ticks: list[tuple[float, int]], began: float) -> tuple[float, float]:
     """Median seconds a pixel of the counted batches, and the seconds from `began` on that those before took longer."""
     first = max(0, min(_first_counted(ticks), len(ticks) - 1 - FEWEST))
-    pairs = [(b - a, pixels) for (a, pixels), (b, _) in itertools.pairwise(ticks) if pixels]
-    per_pixel = statistics.median(seconds / pixels for seconds, pixels in pairs[first:])
+    counted = list(itertools.pairwise(ticks))[first:]
+    per_pixel = statistics.median((b - a) / pixels for (a, pixels), (b, _) in counted if pixels)
     return per_pixel, max(0.0, ticks[first][0] - began - per_pixel * sum(pixels for _, pixels in ticks[:first]))
 
 

@@ -1,8 +1,11 @@
 """What the chain will cost, before it is spent: time, disk and labels of every stage, from a short measurement.
 
-estimate    looks at the data, measures on this machine, counts: what a notebook or the shell calls
-forecast    the counting alone, from numbers of images and what was measured
-table       an estimate as text
+    estimate    looks, measures on this machine and counts: what a notebook or the shell calls
+    look        the numbers of images, and what of the chain is there
+    measure     the pace of each stage
+    table       an estimate as text
+
+The measuring itself is in `cassl_lib.pace`, the counting in `cassl_lib.forecast`.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from cassl_lib.data.pseudo import PseudoLabeled
 from cassl_lib.data.stand_ins import StandIns
 from cassl_lib.evaluation.model import TEST_BATCH
 from cassl_lib.forecast import Estimate, forecast
+from cassl_lib.forecast import table as table  # for a notebook: plan.table(plan.estimate(config))
 from cassl_lib.pace import (
     LABEL_BYTES,
     ROW_BYTES,
@@ -102,7 +106,7 @@ def look(config: Config) -> Data:
     if (annotation := stages.TARGETS[config.target]) != config.annotation:
         target = _found(lambda: sources.labeled_set(config, annotation), own["labeled"])
     val = _found(lambda: sources.validation_set(config), own["val"])
-    drawn = config.unlabeled != "scenes" or _drawn(config)
+    drawn = config.unlabeled != "scenes" or config.split == "tiny" or _drawn(config)
     pool = None
     if not config.labels:
         pool = _found(

@@ -51,6 +51,12 @@ BAD = [
     ({"labeled": "mine.json"}, "val=None", "val=JSON[:FOLDER]"),
     ({"val": "mine.json"}, "labeled=None", "labeled=JSON[:FOLDER]"),
     ({"unlabeled": " "}, "unlabeled=' '", "path"),
+    ({"heldout": ""}, "heldout=''", "None for the profile's own"),
+    ({"heldout": "scenes"}, "heldout='scenes'", "images of their own"),
+    ({"labels": "nowhere"}, "labels='nowhere'", "give its folder, or a run of stage 2"),
+    ({"labels": 3}, "labels=3", "path"),
+    ({"class_specific": None}, "class_specific=None", "True or False"),
+    ({"class_specific": "yes"}, "class_specific='yes'", "True or False"),
     ({"stage": "label"}, "stage='label'", "labeler, warmup, finetune"),
     ({"epochs": 3}, "epochs=3", "labeler, warmup, finetune"),
     ({"epochs": 0, "stage": "warmup"}, "epochs=0", "more than 0 to 10000"),
@@ -123,8 +129,11 @@ def test_a_parameter_changes_what_it_says_and_nothing_else():
     assert changed(stage="warmup", epochs=2) == {"warmup.epochs": 2.0, "warmup.steps": 0}
     assert changed(stage="warmup") == {}
     assert changed(batch_size=4) == {f"{stage}.batch_size": 4 for stage in ("labeler", "warmup", "finetune")}
-    data = {"labeled": "a.json", "val": "b.json", "unlabeled": "pictures"}
+    data = {"labeled": "a.json", "val": "b.json", "unlabeled": "pictures", "heldout": "c.json"}
     assert changed(**data) == data
+    assert changed(class_specific=True) == {"class_specific": True}
+    # Scenes are not held out from data that is not theirs.
+    assert changed(labeled="a.json", val="b.json") == {"labeled": "a.json", "val": "b.json", "heldout": None}
 
 
 def test_another_size_keeps_the_proportions():

@@ -127,18 +127,18 @@ def test_several_processes_and_a_killed_conversion_give_the_same_store(tmp_path,
     path, _ = write_set(tmp_path / "set", count=7)
     monkeypatch.setattr(entities, "SHARD_SIZE", 2)
     one = entity_store(path, workers=1)
-    before = {file.name: file.read_bytes() for file in one.folder.glob("*.parquet")}
+    before = {file.name: file.read_bytes() for file in one.folder.glob("*.arrow")}
     assert len(before) == 4
-    for name in ("manifest.json", "shard-00002.parquet", "shard-00002.json"):
+    for name in ("manifest.json", "shard-00002.arrow", "shard-00002.json"):
         (one.folder / name).unlink()
-    kept = (one.folder / "shard-00001.parquet").stat().st_mtime_ns
+    kept = (one.folder / "shard-00001.arrow").stat().st_mtime_ns
     entity_store(path, workers=1)
-    assert (one.folder / "shard-00001.parquet").stat().st_mtime_ns == kept
+    assert (one.folder / "shard-00001.arrow").stat().st_mtime_ns == kept
     monkeypatch.setenv("CASSL_RUNS", str(tmp_path / "others"))
     monkeypatch.setattr(entities, "WORTH_A_PROCESS", 1)
     two = entity_store(path, workers=2)
     for store in (one, two):
-        assert {file.name: file.read_bytes() for file in store.folder.glob("*.parquet")} == before
+        assert {file.name: file.read_bytes() for file in store.folder.glob("*.arrow")} == before
 
 
 def test_absent_images_are_left_out(tmp_path):

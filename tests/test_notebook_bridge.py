@@ -426,11 +426,12 @@ def test_labels_are_judged_only_against_the_truth_of_their_own_pool(store, monke
         rows.append(row | {"boxes": boxes, "scores": np.full(len(boxes), 0.5)})
     write_shard(run.folder / "store", 0, rows, "labeler-a")
     finish(run.folder / "store", labeler="labeler-a", pool=pool.fingerprint)
-    low, high = look.judged(config, run, [0.4, 0.6])
+    labels = PseudoLabels(run.folder / "store")
+    low, high = (stages.judge(config, labels.at(threshold)) for threshold in (0.4, 0.6))
     assert low["precision"] == low["recall"] == 1 and high["recall"] == 0
-    assert look.judged(resolve(profile="smoke", split="small"), run, [0.4]) == []
+    assert stages.judge(resolve(profile="smoke", split="small"), labels).keys() == {"threshold", "labels"}
     monkeypatch.setattr(sources, "hidden_truth", lambda config: [])
-    assert look.judged(config, run, [0.4]) == []
+    assert stages.judge(config, labels).keys() == {"threshold", "labels"}
 
 
 def test_a_trained_run_remembers_its_classes():

@@ -12,7 +12,7 @@ import torch
 from pycocotools import mask as mask_api
 
 from cassl_lib import pseudo_labels
-from cassl_lib.label_exchange import from_coco, to_coco
+from cassl_lib.label_exchange import to_coco
 from cassl_lib.label_shards import PseudoLabelError, finish, finished_shards, write_shard
 from cassl_lib.pseudo_labels import PseudoLabels
 
@@ -256,49 +256,6 @@ def test_rows_that_do_not_fit_are_refused(tmp_path, extra, message):
     with pytest.raises(PseudoLabelError, match="pool/1.jpg.*" + message):
         write_shard(tmp_path, 0, [row(1, [0.9, 0.8, 0.7], BOXES) | extra], "m")
     assert not list(tmp_path.glob("*.arrow"))
-
-
-def test_coco_and_back(folder, tmp_path):
-    coco = to_coco(PseudoLabels(folder, 0.1))
-    assert [image["id"] for image in coco["images"]] == [11, 12, 2**40]
-    assert [entry["image_id"] for entry in coco["annotations"]] == [11, 11, 2**40]
-    assert coco["annotations"][1]["bbox"] == [7.5, 3, 1.5, 7] and coco["annotations"][1]["area"] == 14
-    coco = json.loads(json.dumps(coco))
-    back = from_coco(coco, tmp_path / "back", labeler="labeler-1", shard_size=2)
-    assert len(back.manifest["shards"]) == 2
-    assert to_coco(back.at(0.1)) == coco
-
-
-def test_ground_truth_of_coco_becomes_a_store(tmp_path):
-    """Polygons, an uncompressed mask, a crowd region, an image without annotations, category ids with gaps."""
-    image = {"height": 20, "width": 30}
-    common = {"image_id": 3, "iscrowd": 0}
-    coco = {
-        "images": [{"id": 3, "file_name": "a.jpg", **image}, {"id": 4, "file_name": "b.jpg", **image}],
-        "categories": [{"id": 90, "name": "brush"}, {"id": 5, "name": "plane"}],
-        "annotations": [
-            common | {"id": 1, "category_id": 90, "bbox": [2, 3, 6, 4], "segmentation": [[2, 3, 8, 3, 8, 7, 2, 7]]},
-            common
-            | {
-                "id": 2,
-                "category_id": 5,
-                "bbox": [0, 0, 1, 20],
-                "segmentation": {"size": [20, 30], "counts": [0, 20, 580]},
-            },
-            common | {"id": 3, "category_id": 5, "bbox": [0, 0, 9, 9], "iscrowd": 1, "segmentation": []},
-        ],
-    }
-    (tmp_path / "instances.json").write_text(json.dumps(coco))
-    labels = from_coco(tmp_path / "instances.json", tmp_path / "store")
-    item = labels[0]
-    assert item["labels"].tolist() == [1, 0] and item["scores"].tolist() == [1, 1]
-    assert item["boxes"].tolist() == [[2, 3, 8, 7], [0, 0, 1, 20]]
-    assert item["areas"].tolist() == [24, 20]
-    masks = mask_api.decode(item["rles"])
-    assert masks[3:7, 2:8, 0].all() and masks[:, 0, 1].all() and masks.sum() == 44
-    assert len(labels[1]["scores"]) == 0
-    assert [entry["category_id"] for entry in to_coco(labels)["annotations"]] == [90, 5]
-    assert labels.manifest["pool"] != from_coco(coco | {"images": coco["images"][:1]}, tmp_path / "b").manifest["pool"]
 
 
 def test_an_empty_store(tmp_path):

@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -20,6 +21,8 @@ from cassl_lib import engine, figures, paths, stages, summary
 from cassl_lib.config import Config
 from cassl_lib.data import sources
 from cassl_lib.data.coco import DataError
+from cassl_lib.label_exchange import from_coco, to_coco
+from cassl_lib.label_shards import PseudoLabelError, finish, write_shard
 from cassl_lib.pseudo_labels import PseudoLabels
 from cassl_lib.resolve import from_json, resolve, to_json
 from cassl_lib.runs import MissingRun, Run
@@ -425,9 +428,11 @@ def test_the_pools_own_image_is_trained_on_with_its_own_labels(chain, config, in
     """The link between store and image: the file that a row names is the one the labels were found on."""
     pool, store = sources.pool(config), PseudoLabels(chain["labels"].folder / "store")
     for index in range(len(pool)):
-        assert store.file_name(index) == str(pool.image_path(index)) and store.image_id(index) == pool.image_id(index)
+        assert store.image_id(index) == pool.image_id(index)
         item = store[index]
-        with Image.open(item["file_name"]) as image:
+        assert not Path(item["file_name"]).is_absolute()  # so that another machine's data root may be another
+        assert paths.image(item["file_name"]) == pool.image_path(index)
+        with Image.open(paths.image(item["file_name"])) as image:
             assert image.size == (item["width"], item["height"])
         assert (item["boxes"][:, 2] <= item["width"]).all() and (item["boxes"][:, 3] <= item["height"]).all()
 
@@ -451,3 +456,68 @@ def test_a_warm_up_on_entities_is_one_word_away(config, chain, monkeypatch):
     assert numbers["entities"]["pq"] == panoptic.result["metrics"]["panoptic"]["PQ"]
     assert numbers["entities"]["box_ap"] is None and numbers["objects"]["pq"] is None  # not made
     assert numbers["objects"]["box_ap"] == chain["cassl"].result["metrics"]["box"]["AP"]
+
+
+# ---- labels of others, labels with classes (Table 2) ----
+
+
+def test_a_store_of_another_model_is_warmed_up_on(chain, config, elsewhere, tmp_path):
+    """The labels of the pool go out as COCO results, come back as a store, and train as they would have."""
+    own = PseudoLabels(chain["labels"].folder / "store", threshold=0.0)
+    coco = to_coco(own)
+    coco["images"] = [image | {"file_name": str(paths.image(image["file_name"]))} for image in coco["images"]]
+    results = [{key: entry[key] for key in entry.keys() - {"id", "iscrowd"}} for entry in coco["annotations"]]
+    (tmp_path / "info.json").write_text(json.dumps({"images": coco["images"], "categories": coco["categories"]}))
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    store = from_coco(tmp_path / "info.json", tmp_path / "store", results=tmp_path / "results.json", labeler="other")
+    others = replace(config, labels=str(store.folder))
+    run = stages.warm_up(others)
+    assert run.result["inputs"] == {} and run.result["data"]["labels"] == store.fingerprint
+    for one, other in zip(run.history, chain["warmup"].history, strict=True):  # x + w has another last bit than x2
+        assert without_time([one])[0] == pytest.approx(without_time([other])[0], rel=1e-4)
+    assert run.id != chain["warmup"].id
+    assert not list(elsewhere.glob("labels-*"))  # nothing was labelled for it
+    finetuned = stages.finetune(others)
+    assert finetuned.result["inputs"] == {"warmup": run.id}
+
+
+def test_a_store_of_this_run_store_is_known_as_its_run(chain, config, in_chain):
+    named = resolve(profile="smoke", labels=chain["labels"].id[:12])
+    assert named.labels == str(chain["labels"].folder / "store")
+    assert stages.warm_up(replace(config, labels=named.labels), existing=True) == chain["warmup"]
+
+
+def test_labels_that_cannot_be_trained_on_are_refused_at_once(chain, config, elsewhere, tmp_path):
+    row = {"image_id": 1, "file_name": "/gone/1.jpg", "height": 20, "width": 20, "scores": [0.9]}
+    write_shard(tmp_path / "boxes", 0, [row | {"boxes": [[0, 0, 9, 9]]}], "m")
+    finish(tmp_path / "boxes", labeler="m", pool="p")
+    boxes = replace(config, labels=str(tmp_path / "boxes"))
+    with pytest.raises(DataError, match="boxes has labels without masks; train with masks=False"):
+        stages.warm_up(boxes)
+    without_masks = replace(boxes, model=settings(masks=False).model)
+    with pytest.raises(DataError, match="none of its images can be read, such as /gone/1.jpg; bring them back"):
+        stages.warm_up(without_masks)
+    with pytest.raises(DataError, match=r"its classes \['object'\] are not those of"):
+        stages.warm_up(replace(without_masks, class_specific=True))
+    shutil.copytree(chain["labels"].folder / "store", tmp_path / "damaged")
+    shard = tmp_path / "damaged" / "shard-00003.arrow"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(PseudoLabelError, match="shard-00003.arrow is damaged"):
+        stages.warm_up(replace(config, labels=str(tmp_path / "damaged")))
+
+
+def test_class_specific_labels_warm_up_a_detector_that_knows_classes(config, elsewhere):
+    specific = replace(config, class_specific=True)
+    warmed = stages.warm_up(specific)
+    labels = stages.label(specific, existing=True)
+    store = PseudoLabels(labels.folder / "store", threshold=0.0)
+    names = sources.labeled_set(config).classes
+    assert [category["name"] for category in store.categories] == names == warmed.result["classes"]
+    assert stages.model_config(warmed).num_classes == 12 and "box" in warmed.result["metrics"]
+    assert len(np.unique(store.flat()["labels"])) > 1
+    assert stages.train_labeler(specific, existing=True).result["settings"]["learns"] == "instances"
+    finetuned = stages.finetune(specific)
+    assert finetuned.result["inputs"] == {"warmup": warmed.id} and len(store.labels_by_class()) == 12
+    assert store.labels_by_class().sum() == store.manifest["labels"]

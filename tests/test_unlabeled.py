@@ -1,18 +1,34 @@
-"""Pools of unlabelled images: folders, COCO JSONs and mixtures of them as one index."""
+"""Pools of unlabelled images: folders, COCO JSONs and mixtures of them as one index, and what is left out of it."""
 
 import json
+import multiprocessing
+import pickle
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from itertools import count
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from cassl_lib.__main__ import main
+from cassl_lib.data import image_files, sources, unlabeled
 from cassl_lib.data.coco import DataError
-from cassl_lib.data.unlabeled import Pool, build_pool
+from cassl_lib.data.pool_index import INDEX, LEFT_OUT, Pool, save, write_index
+from cassl_lib.data.unlabeled import build_pool
+
+COLOURS = count(1)
 
 
 def draw(path, width=30, height=20, mode="RGB"):
+    """An image with a colour of its own: byte-identical ones are left out of a pool."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, (width, height)).save(path)
+    step = next(COLOURS)
+    colour = (step % 16 * 16, step // 16 % 16 * 16, step // 256 * 16)  # so far apart that JPEG keeps them apart
+    Image.new(mode, (width, height), colour[0] if mode == "L" else colour).save(path, quality=100)
     return path
 
 
@@ -28,11 +44,29 @@ def entry(image_id, name, height=20, width=30):
 
 @pytest.fixture
 def build(tmp_path):
-    return lambda *parts: build_pool([str(part) for part in parts], tmp_path / "index")
+    return lambda *parts, **options: build_pool([str(part) for part in parts], tmp_path / "index", **options)
+
+
+@pytest.fixture
+def images(tmp_path):
+    """a.png, b.png, c.png of 20x30, where `locate` looks for the images of one.json."""
+    for name in "abc":
+        draw(tmp_path / f"images/{name}.png")
+    return tmp_path / "images"
 
 
 def names(pool):
     return [pool.image_path(index).name for index in range(len(pool))]
+
+
+def ids(pool):
+    return [pool.image_id(index) for index in range(len(pool))]
+
+
+def left_out(pool):
+    """(file name, reason, detail) of the CSV beside the index."""
+    rows = pa.csv.read_csv(pool.index.with_suffix(".left_out.csv")).to_pylist()
+    return [(row["path"].rpartition("/")[2], row["reason"], row["detail"]) for row in rows]
 
 
 def test_a_folder_with_folders_in_it(tmp_path, build):
@@ -47,25 +81,61 @@ def test_a_folder_with_folders_in_it(tmp_path, build):
         (2, 6, 5, "deep"),
         (3, 9, 7, "er"),
     ]
-    assert names(pool) == ["b.jpg", "c.webp", "a.PNG"] and not report.counts
-    assert pool.paths() == {str(tmp_path / "pool/b.jpg"), *(row["path"] for row in rows[1:])}
-    assert pool.image_id(2) == 3
+    assert names(pool) == ["b.jpg", "c.webp", "a.PNG"] and not report.counts and not left_out(pool)
+    assert pool.image_path(0) == tmp_path / "pool/b.jpg" and pool.image_id(2) == 3
     assert pool.annotations(0)["boxes"].shape == (0, 4) and pool.annotations(0)["labels"].dtype == np.int64
+    with pytest.raises(IndexError, match="image 3 of 3"):
+        pool.row(3)
 
 
-def test_a_file_that_is_no_image_is_left_out_and_named(tmp_path, build, capsys):
-    draw(tmp_path / "pool/a.jpg")
-    (tmp_path / "pool/b.jpg").write_text("not an image")
-    (tmp_path / "pool/c.png").write_bytes(b"")
-    pool, report = build(tmp_path / "pool")
-    assert names(pool) == ["a.jpg"]
-    assert report.counts == {"files cannot be read as images": 2}
-    assert "b.jpg" in str(report) and "c.png" in str(report) and str(report) in capsys.readouterr().err
+def test_what_is_left_out_is_counted_and_listed_with_its_reason(tmp_path, build, images, capsys):
+    (images / "broken.png").write_bytes((images / "a.png").read_bytes()[:20])
+    shutil.copy(images / "a.png", images / "again.png")
+    listed = [entry(number, f"{name}.png") for number, name in enumerate(["a", "again", "broken", "gone", "c"], 1)]
+    part = write_json(tmp_path / "one.json", [*listed, entry(6, "b.png", height=21)])
+    pool, report = build(part)
+    assert names(pool) == ["a.png", "c.png"] and ids(pool) == [1, 5]
+    assert {(name, reason) for name, reason, _ in left_out(pool)} == {
+        ("again.png", "duplicate"),
+        ("broken.png", "unreadable"),
+        ("gone.png", "missing"),
+        ("b.png", "other size"),
+    }
+    details = {name: detail for name, _, detail in left_out(pool)}
+    assert details["again.png"] == f"of {images / 'a.png'}" and details["b.png"] == "20x30, listed as 21x30"
+    assert set(report.counts.values()) == {1} and len(report.counts) == 4
+    assert str(report) in (said := capsys.readouterr().err) and "pool.left_out.csv" in said
+    assert build(part)[1].counts == report.counts and capsys.readouterr().err == ""
+    expected = {"missing": 1, "unreadable": 1, "other size": 1, "duplicate": 1, "near duplicate": 0}
+    assert pool.parts == [{"part": str(part), "listed": 6, "images": 2} | expected]
+
+
+def test_files_that_begin_and_end_alike_are_compared_whole(tmp_path, build):
+    header = draw(tmp_path / "pool/a.bmp", 64, 64).read_bytes()[:54]
+    contents = [bytes(12_288), bytes(12_288), bytes(6_000) + b"\1" + bytes(6_287)]
+    for name, content in zip("abc", contents, strict=True):
+        (tmp_path / f"pool/{name}.bmp").write_bytes(header + content)
+    pool, _ = build(tmp_path / "pool")
+    assert names(pool) == ["a.bmp", "c.bmp"]
+    assert left_out(pool) == [("b.bmp", "duplicate", f"of {tmp_path / 'pool/a.bmp'}")]
+
+
+def test_an_index_is_made_anew_when_a_missing_or_damaged_image_has_come(tmp_path, build, images):
+    part = write_json(tmp_path / "one.json", [entry(1, "a.png"), entry(2, "late.png"), entry(3, "cut.png")])
+    (images / "cut.png").write_bytes(b"half")
+    first, _ = build(part)
+    assert names(first) == ["a.png"] and build(part)[0].fingerprint == first.fingerprint
+    draw(images / "late.png")
+    second, _ = build(part)
+    assert names(second) == ["a.png", "late.png"] and second.fingerprint != first.fingerprint
+    draw(images / "cut.png")
+    assert sorted(names(build(part)[0])) == ["a.png", "cut.png", "late.png"]
 
 
 def test_a_json_gives_its_own_ids_and_sizes(tmp_path, build):
     json_path = write_json(tmp_path / "annotations/image_info_test.json", [entry(70, "b.jpg", 8), entry(5, "a.jpg", 9)])
-    draw(tmp_path / "test/a.jpg")
+    draw(tmp_path / "test/a.jpg", height=9)
+    draw(tmp_path / "test/b.jpg", height=8)
     pool, _ = build(json_path)
     assert [(pool.image_id(i), pool.row(i)["height"], pool.image_path(i)) for i in range(2)] == [
         (5, 9, tmp_path / "test/a.jpg"),
@@ -73,31 +143,30 @@ def test_a_json_gives_its_own_ids_and_sizes(tmp_path, build):
     ]
 
 
-def test_several_jsons_keep_their_ids_if_these_differ(tmp_path, build):
-    (tmp_path / "images").mkdir()
-    first = write_json(tmp_path / "one.json", [entry(1, "a.jpg"), entry(2, "b.jpg")])
-    second = write_json(tmp_path / "two.json", [entry(9, "c.jpg")])
-    pool, _ = build(first, second)
-    assert [pool.image_id(index) for index in range(3)] == [1, 2, 9]
+def test_several_jsons_keep_their_ids_if_these_differ(tmp_path, build, images):
+    first = write_json(tmp_path / "one.json", [entry(1, "a.png"), entry(2, "b.png")])
+    second = write_json(tmp_path / "two.json", [entry(9, "c.png")])
+    assert ids(build(first, second)[0]) == [1, 2, 9]
 
 
-def test_images_of_equal_ids_are_numbered_anew(tmp_path, build):
+def test_images_of_equal_ids_are_numbered_anew(tmp_path, build, images):
     """Labels are stored by image id, so two images must not share one."""
     draw(tmp_path / "pool/x.jpg")
-    (tmp_path / "images").mkdir()
-    first = write_json(tmp_path / "one.json", [entry(2, "a.jpg"), entry(7, "b.jpg")])
-    second = write_json(tmp_path / "two.json", [entry(7, "c.jpg")])
+    first = write_json(tmp_path / "one.json", [entry(2, "a.png"), entry(7, "b.png")])
+    second = write_json(tmp_path / "two.json", [entry(7, "c.png")])
     for parts in ([first, second], [first, tmp_path / "pool"], [tmp_path / "pool", second]):
         pool, _ = build(*parts)
-        assert [pool.image_id(index) for index in range(len(pool))] == list(range(1, len(pool) + 1))
+        assert ids(pool) == list(range(1, len(pool) + 1))
 
 
-def test_a_share_of_a_folder_is_spread_evenly(tmp_path, build):
+def test_a_share_is_spread_evenly(tmp_path, build):
     for number in range(10):
         draw(tmp_path / f"pool/{number}.jpg", 4, 4)
-    # int((i + 1) * 0.3) passes a whole number at the fourth, seventh and last image
+    # (i + 1) * 3 // 10 passes a whole number at the fourth, seventh and last image
     assert names(build(f"{tmp_path / 'pool'}@0.3")[0]) == ["3.jpg", "6.jpg", "9.jpg"]
     assert names(build(f"{tmp_path / 'pool'}@0.5")[0]) == ["1.jpg", "3.jpg", "5.jpg", "7.jpg", "9.jpg"]
+    part = write_json(tmp_path / "one.json", [entry(number, f"{number}.jpg", 4, 4) for number in range(10)])
+    assert ids(build(f"{part}:{tmp_path / 'pool'}@.3")[0]) == [3, 6, 9]
 
 
 def test_a_folder_may_have_an_at_in_its_name(tmp_path, build):
@@ -121,13 +190,13 @@ def test_the_index_of_the_same_files_is_found_again_and_of_others_is_not(tmp_pat
     assert build(tmp_path / "pool")[0].row(1)["width"] == 200
 
 
-def test_a_corrected_json_makes_another_index(tmp_path, build):
-    (tmp_path / "images").mkdir()
-    path = write_json(tmp_path / "info.json", [entry(1, "a.jpg", height=20)])
+def test_a_corrected_json_makes_another_index(tmp_path, build, images):
+    path = write_json(tmp_path / "info.json", [entry(1, "a.png"), entry(2, "b.png", height=19)])
     first, _ = build(path)
-    write_json(path, [entry(1, "a.jpg", height=21)])
+    write_json(path, [entry(1, "a.png"), entry(2, "b.png", height=20)])
     second, _ = build(path)
-    assert second.fingerprint != first.fingerprint and second.row(0)["height"] == 21
+    assert names(first) == ["a.png"] and names(second) == ["a.png", "b.png"]
+    assert second.fingerprint != first.fingerprint
 
 
 def test_what_is_no_pool_is_refused_by_name(tmp_path, build):
@@ -143,3 +212,156 @@ def test_what_is_no_pool_is_refused_by_name(tmp_path, build):
     write_json(tmp_path / "sizeless.json", [{"id": 1, "file_name": "a.jpg"}])
     with pytest.raises(DataError, match="sizeless.json is not a COCO image_info file"):
         build(tmp_path / "sizeless.json")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad/a.jpg").write_text("text")
+    with pytest.raises(DataError, match="bad: no image in it that can be read"):
+        build(tmp_path / "bad")
+
+
+def test_a_part_of_which_nothing_is_there_is_refused_until_it_comes(tmp_path, build, images):
+    draw(tmp_path / "pool/x.jpg")
+    part = write_json(tmp_path / "one.json", [entry(1, "y.png"), entry(2, "z.png")])
+    with pytest.raises(DataError, match="one.json: none of its 2 images is there, such as .*images/y.png; give"):
+        build(tmp_path / "pool", part)
+    draw(images / "z.png")
+    assert names(build(tmp_path / "pool", part)[0]) == ["x.jpg", "z.png"]
+
+
+def test_an_index_moves_with_the_data_root(tmp_path, monkeypatch):
+    def built(root):
+        monkeypatch.setenv("CASSL_DATASETS", str(root))
+        return build_pool([str(root / "mine")], tmp_path / f"index of {root.name}")[0]
+
+    draw(tmp_path / "here/mine/a.jpg")
+    first = built(tmp_path / "here")
+    assert first.row(0)["path"] == "mine/a.jpg" and first.parts[0]["part"] == "mine"
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    second = built(tmp_path / "there")
+    assert second.fingerprint == first.fingerprint
+    assert Pool(first.index).image_path(0) == tmp_path / "there/mine/a.jpg"
+
+
+def numbered(index, size):
+    """An index of images 1 to `size`, row group after row group."""
+    sides = pa.array(np.full(size, 8, np.int32))
+    paths = [f"/pool/{number}.jpg" for number in range(1, size + 1)]
+    rows = pa.table([pa.array(np.arange(1, size + 1)), paths, sides, sides, ["pool"] * size], schema=INDEX)
+    write_index(rows, LEFT_OUT.empty_table(), [], "f" * 16, index)
+    return Pool(index)
+
+
+def _ids_of(pool):
+    return [pool.image_id(index) for index in (0, 9_999, 10_000, 74_999)]
+
+
+def test_a_pool_keeps_a_few_row_groups_and_crosses_processes(tmp_path):
+    pool = numbered(tmp_path / "pool.parquet", 75_000)
+    sizes = pq.ParquetFile(pool.index).metadata
+    assert [sizes.row_group(n).num_rows for n in range(sizes.num_row_groups)] == [10_000] * 7 + [5_000]
+    assert [pool.image_id(index) for index in range(0, 75_000, 5_000)] == list(range(1, 75_001, 5_000))
+    assert len(pool._groups) == 4
+    expected = [1, 10_000, 10_001, 75_000]
+    assert _ids_of(pickle.loads(pickle.dumps(pool))) == expected and len(pickle.dumps(pool)) < 1000
+    with multiprocessing.get_context("fork").Pool(2) as processes:
+        assert processes.map(_ids_of, [pool, pool]) == [expected, expected]
+
+
+def test_a_killed_build_goes_on_with_the_chunks_that_are_missing(tmp_path, build, monkeypatch):
+    for number in range(5):
+        draw(tmp_path / f"pool/{number}.jpg")
+    measured, real = [], unlabeled.measure
+
+    def measure(path, *listed):
+        if path.endswith("4.jpg") and len(measured) == 4:
+            raise KeyboardInterrupt
+        measured.append(path[-5])
+        return real(path, *listed)
+
+    monkeypatch.setattr(image_files, "CHUNK", 2)
+    monkeypatch.setattr(unlabeled, "measure", measure)
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path / "pool", workers=1)
+    measured.append("killed")
+    pool, _ = build(tmp_path / "pool", workers=1)
+    assert measured == ["0", "1", "2", "3", "killed", "4"]
+    assert names(pool) == [f"{number}.jpg" for number in range(5)]
+    assert sorted(path.name for path in pool.index.parent.iterdir()) == [".lock", "pool.left_out.csv", "pool.parquet"]
+
+
+def _built(parts, folder):
+    return build_pool(parts, folder, workers=1)[0].fingerprint
+
+
+def test_two_processes_may_build_one_pool(tmp_path, build):
+    for number in range(100):
+        draw(tmp_path / f"pool/{number}.jpg")
+    given = [str(tmp_path / "pool")], tmp_path / "index"
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("fork")) as processes:
+        first, second = [processes.submit(_built, *given) for _ in range(2)]
+        assert first.result() == second.result()
+    pool, _ = build(tmp_path / "pool")
+    assert len(pool) == 100 and pool.fingerprint == first.result() and len(list((tmp_path / "index").iterdir())) == 1
+
+
+def test_several_processes_find_what_one_finds(tmp_path, build, monkeypatch):
+    monkeypatch.setattr(image_files, "WORTH_A_PROCESS", 2)
+    for number in range(6):
+        draw(tmp_path / f"pool/{number}.jpg", 10 + number)
+    (tmp_path / "pool/bad.jpg").write_text("text")
+    pool, _ = build(tmp_path / "pool", workers=2)
+    assert [pool.row(index)["width"] for index in range(6)] == [10, 11, 12, 13, 14, 15]
+    assert left_out(pool)[0][:2] == ("bad.jpg", "unreadable")
+
+
+def test_an_index_is_a_part_too(tmp_path, build, images):
+    pool, _ = build(images)
+    (tmp_path / "mine").mkdir()
+    saved = save(pool, tmp_path / "mine/pool.parquet")
+    assert (saved.fingerprint, saved.parts) == (pool.fingerprint, pool.parts)
+    again, _ = build(saved.index)
+    assert again.index == saved.index and again.fingerprint == pool.fingerprint
+    draw(tmp_path / "pool/x.jpg")
+    assert names(build(saved.index, tmp_path / "pool")[0]) == ["a.png", "b.png", "c.png", "x.jpg"]
+    assert names(build(f"{saved.index}@0.5")[0]) == ["b.png"]
+
+
+def test_a_split_is_counted_beside_its_publishers_numbers(tmp_path, monkeypatch):
+    monkeypatch.setenv("CASSL_DATASETS", str(tmp_path))
+    for number in range(10):
+        draw(tmp_path / f"places365/data_large/a/{number}.jpg")
+    part = write_json(
+        tmp_path / "coco/annotations/image_info_unlabeled2017.json", [entry(1, "a.jpg"), entry(2, "b.jpg")]
+    )
+    draw(tmp_path / "coco/unlabeled2017/a.jpg")
+    pool, _ = build_pool(sources.paper_parts("small"), tmp_path / "index")
+    coco, places, whole = sources.split_counts(pool)
+    assert (coco["expected"], coco["listed"], coco["missing"], coco["images"]) == (123_403, 2, 1, 1)
+    assert coco["part"] == str(part.relative_to(tmp_path)) and coco["duplicate"] == 0
+    assert coco["why"] == "123,401 fewer listed than published, 1 missing"
+    assert places["part"] == "places365/data_large@0.3" and (places["expected"], places["images"]) == (541_038, 3)
+    assert (whole["part"], whole["expected"], whole["listed"], whole["images"]) == ("all", 664_441, 5, 4)
+    with pytest.raises(DataError, match="split='base' needs .*openimages/train"):
+        sources.paper_parts("base")
+    (tmp_path / "openimages").mkdir()
+    listing = tmp_path / "openimages/train-images-boxable-with-rotation.csv"
+    listing.write_text("ImageID,Subset\n")
+    assert sources.paper_parts("base") == [str(listing)]
+
+
+def test_counts_of_ones_own_images_expect_nothing(tmp_path, build, images):
+    (row,) = sources.split_counts(build(images)[0])
+    assert row["expected"] is None and row["images"] == 3 and row["why"] == ""
+
+
+def test_the_verb_writes_an_index_and_says_how_to_use_it(tmp_path, images, capsys):
+    out = tmp_path / "made/pool.parquet"
+    shutil.copy(images / "a.png", images / "z.png")
+    assert main(["pool", str(images), "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert f"-p unlabeled {out}" in said and "3 images" in said and str(out.with_suffix(".left_out.csv")) in said
+    assert names(Pool(out)) == ["a.png", "b.png", "c.png"] and left_out(Pool(out))[0][1] == "duplicate"
+    assert main(["pool", str(images), "--out", str(tmp_path / "pool.csv")]) == 2
+    assert "pool.csv.parquet" in capsys.readouterr().err
+    for arguments in ([], [str(images), "--split", "tiny"]):
+        assert main(["pool", *arguments, "--out", str(out)]) == 2
+        assert "give the parts of the pool, or --split" in capsys.readouterr().err

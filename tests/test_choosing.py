@@ -1,0 +1,134 @@
+"""The threshold of the pseudo labels: counted by hand, proposed with a reason, and the tail that classes would have."""
+
+import json
+import os
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+
+from cassl_lib import choosing, stages
+from cassl_lib.choosing import by_class, propose_by_count, propose_threshold, quality_at
+from cassl_lib.data import sources
+from cassl_lib.data.coco import CocoImages, DataError
+from cassl_lib.label_shards import finish, write_shard
+from cassl_lib.pseudo_labels import PseudoLabels
+from cassl_lib.resolve import ConfigError, resolve
+
+CLASSES = [{"id": 3, "name": "cat"}, {"id": 8, "name": "dog"}, {"id": 9, "name": "eel"}]
+
+
+def square(place: int) -> list[float]:
+    """Boxes of different places do not touch."""
+    return [20 * place, 0, 20 * place + 10, 10]
+
+
+@pytest.fixture
+def images(tmp_path) -> CocoImages:
+    """Image 1: cats at 0, 1, 2 and a dog at 3. Image 2: a cat at 0. No eel."""
+    (tmp_path / "images").mkdir()
+    objects = [(1, 0, 3), (1, 1, 3), (1, 2, 3), (1, 3, 8), (2, 0, 3)]
+    annotations = [
+        {"id": n, "image_id": image, "category_id": kind, "bbox": [20 * place, 0, 10, 10], "area": 100, "iscrowd": 0}
+        for n, (image, place, kind) in enumerate(objects, start=1)
+    ]
+    listed = [{"id": number, "file_name": f"{number}.png", "height": 20, "width": 100} for number in (1, 2)]
+    for image in listed:
+        Image.new("RGB", (100, 20)).save(tmp_path / "images" / image["file_name"])
+    coco = {"images": listed, "annotations": annotations, "categories": CLASSES}
+    (tmp_path / "truth.json").write_text(json.dumps(coco))
+    return CocoImages(tmp_path / "truth.json", tmp_path / "images")
+
+
+@pytest.fixture
+def labels(tmp_path) -> PseudoLabels:
+    """Image 1: cats found at 0 (0.9) and 1 (0.6), the dog at 3 (0.35); an invented cat at 4 (0.5). Image 2: nothing."""
+    boxes, scores, kinds = [square(n) for n in (0, 1, 3, 4)], [0.9, 0.6, 0.35, 0.5], [0, 0, 1, 0]
+    rows = [
+        {
+            "image_id": 1,
+            "file_name": "1",
+            "height": 20,
+            "width": 100,
+            "boxes": boxes,
+            "scores": scores,
+            "labels": kinds,
+        },
+        {"image_id": 2, "file_name": "2", "height": 20, "width": 100, "boxes": [], "scores": []},
+    ]
+    write_shard(tmp_path / "store", 0, rows, "m")
+    finish(tmp_path / "store", labeler="m", pool="p", categories=CLASSES)
+    return PseudoLabels(tmp_path / "store")
+
+
+def test_quality_is_counted_by_hand(labels, images):
+    low, middle, high = quality_at(labels, images, (0.3, 0.55, 0.7))
+    # above 0.3: four labels, three right, of five objects
+    assert (low["precision"], low["recall"], low["labels_per_image"]) == (3 / 4, 3 / 5, 2)
+    assert low["f1"] == pytest.approx(2 * 3 / (4 + 5))
+    assert (middle["precision"], middle["recall"]) == (1, 2 / 5)
+    assert (high["precision"], high["recall"], high["labels_per_image"]) == (1, 1 / 5, 0.5)
+
+
+def test_the_proposal_is_the_best_f1_and_says_why(labels, images):
+    proposal = propose_threshold(quality_at(labels, images, (0.3, 0.34, 0.55, 0.7, 0.95)))
+    assert proposal.threshold == 0.3
+    assert "0.667, precision 0.750, recall 0.600, 2.0 labels an image" in proposal.reason
+    assert "from 0.3 to 0.34" in proposal.reason  # as good
+
+
+def test_nothing_found_is_no_division_by_zero(labels, images):
+    (row,) = quality_at(labels, images, (0.95,))
+    assert (row["precision"], row["recall"], row["f1"], row["labels_per_image"]) == (0, 0, 0, 0)
+
+
+def test_without_truth_the_number_of_labels_is_peoples(labels, images):
+    proposal = propose_by_count(labels, images, (0.3, 0.4, 0.55, 0.7))  # 5 objects on 2 images; 2, 1.5, 1, 0.5 kept
+    assert proposal.threshold == 0.3 and "2.0 labels an image, nearest to the 2.5" in proposal.reason
+    assert "heldout=" in proposal.reason
+
+
+def test_each_class_has_a_threshold_of_its_own(labels, images):
+    cat, dog, eel = by_class(labels, images, threshold=0.55, thresholds=(0.3, 0.4, 0.55, 0.7))
+    # cats above 0.55: 2 labels, both right, of 4 objects: 2 * 2 / (2 + 4); above 0.4 an invented one more
+    assert cat == {"name": "cat", "objects": 4, "labels": 2, "f1": 2 / 3, "best": 0.55, "best_f1": 2 / 3}
+    # the dog is lost at 0.55
+    assert dog == {"name": "dog", "objects": 1, "labels": 0, "f1": 0, "best": 0.3, "best_f1": 1}
+    assert eel == {"name": "eel", "objects": 0, "labels": 0, "f1": None, "best": None, "best_f1": None}
+
+
+def test_a_class_is_matched_with_its_own_objects_only(labels, images, tmp_path):
+    """The dog's box called a cat is a wrong cat, and the dog is not found."""
+    rows = [{**labels.at(0)[0], "labels": [0, 0, 0, 0]}, labels.at(0)[1]]
+    write_shard(tmp_path / "other", 0, rows, "m")
+    finish(tmp_path / "other", labeler="m", pool="p", categories=CLASSES)
+    cat, dog, _ = by_class(PseudoLabels(tmp_path / "other"), images, threshold=0.3, thresholds=(0.3,))
+    assert cat["labels"] == 4 and cat["f1"] == 2 * 2 / (4 + 4) and dog["f1"] == 0
+
+
+def test_the_scenes_hold_out_images_that_no_stage_sees():
+    config = resolve(profile="smoke")
+    labeler = stages.train_labeler(config)
+    found, images = choosing.heldout_labels(config, labeler)
+    assert len(found) == len(images) == 4 and images.path == sources.tuning_set(config).path
+    assert found.labeler == labeler.id
+    assert {found.image_id(n) for n in range(4)} == set(images.ids.tolist())
+    entities = replace(config, annotation="entities")
+    assert len(choosing.heldout_labels(entities, labeler)[1].boxes) > len(images.boxes)  # things and stuff
+
+
+def test_heldout_images_are_neither_trained_nor_reported_on(images, tmp_path):
+    labeled = sources.labeled_set(resolve(profile="smoke"))
+    val = sources.validation_set(resolve(profile="smoke"))
+    own = {name: f"{each.path}{os.pathsep}{each.folder}" for name, each in (("labeled", labeled), ("val", val))}
+    for name, spec in own.items():
+        with pytest.raises(ConfigError, match=f"^heldout=.* is {name} too"):
+            resolve(profile="smoke", **own, heldout=spec)
+    copy = tmp_path / "copy.json"
+    copy.write_bytes(val.path.read_bytes())
+    config = resolve(profile="smoke", **own, heldout=f"{copy}{os.pathsep}{val.folder}")
+    with pytest.raises(DataError, match="12 of its images are in val, as .*jpg"):
+        sources.heldout_set(config)
+    assert sources.heldout_set(resolve(profile="smoke", **own)) is None
+    apart = resolve(profile="smoke", **own, heldout=f"{images.path}{os.pathsep}{images.folder}")
+    assert len(sources.heldout_set(apart)) == 2

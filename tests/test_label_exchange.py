@@ -1,0 +1,174 @@
+"""Labels to COCO JSON and back, other models' results as a store, and the shell's verbs around them."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as mask_api
+
+from cassl_lib import paths
+from cassl_lib.__main__ import main
+from cassl_lib.data.coco import DataError
+from cassl_lib.label_exchange import from_coco, to_coco
+from cassl_lib.label_shards import finish, write_shard
+from cassl_lib.pseudo_labels import PseudoLabels
+
+BOXES = [[1, 2, 5, 6], [7.5, 3, 9, 10]]
+
+
+def rle(left, top, right, bottom):
+    mask = np.zeros((20, 30), np.uint8, order="F")
+    mask[top:bottom, left:right] = 1
+    return mask_api.encode(mask)
+
+
+def row(image_id, scores, boxes, rles):
+    image = {"image_id": image_id, "file_name": f"pool/{image_id}.png", "height": 20, "width": 30}
+    return image | {"scores": scores, "boxes": boxes, "rles": rles}
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Three images with two, none and one label, and their files below the data root."""
+    rows = [row(11, [0.9, 0.4], BOXES, [rle(1, 2, 5, 6), rle(7, 3, 9, 10)]), row(12, [], [], [])]
+    write_shard(tmp_path / "store", 0, rows, "labeler-1", unreadable=["pool/13.png (damaged)"])
+    write_shard(tmp_path / "store", 1, [row(2**40, [0.2], BOXES[:1], [rle(1, 2, 5, 6)])], "labeler-1")
+    finish(tmp_path / "store", labeler="labeler-1", pool="pool-1")
+    for name in (11, 12, 2**40):
+        (paths.datasets() / "pool").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (30, 20), (90, 120, 90)).save(paths.datasets() / "pool" / f"{name}.png")
+    return PseudoLabels(tmp_path / "store", threshold=0.1)
+
+
+def test_coco_and_back(store, tmp_path):
+    coco = to_coco(store)
+    assert [image["id"] for image in coco["images"]] == [11, 12, 2**40]
+    assert [entry["image_id"] for entry in coco["annotations"]] == [11, 11, 2**40]
+    assert coco["annotations"][1]["bbox"] == [7.5, 3, 1.5, 7] and coco["annotations"][1]["area"] == 14
+    coco = json.loads(json.dumps(coco))
+    back = from_coco(coco, tmp_path / "back", labeler="labeler-1", shard_size=2)
+    assert len(back.manifest["shards"]) == 2
+    assert to_coco(back.at(0.1)) == coco
+
+
+def test_ground_truth_of_coco_becomes_a_store(tmp_path):
+    """Polygons, an uncompressed mask, a crowd region, an image without annotations, category ids with gaps."""
+    image = {"height": 20, "width": 30}
+    common = {"image_id": 3, "iscrowd": 0}
+    coco = {
+        "images": [{"id": 3, "file_name": "a.jpg", **image}, {"id": 4, "file_name": "b.jpg", **image}],
+        "categories": [{"id": 90, "name": "brush"}, {"id": 5, "name": "plane"}],
+        "annotations": [
+            common | {"id": 1, "category_id": 90, "bbox": [2, 3, 6, 4], "segmentation": [[2, 3, 8, 3, 8, 7, 2, 7]]},
+            common
+            | {
+                "id": 2,
+                "category_id": 5,
+                "bbox": [0, 0, 1, 20],
+                "segmentation": {"size": [20, 30], "counts": [0, 20, 580]},
+            },
+            common | {"id": 3, "category_id": 5, "bbox": [0, 0, 9, 9], "iscrowd": 1, "segmentation": []},
+        ],
+    }
+    (tmp_path / "instances.json").write_text(json.dumps(coco))
+    labels = from_coco(tmp_path / "instances.json", tmp_path / "store")
+    item = labels[0]
+    assert item["labels"].tolist() == [1, 0] and item["scores"].tolist() == [1, 1]
+    assert item["boxes"].tolist() == [[2, 3, 8, 7], [0, 0, 1, 20]]
+    assert item["areas"].tolist() == [24, 20]
+    masks = mask_api.decode(item["rles"])
+    assert masks[3:7, 2:8, 0].all() and masks[:, 0, 1].all() and masks.sum() == 44
+    assert len(labels[1]["scores"]) == 0
+    assert [entry["category_id"] for entry in to_coco(labels)["annotations"]] == [90, 5]
+    assert labels.manifest["pool"] != from_coco(coco | {"images": coco["images"][:1]}, tmp_path / "b").manifest["pool"]
+
+
+def test_a_part_is_exported(store):
+    assert [entry["image_id"] for entry in to_coco(store, range(1, 3))["annotations"]] == [2**40]
+    assert len(to_coco(store.at(0.5))["annotations"]) == 1
+
+
+def test_results_of_another_model_become_a_store(tmp_path):
+    """Detections of two images of three, boxes alone, from a file beside an image_info JSON without categories."""
+    images = [{"id": n, "file_name": f"{n}.jpg", "height": 20, "width": 30} for n in (4, 5, 6)]
+    found = [
+        {"image_id": 6, "category_id": 17, "bbox": [1, 2, 3, 4], "score": 0.25},
+        {"image_id": 4, "category_id": 3, "bbox": [0, 0, 30, 20], "score": 0.5},
+        {"image_id": 6, "category_id": 3, "bbox": [5, 5, 2, 2], "score": 0.75},
+    ]
+    (tmp_path / "info.json").write_text(json.dumps({"images": images}))
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    paths_of = {"results": tmp_path / "found.json", "images": tmp_path / "pictures"}
+    labels = from_coco(tmp_path / "info.json", tmp_path / "store", **paths_of, labeler="theirs", shard_size=2)
+    assert [labels.image_id(n) for n in range(3)] == [4, 5, 6] and labels.labeler == "theirs"
+    assert [category["id"] for category in labels.categories] == [3, 17]
+    last = labels.at(0.0)[2]
+    assert last["labels"].tolist() == [1, 0] and last["boxes"].tolist() == [[1, 2, 4, 6], [5, 5, 7, 7]]
+    assert last["areas"].tolist() == [12, 4] and last["rles"] == [] and not labels.has_masks
+    assert paths.image(last["file_name"]) == tmp_path / "pictures" / "6.jpg"
+
+
+@pytest.mark.parametrize(
+    "results, message",
+    [
+        ([{"image_id": 9, "category_id": 3, "bbox": [0, 0, 1, 1], "score": 1}], "has the image_id 9, which the JSON"),
+        ([{"image_id": 4, "category_id": 8, "bbox": [0, 0, 1, 1], "score": 1}], "has the category_id 8, which the"),
+        ({"annotations": []}, "found.json is no COCO results JSON, a list"),
+        ("no JSON at all", "found.json cannot be read as a COCO results JSON"),
+    ],
+)
+def test_results_that_do_not_belong_are_refused(results, message, tmp_path):
+    coco = {
+        "images": [{"id": 4, "file_name": "4.jpg", "height": 9, "width": 9}],
+        "categories": [{"id": 3, "name": "a"}],
+    }
+    (tmp_path / "found.json").write_text(results if isinstance(results, str) else json.dumps(results))
+    with pytest.raises(DataError, match=message):
+        from_coco(coco, tmp_path / "store", results=tmp_path / "found.json")
+    assert not (tmp_path / "store").exists()
+
+
+# ---- the shell's verbs ----
+
+
+def test_the_shell_shows_draws_and_exports(store, tmp_path, capsys):
+    picture, exported = tmp_path / "seen" / "labels.png", tmp_path / "part.json"
+    wanted = ["--threshold", "0.3", "--images", "0:2", "--picture", str(picture), "--export", str(exported)]
+    assert main(["labels", str(store.folder), *wanted]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert "3 images, 1 more could not be read" in said[0] and "2 shards" in said[1] and "by labeler-1" in said[1]
+    assert said[3].split() == ["0.05", "3", "1.00", "2"] and said[5].split() == ["0.40", "1", "0.33", "1"]
+    with Image.open(picture) as image:
+        assert min(image.size) > 100
+    assert [entry["score"] for entry in json.loads(exported.read_text())["annotations"]] == pytest.approx([0.9, 0.4])
+
+
+def test_the_shell_imports_what_it_exported(store, tmp_path, capsys):
+    exported = tmp_path / "all.json"
+    assert main(["labels", str(store.folder), "--threshold", "0.1", "--export", str(exported)]) == 0
+    given = f"{exported}{os.pathsep}{paths.datasets()}"
+    assert main(["import-labels", given, "--out", str(tmp_path / "again"), "--labeler", "mine"]) == 0
+    again = PseudoLabels(tmp_path / "again", threshold=0.1)
+    assert again.labeler == "mine" and [again.file_name(n) for n in range(3)] == [store.file_name(n) for n in range(3)]
+    assert all(a["rles"] == b["rles"] for a, b in zip(again, store, strict=True))
+    assert main(["import-labels", given, "--out", str(tmp_path / "again")]) == 2
+    assert "holds a store already; give another folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (["--images", "3"], "--images '3' is not A:B"),
+        (["--images", "a:b"], "--images 'a:b' is not A:B"),
+    ],
+)
+def test_a_wrong_word_ends_at_once(wrong, message, store, capsys):
+    assert main(["labels", str(store.folder), *wrong]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_store_that_is_not_there_is_named(tmp_path, capsys):
+    assert main(["labels", str(tmp_path / "nothing")]) == 2
+    assert "nothing/manifest.json is missing (there is no such folder)" in capsys.readouterr().err

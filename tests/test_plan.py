@@ -1,0 +1,296 @@
+"""Costs known before they are spent: the counting by hand, the measuring on clocks and sizes of our own."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from cassl_lib import forecast, pace, plan, stages
+from cassl_lib.__main__ import main
+from cassl_lib.config import AugmentConfig
+from cassl_lib.data.coco import DataError
+from cassl_lib.data.loader import Samples
+from cassl_lib.data.stand_ins import StandIns
+from cassl_lib.forecast import Estimate, Row
+from cassl_lib.pace import Labels, Pace
+from cassl_lib.resolve import ConfigError, resolve
+
+# 2 seconds an image in training, half a second in labelling, a quarter in evaluation.
+PACES = dict.fromkeys(("labeler", "warmup", "finetune"), Pace(0.5, 4, start=3, weights=100, checkpoint=300))
+PACES |= {"labels": Pace(0.1, 5, start=1), "evaluation": Pace(0.1, 2.5)}
+IMAGES = {"labeled": 10, "pool": 25, "warmup": 24, "val": 8}
+
+
+@pytest.fixture
+def small():
+    config = resolve(profile="smoke")
+    sections = {
+        "labeler": replace(config.labeler, steps=0, epochs=2, batch_size=4),  # ceil(2 * 10 / 4) = 5 steps
+        "warmup": replace(config.warmup, steps=0, epochs=3, batch_size=4),  # 3 * 24 / 4 = 18
+        "finetune": replace(config.finetune, steps=7, batch_size=8),
+    }
+    return replace(config, **sections, label=replace(config.label, shard_size=10))
+
+
+def rows_of(config, devices=1) -> dict[str, Row]:
+    found = forecast.forecast(config, IMAGES, PACES, Labels(stored=4, used=2, bytes=100), devices=devices)
+    assert [row.stage for row in found] == ["labeler", "labels", "warmup", "finetune", "baseline"]
+    return {row.stage: row for row in found}
+
+
+def test_time_is_start_and_images_and_evaluation(small):
+    rows = rows_of(small)
+    steps_images = {name: (row.steps, row.images) for name, row in rows.items() if name != "labels"}
+    expected = {"labeler": (5, 20), "warmup": (18, 72), "finetune": (7, 56), "baseline": (25, 200)}
+    assert steps_images == expected
+    assert {row.evaluation for name, row in rows.items() if name != "labels"} == {2.0}  # 8 images of 0.25 s
+    seconds = {name: row.seconds for name, row in rows.items()}
+    # 3 + 2 * images + 2; labelling 1 + 25 * 0.5
+    assert seconds == {"labeler": 45, "labels": 13.5, "warmup": 149, "finetune": 117, "baseline": 405}
+    assert rows["baseline"].hours == 405 / 3600
+
+
+def test_devices_share_images_but_not_shards(small):
+    seconds = {name: row.seconds for name, row in rows_of(small, devices=2).items()}
+    assert (seconds["labeler"], seconds["warmup"]) == (3 + 40 / 2 + 2 / 2, 3 + 144 / 2 + 2 / 2)
+    # Three shards of 10: one device has two of them, 1 + 20 * 0.5.
+    assert seconds["labels"] == 11
+    assert rows_of(small, devices=4)["labels"].seconds == 1 + 10 * 0.5  # a fourth device has nothing to do
+
+
+def test_disk_and_labels(small):
+    rows = rows_of(small)
+    assert {row.kept for name, row in rows.items() if name != "labels"} == {100}
+    assert rows["labels"].kept == 25 * (100 + 60)  # store and index
+    assert (rows["labels"].labels, rows["labels"].labels_used) == (100, 50)
+    found = Estimate("", tuple(rows.values()), (), "/runs", free=5000)
+    assert found.needed == 4 * 100 + 4000 + 2 * 300  # a checkpoint and its successor
+    text = forecast.table(found)
+    assert "disk: 5.0 kB needed at most, 5.0 kB free in /runs" in text and "NOT ENOUGH" not in text
+    lines = forecast.table(replace(found, free=3000)).splitlines()
+    short = [line for line in lines if line.startswith("NOT ENOUGH DISK")]
+    assert short == ["NOT ENOUGH DISK: make room for 2.0 kB more in /runs, or set CASSL_RUNS to another disk"]
+
+
+def test_the_table_sums_the_chain_without_the_baseline(small):
+    lines = forecast.table(Estimate("title", tuple(rows_of(small).values()), ("a: b",), "/runs", 10**9)).splitlines()
+    assert lines[0] == "title" and lines[-1] == "- a: b"
+    named = {line.split()[0]: line.split()[1:] for line in lines if line}
+    assert named["CA-SSL"] == ["5", "min", "4.3", "kB"]  # 45 + 13.5 + 149 + 117 = 324.5 s; 4,000 + 300 bytes
+    assert named["labeler"] == ["20", "5", "45", "s", "2.0", "s", "0.1", "kB"]
+    assert named["labels:"] == "100 in the store, 50 above the threshold".split()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(3.26, "3.3 s"), (119, "119 s"), (120, "2 min"), (7199, "120 min"), (9000, "2.5 h"), (4442400, "1,234 h")],
+)
+def test_durations(seconds, text):
+    assert forecast.duration(seconds) == text
+
+
+def test_the_pace_is_the_median_after_the_first_batches(monkeypatch):
+    monkeypatch.setattr(pace, "UNCOUNTED", 2)
+    # Of 10 pixels each but for one of 20 that takes twice as long; the first two are slow, one is disturbed.
+    times, pixels = [0, 0.8, 1.2, 1.4, 1.8, 2.0, 2.9], [10, 10, 10, 20, 10, 10, 0]
+    per_pixel, start = pace.pace_of(list(zip(times, pixels, strict=True)), began=-5)
+    assert per_pixel == pytest.approx(0.02)  # 0.2 / 10, 0.4 / 20, 0.2 / 10, 0.9 / 10
+    assert start == pytest.approx(5 + 1.2 - 20 * 0.02)  # until batch 2, less what the two before it cost anyway
+
+
+def test_unreadable_batches_have_no_pace(monkeypatch):
+    monkeypatch.setattr(pace, "UNCOUNTED", 0)
+    assert pace.pace_of([(0, 10), (1, 0), (9, 10), (10, 10), (11, 10), (12, 0)], began=0)[0] == 0.1
+
+
+@pytest.mark.parametrize(("each", "expected"), [(0.0, 30), (10.0, 4), (3.0, 7)])
+def test_watching_ends_after_enough_batches_or_patience(monkeypatch, each, expected):
+    """10 and 20 batches; of 10 s one and three; of 3 s those until 6.7 s, and of the others those until 20 s."""
+    clock = iter(np.arange(100) * each)
+    monkeypatch.setattr(pace.time, "perf_counter", lambda: next(clock))
+    ticks, image = [], torch.zeros(3, 40, 70)
+    passed = list(pace.watched(iter([([image, image], None, [0, 1], [])] * 50), ticks))
+    assert len(passed) == expected and len(ticks) == expected + 1
+    assert ticks[0][1] == 2 * 64 * 96
+
+
+def test_a_short_loader_is_counted_to_its_end():
+    ticks = []
+    assert len(list(pace.watched(iter([([torch.zeros(3, 8, 8)], None, [0], [])] * 3), ticks))) == 3
+    assert [pixels for _, pixels in ticks] == [32 * 32] * 3 + [0]
+    assert pace.pace_of(ticks, began=0)[0] > 0
+
+
+def test_canvas_of_a_batch():
+    assert pace.canvas([(33, 64), (20, 100)]) == 64 * 128 and pace.canvas([]) == 0
+    augment = AugmentConfig(sizes=(100,), test_size=100, longest=1000)
+    mixed = np.array([(100, 200), (200, 100)])
+    alone, together = 128 * 224, 224 * 224
+    assert pace.test_canvas(augment, mixed, 1) == pace.training_canvas(augment, mixed, 1) == alone
+    # Half of all pairs are of one kind.
+    assert pace.test_canvas(augment, mixed, 2) == pytest.approx((alone + together) / 2, rel=0.05)
+    assert pace.labelling_canvas(augment, mixed, 2) == alone  # there like goes with like
+    assert pace.training_canvas(replace(augment, crop=90), mixed, 2) == 96 * 96
+
+
+def test_a_batch_that_does_not_fit_is_halved(monkeypatch, small):
+    tried = []
+
+    def train(config, model, train, source, *, classes, batch):
+        tried.append(batch)
+        if batch > 2:
+            raise torch.OutOfMemoryError("full")
+        return 0.5, 1.0, {"weights": 1, "checkpoint": 2}
+
+    monkeypatch.setattr(pace, "_train_briefly", train)
+    monkeypatch.setattr(pace.engine, "device_of_process", lambda: torch.device("cuda"))
+    sizes = np.array([(96, 96)])
+    found, note = pace.training_pace(small, small.model, small.finetune, None, sizes, classes=True, devices=1)
+    assert tried == [8, 4, 2] and found.seconds == 0.5 * 96 * 96
+    assert "2 images at a time" in note and "8 AT A TIME DO NOT FIT ITS MEMORY" in note
+
+
+@pytest.fixture
+def nothing_on_disk(monkeypatch, tmp_path):
+    monkeypatch.setenv("CASSL_DATASETS", str(tmp_path / "datasets"))
+    monkeypatch.setenv("CASSL_RUNS", str(tmp_path / "runs"))
+    return tmp_path
+
+
+def test_the_papers_chain_without_data_is_counted_as_the_papers(monkeypatch, nothing_on_disk):
+    asked = {}
+
+    def training_pace(config, model, train, source, sizes, *, classes, devices):
+        asked[model.num_classes] = (type(source), classes, devices)
+        return Pace(1e-6, 1e6), "so"
+
+    monkeypatch.setattr(plan, "training_pace", training_pace)
+    monkeypatch.setattr(plan, "labelling_pace", lambda *_: (Pace(5e-7, 1e6), None, "so"))
+    found = plan.estimate(resolve(profile="paper", split="large"), devices=8)
+    rows = {row.stage: row for row in found.rows}
+    assert asked == {1: (StandIns, False, 8), 80: (StandIns, True, 8)}
+    # 36 * 118,287 / 16 and 60 * 3,669,905 / 16, rounded up
+    assert (rows["labeler"].steps, rows["warmup"].steps, rows["finetune"].steps) == (266_146, 13_762_144, 266_146)
+    assert rows["baseline"].steps == 13_762_144 + 266_146
+    # A second an image, eight devices.
+    assert rows["labeler"].seconds - rows["labeler"].evaluation == 266_146 * 16 / 8
+    # 367 shards of 10,000: 46 for the busiest device, half a second an image
+    assert rows["labels"].seconds == 46 * 10_000 * 0.5
+    assert rows["labels"].labels == 366_990_500 and rows["labels"].labels_used == round(3_669_905 * 860_001 / 118_287)
+    assert "pool: 3,669,905 images, not on disk: counted as in the paper, measured on stand-ins" in found.notes
+    assert any("no loss to communication assumed" in note for note in found.notes)
+    assert any("share its cores" in note for note in found.notes) == (not torch.cuda.is_available())
+    assert not (nothing_on_disk / "runs").exists()
+
+
+def test_the_papers_detector_is_measured_without_data_or_weights(monkeypatch, nothing_on_disk):
+    monkeypatch.setattr(pace, "PATIENCE", 0.1)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # nothing is to be fetched; if it were, this would fail
+    config = resolve(profile="paper", size=32, batch_size=1)
+    alone = {name: replace(getattr(config, name), workers=0) for name in ("labeler", "finetune")}
+    found = plan.estimate(replace(config, **alone))
+    rows = {row.stage: row for row in found.rows}
+    assert rows["finetune"].kept > rows["labeler"].kept > 100e6  # Swin-T and its head; 79 classes more
+    # Two checkpoints of weights and AdamW's two moments, which Swin's tables of positions do not have.
+    assert 2 * 2.9 < rows["labeler"].passing / rows["labeler"].kept < 2 * 3
+    assert all(math.isfinite(row.seconds) and row.seconds > 0 for row in found.rows)
+    assert any("random weights" in note and "upper bound" in note for note in found.notes)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A chain of a few steps up to its labels, in a run store of its own, and the seconds of the labeler."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CASSL_RUNS", str(tmp_path_factory.mktemp("runs")))
+        patch.setattr(pace, "UNCOUNTED", 4)
+        patch.setattr(pace, "COUNTED", 8)
+        config = resolve(profile="smoke")
+        short = {name: replace(getattr(config, name), steps=24) for name in ("labeler", "warmup", "finetune")}
+        config = replace(config, **short)
+        before = plan.estimate(config)
+        labels = stages.label(config)
+        yield config, before, plan.estimate(config), stages.train_labeler(config), labels
+
+
+def test_a_real_chain_costs_what_was_said(trained):
+    config, before, after, labeler, labels = trained
+    for found in (before, after):
+        rows = {row.stage: row for row in found.rows}
+        assert 0.4 < rows["labeler"].seconds / labeler.result["seconds"] < 2.5
+        assert rows["labeler"].kept == pytest.approx(labeler.weights.stat().st_size, rel=0.05)
+        assert rows["baseline"].steps == stages.baseline_steps(config)
+    assert any(note.startswith("warmup: no finished labels") for note in before.notes)
+    assert any(note.startswith("warmup: 8 images at a time") for note in after.notes)
+
+
+def test_labels_are_counted_with_the_finished_labeler(trained):
+    config, _, after, labeler, labels = trained
+    row = next(row for row in after.rows if row.stage == "labels")
+    store = stages.labels_of(config, existing=True)[0]
+    assert row.images == len(store) == 16
+    # Batches are put together in another way, which moves scores a little.
+    assert row.labels == pytest.approx(store.manifest["labels"], rel=0.1, abs=2)
+    assert row.labels_used == pytest.approx(stages.judge(config, store)["labels"], rel=0.1, abs=2)
+    assert any(f"by the finished {labeler.id}" in note for note in after.notes)
+    written = sum(file.stat().st_size for file in (labels.folder / "store").glob("shard-*.arrow"))
+    assert 0.3 < row.kept / written < 1.5  # such small shards are half frame
+
+
+@pytest.mark.parametrize(("split", "count"), [("tiny", 16), ("small", 34), ("base", 60), ("large", 136)])
+def test_scenes_are_counted_before_they_are_drawn(split, count, nothing_on_disk):
+    """The smoke profile: 16 scenes, and ten parts of 6 each of two other sources."""
+    config = resolve(profile="smoke", split=split)
+    found = plan.look(config)
+    assert plan.scene_count(config) == found.images["pool"] == found.images["warmup"] == count
+    assert len(found.pool) == 16 and ("still to be drawn" in found.notes[1]) == (split != "tiny")
+
+
+def test_stand_ins_are_samples(tmp_path):
+    images = StandIns(tmp_path)
+    assert len(images) == 16 and (images.heights > images.widths).sum() == 4  # a quarter upright
+    samples = Samples(images, lambda image, target: (image, target), masks=True, classes=True)
+    image, target, _, unreadable = samples[(0, 11)]
+    assert tuple(image.shape) == (3, images.heights[11], images.widths[11]) and not unreadable
+    assert len(target["boxes"]) == len(target["labels"]) == len(target["masks"]) > 0
+    for box, mask in zip(target["boxes"], target["masks"], strict=True):
+        y, x = torch.nonzero(mask, as_tuple=True)
+        tight = torch.tensor([x.min(), y.min(), x.max() + 1, y.max() + 1])
+        assert (tight - box).abs().max() <= 2  # ellipses end within a pixel or two of their boxes
+
+
+def test_devices_that_cannot_be_are_refused():
+    config = resolve(profile="smoke")
+    for devices in (0, -1, 1.5, True, "2"):
+        with pytest.raises(ConfigError, match="is not a whole number of processes; use 1 or more"):
+            plan.estimate(config, devices=devices)
+    with pytest.raises(ConfigError, match="devices=3 does not divide the batch of labeler, batch_size=8"):
+        plan.estimate(config, devices=3)
+
+
+def test_named_data_that_is_not_there_is_an_error(nothing_on_disk, capsys):
+    mine = str(nothing_on_disk / "mine.json")
+    with pytest.raises(DataError, match="mine.json"):
+        plan.estimate(resolve(profile="paper", labeled=mine, val=mine))
+    assert main(["plan", "--profile", "smoke", "--devices", "3"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: devices=3 does not divide")
+
+
+def test_the_command_prints_and_keeps_the_estimate(monkeypatch, tmp_path, capsys):
+    seen = {}
+
+    def estimate(config, *, devices):
+        seen.update(epochs=config.warmup.epochs, devices=devices)
+        return Estimate("title", (Row("labels", 5, 0, 7200, 0.0, 1, labels=9),), ("a note",), str(tmp_path), 10)
+
+    monkeypatch.setattr(plan, "estimate", estimate)
+    file = tmp_path / "plan.json"
+    command = ["plan", "--devices", "2", "--stage", "warm_up", "--epochs", "12", "--out", str(file)]
+    assert main(command) == 0 and seen == {"epochs": 12, "devices": 2}
+    assert capsys.readouterr().out.startswith("title\n")
+    kept = json.loads(file.read_text())
+    assert kept["rows"][0]["hours"] == 2 and kept["rows"][0]["labels"] == 9 and kept["notes"] == ["a note"]
+    assert {"torch", "device", "date"} <= kept["environment"].keys() and kept["needed"] == 1
