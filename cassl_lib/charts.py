@@ -1,4 +1,4 @@
-"""Precision, recall and scores of detections, counted against the truth of many images and drawn.
+"""Curves, bars and histograms: losses, scores, thresholds, classes, rows of a table, precision and recall.
 
 `found` is a dict for each image with boxes (N, 4) xyxy pixels and scores (N,), as `look.detections` gives them;
 `truth` one with boxes (M, 4). Classes do not matter: a detection is right if it takes a true box.
@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from cassl_lib.evaluation.matching import match
-from cassl_lib.plots import COLOURS, TEXT, WIDTH, Figure, as_array, tidy
+from cassl_lib.plots import COLOURS, GREY, TEXT, WIDTH, Figure, as_array, tidy
 
 FEW = 30  # points, up to which each is marked
 
@@ -73,6 +74,139 @@ def scores_by_match(
     axis.set_ylim(bottom=0)
     axis.legend(frameon=False, fontsize=TEXT)
     tidy(axis, "score", "detections")
+    return panel
+
+
+def class_tail(rows: Sequence[Mapping], threshold: float) -> Figure:
+    """Objects of each class and, of rows of `choosing.by_class`, the threshold that would be best for it alone.
+
+    Rows of `choosing.recall_by_class` show the share that one threshold finds instead.
+    """
+    panel = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+    counts, values = panel.subplots(2, 1, sharex=True, height_ratios=(1, 1.2))
+    places = np.arange(len(rows))
+    counts.bar(places, [row["objects"] for row in rows], color=COLOURS[0])
+    tidy(counts, "", "objects")
+    specific = bool(rows) and "best" in rows[0]
+    if specific:
+        shown = [np.nan if row["best"] is None else row["best"] for row in rows]
+        values.axhline(threshold, color="black", linewidth=1, linestyle=":")
+    else:
+        shown = [row["found"] / row["objects"] if row["objects"] else np.nan for row in rows]
+    values.plot(places, shown, "o", color=COLOURS[3], markersize=4)
+    values.set_ylim(0, 1.02)
+    values.set_xticks(places if len(rows) <= 40 else [])
+    values.set_xticklabels([row["name"] for row in rows] if len(rows) <= 40 else [], rotation=60, ha="right")
+    values.tick_params(labelsize=TEXT)
+    tidy(values, "classes, most objects first", "best threshold" if specific else f"found above {threshold:g}")
+    return panel
+
+
+def loss_curves(histories: Mapping[str, Sequence[Mapping]]) -> Figure:
+    """`curves` of every loss that the runs logged, side by side."""
+    keys = list(dict.fromkeys(k for history in histories.values() for r in history for k in r if k.startswith("loss_")))
+    panel = Figure(figsize=(WIDTH, 2.6), layout="constrained")
+    for axis, key in zip(panel.subplots(1, max(1, len(keys)), squeeze=False)[0], keys or [""], strict=True):
+        _draw_curves(axis, histories, key)
+        axis.set_title(key.removeprefix("loss_"), fontsize=TEXT)
+        axis.set_ylabel("")
+    if histories:
+        panel.axes[0].legend(frameon=False, fontsize=TEXT)
+    return panel
+
+
+def curves(histories: Mapping[str, Sequence[Mapping]], key: str) -> Figure:
+    """One line a run of `record[key]` over `record["step"]`: faint as logged, bold as a running mean of a fiftieth."""
+    panel = Figure(figsize=(WIDTH * 0.7, 3.2), layout="constrained")
+    axis = panel.subplots()
+    _draw_curves(axis, histories, key)
+    if histories:
+        axis.legend(frameon=False, fontsize=TEXT)
+    return panel
+
+
+def _draw_curves(axis: Axes, histories: Mapping[str, Sequence[Mapping]], key: str) -> None:
+    for index, (name, history) in enumerate(histories.items()):
+        points = [(record.get("step", n), record[key]) for n, record in enumerate(history) if key in record]
+        steps, values = np.array(points, dtype=float).reshape(-1, 2).T
+        window, colour = max(1, len(values) // 50), COLOURS[index % len(COLOURS)]
+        if window > 1:
+            axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
+        smooth = np.convolve(values, np.ones(window) / window, mode="valid") if len(values) else values
+        centre = steps[window // 2 : window // 2 + len(smooth)]
+        axis.plot(centre, smooth, color=colour, linewidth=1.6, label=name)
+    tidy(axis, "step", key)
+
+
+def score_histogram(scores, threshold: float | None = None, *, edges=None) -> Figure:
+    """How many labels have which score, and what a threshold keeps.
+
+    Args:
+        scores: the scores themselves or, with `edges`, counts between edges, as `PseudoLabels.statistics` gives them;
+            the share is then of whole bins, so exact where the threshold is an edge.
+    """
+    scores = as_array(scores)
+    binned = edges is not None
+    counts, edges = (scores, np.asarray(edges)) if binned else np.histogram(scores, np.linspace(0, 1, 51))
+    panel = Figure(figsize=(WIDTH * 0.7, 2.8), layout="constrained")
+    axis = panel.subplots()
+    kept = edges[:-1] >= (edges[0] if threshold is None else threshold) - 1e-6
+    for chosen, colour in ((kept, COLOURS[0]), (~kept, "#C8C8C8")):
+        axis.bar(edges[:-1][chosen], counts[chosen], width=np.diff(edges)[chosen], align="edge", color=colour)
+    if threshold is not None:
+        axis.axvline(threshold, color="black", linewidth=1)
+        above, total = counts[kept].sum() if binned else (scores > threshold).sum(), counts.sum()
+        text = f"above {threshold:g}: {above:,} of {total:,} labels ({100 * above / max(total, 1):.0f} %)"
+        axis.set_title(text, fontsize=TEXT, loc="right")
+    axis.set_xlim(edges[0], edges[-1])
+    axis.set_ylim(bottom=0)
+    tidy(axis, "score", "labels")
+    return panel
+
+
+def threshold_curves(thresholds, precision, recall, labels_per_image, *, chosen: float | None = None) -> Figure:
+    """What each threshold costs: precision and recall on the left, how many labels an image keeps on the right."""
+    panel = Figure(figsize=(WIDTH, 3.0), layout="constrained")
+    left, right = panel.subplots(1, 2)
+    for name, values, colour, dash in (("precision", precision, COLOURS[0], "-"), ("recall", recall, COLOURS[3], "--")):
+        left.plot(thresholds, values, dash, color=colour, linewidth=1.8, marker="o", markersize=3.5, label=name)
+    left.set_ylim(0, 1.02)
+    left.legend(frameon=False, fontsize=TEXT)
+    right.plot(thresholds, labels_per_image, color=COLOURS[2], linewidth=1.8, marker="o", markersize=3.5)
+    right.set_ylim(bottom=0)
+    for axis, name in ((left, "precision, recall"), (right, "labels per image")):
+        tidy(axis, "threshold on the score", name)
+        if chosen is not None:
+            axis.axvline(chosen, color="black", linewidth=1, linestyle=":")
+    return panel
+
+
+def compare_rows(rows: Sequence[Mapping], *, unit: str = "AP", title: str = "") -> Figure:
+    """Bars of what was measured, a diamond where the paper is.
+
+    Args:
+        rows: dicts `name`, `measured`, `paper`, the numbers in percent, None where there is none; optional `spread`,
+            half the length of an error bar.
+    """
+    panel = Figure(figsize=(WIDTH * 0.8, 0.8 + 0.36 * max(len(rows), 1)), layout="constrained")
+    axis = panel.subplots()
+    longest = max([row[key] for row in rows for key in ("measured", "paper") if row[key] is not None], default=1.0)
+    for index, row in enumerate(rows):
+        if row["measured"] is None:
+            axis.text(longest * 0.01, index, "not measured", va="center", fontsize=TEXT - 1, color=GREY, style="italic")
+        else:
+            axis.barh(index, row["measured"], height=0.6, color=COLOURS[5], xerr=row.get("spread"), ecolor=GREY)
+            axis.text(longest * 0.01, index, f"{row['measured']:.1f}", va="center", fontsize=TEXT)
+        if row["paper"] is not None:
+            axis.plot(row["paper"], index, marker="D", markersize=6, color=COLOURS[3], markeredgecolor="white")
+            axis.text(
+                longest * 1.06, index, f"{row['paper']:.1f}", va="center", ha="left", fontsize=TEXT, color=COLOURS[3]
+            )
+    axis.text(longest * 1.06, -0.75, "paper", va="center", ha="left", fontsize=TEXT, color=COLOURS[3])
+    axis.set_yticks(range(len(rows)), [row["name"] for row in rows])
+    axis.set(xlim=(0, longest * 1.16), ylim=(len(rows) - 0.4, -1.1))
+    tidy(axis, unit, "")
+    axis.set_title(title, fontsize=TEXT + 1, loc="left")
     return panel
 
 

@@ -60,6 +60,10 @@ def quality_at(labels: PseudoLabels, images: CocoImages, thresholds: Sequence[fl
 def propose_threshold(quality: Sequence[dict]) -> Proposal:
     """The threshold with the best F1, of rows as of `quality_at`."""
     best = max(quality, key=lambda row: row["f1"])
+    if not best["f1"]:
+        return Proposal(
+            quality[-1]["threshold"], "no label is right at any threshold: the labeler has learned nothing yet"
+        )
     level = [row["threshold"] for row in quality if row["f1"] >= best["f1"] - LEVEL]
     reason = (
         f"F1 of the boxes at IoU 0.5 is highest: {best['f1']:.3f}, precision {best['precision']:.3f}, recall "
@@ -113,3 +117,22 @@ def by_class(
         row |= {"f1": float(f1[label, constant]) if known else None, "best": grid[best] if known else None}
         rows.append(row | {"best_f1": float(f1[label, best]) if known else None})
     return rows
+
+
+def recall_by_class(labels: PseudoLabels, images: CocoImages, threshold: float) -> list[dict]:
+    """How many objects of each class the labels above `threshold` find, whatever their own class; most objects first.
+
+    Returns:
+        A row a class: `name`, `objects` in the truth, `found` of them at IoU 0.5.
+    """
+    found = np.zeros(len(images.classes), np.int64)
+    store, row_of = labels.at(threshold), {images.image_id(index): index for index in range(len(images))}
+    for item in (store[index] for index in range(len(store))):
+        row = row_of[item["image_id"]]
+        span = slice(images.first[row], images.first[row + 1])
+        taken = match(item["boxes"], item["scores"], images.boxes[span])
+        found += np.bincount(images.labels[span][taken[taken >= 0]], minlength=len(found))
+    objects = np.bincount(images.labels, minlength=len(images.classes))
+    names = images.classes
+    order = np.argsort(-objects, kind="stable")
+    return [{"name": names[n], "objects": int(objects[n]), "found": int(found[n])} for n in order]

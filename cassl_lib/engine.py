@@ -242,8 +242,9 @@ def _set_random_state(state: dict) -> None:
 
 @torch.inference_mode()
 def predict(model, loader, *, sizes, config: TrainConfig, title: str):
-    """Yield (image id, detections on the CPU, names of images that could not be read) for every image of the loader.
+    """Yield (image id, detections, names of images that could not be read) for every image of the loader.
 
+    Detections are on the CPU, except their masks, which stay where they are: most callers need their run lengths only.
     Image id and detections are None where a batch had nothing but unreadable images.
 
     Args:
@@ -261,7 +262,8 @@ def predict(model, loader, *, sizes, config: TrainConfig, title: str):
         with autocast(config, device):
             found = model.predict([image.to(device) for image in images], sizes=[sizes(at) for at in ids])
         for image_id, detections in zip(ids, found, strict=True):
-            yield image_id, {key: value.cpu() for key, value in detections.items()}, unreadable
+            on_cpu = {key: value.cpu() for key, value in detections.items() if key != "masks"}
+            yield image_id, detections | on_cpu, unreadable
             unreadable = []
 
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from cassl_lib import engine
 from cassl_lib.config import Config
 from cassl_lib.data.loader import Samples, batches, in_turn
-from cassl_lib.evaluation.model import encode_masks
+from cassl_lib.evaluation.masks import encode_masks
 from cassl_lib.label_shards import (
     AGNOSTIC,
     PseudoLabelError,

@@ -21,15 +21,17 @@ from cassl_lib.config import AugmentConfig, Config, ModelConfig, TrainConfig
 from cassl_lib.data.augment import test_shape, test_transform, training_transform
 from cassl_lib.data.coco import DataError
 from cassl_lib.data.loader import Order, Samples, batches, in_turn
-from cassl_lib.evaluation.model import encode_masks
+from cassl_lib.evaluation.masks import encode_masks
 from cassl_lib.models.build import build_detector
 from cassl_lib.models.condinst import SIZE_DIVISOR
 from cassl_lib.runs import Run
 
 UNCOUNTED, COUNTED = 10, 20  # batches; on a CPU the first ten steps of a process take up to half as long again
 FEWEST = 3  # counted batches, however long they take
-PATIENCE = 20.0  # seconds for one measurement, a third of them for batches that are not counted
-CPU_PIXELS = 2**20  # of a batch measured on a CPU: one photograph at 800 pixels
+PATIENCE = 12.0  # seconds for one measurement, a third of them for batches that are not counted
+# Of a batch measured on a CPU. A training step of one photograph at 800 pixels takes ten seconds there: images are
+# made smaller for it. In labelling they are not, for the labels depend on it.
+TRAIN_PIXELS, LABEL_PIXELS = 2**18, 2**20
 SPREAD = 640  # images of a source whose sizes stand for all
 LABEL_BYTES, ROW_BYTES = 28, 60  # in the store: a label without its mask, an image without labels and path
 
@@ -71,17 +73,18 @@ def training_pace(
         devices: that share the stage's batch.
     """
     own = train.batch_size // devices
-    at_once = _small_enough(own, training_canvas(config.augment, sizes, 1))
+    pixels = training_canvas(config.augment, sizes, own)
+    at_once, small = _small_enough(own, training_canvas(config.augment, sizes, 1), TRAIN_PIXELS)
+    measured = replace(config, augment=_shrunk(config.augment, small))
     while True:
         try:
-            per_pixel, start, size = _train_briefly(config, model, train, source, classes=classes, batch=at_once)
+            per_pixel, start, size = _train_briefly(measured, model, train, source, classes=classes, batch=at_once)
             break
         except torch.OutOfMemoryError:
             if at_once == 1:
                 raise
         at_once //= 2
-    note = f"{at_once} images at a time"
-    pixels = training_canvas(config.augment, sizes, own)
+    note = f"{at_once} at a time" + (f", their sides {small:.0%} of those in training" if small < 1 else "")
     if at_once < own:
         note += f", scaled to batches of {own}, padded to {pixels / 1e6:.2f} million pixels an image"
         if engine.device_of_process().type != "cpu":
@@ -89,9 +92,18 @@ def training_pace(
     return Pace(per_pixel, pixels, start, **size), note
 
 
-def _small_enough(batch: int, pixels: float) -> int:
-    """The images to measure with: on a CPU a batch of large ones would take a minute."""
-    return max(1, min(batch, int(CPU_PIXELS // pixels))) if engine.device_of_process().type == "cpu" else batch
+def _small_enough(batch: int, pixels: float, limit: int) -> tuple[int, float]:
+    """How many images to measure with, and the factor on their sides: on a CPU the stage's own may take a minute."""
+    if engine.device_of_process().type != "cpu":
+        return batch, 1.0
+    return max(1, min(batch, int(limit // pixels))), min(1.0, (limit / pixels) ** 0.5)
+
+
+def _shrunk(augment: AugmentConfig, factor: float) -> AugmentConfig:
+    if factor == 1:
+        return augment
+    sizes = tuple(round(side * factor) for side in augment.sizes)
+    return replace(augment, sizes=sizes, longest=round(augment.longest * factor), crop=round(augment.crop * factor))
 
 
 def _train_briefly(
@@ -129,9 +141,9 @@ def labelling_pace(config: Config, model: ModelConfig, labeler: Run | None, pool
     detector = stages.load_model(labeler) if labeler else _detects_all(model, config.seed)
     detector = detector.to(device, memory_format=torch.channels_last)
     some, own, keep = Some(pool), config.label.batch_size, config.label.keep if labeler else 0.0
-    at_once = _small_enough(own, test_canvas(config.augment, some.sizes, 1))
+    at_once, _ = _small_enough(own, test_canvas(config.augment, some.sizes, 1), LABEL_PIXELS)
     samples = Samples(some, test_transform(config.augment), masks=False, classes=False, replace=False)
-    loader = batches(samples, in_turn(range(len(some)), at_once), workers=config.labeler.workers)
+    loader = batches(samples, some.tickets(at_once), workers=config.labeler.workers)
     ticks: list[tuple[float, int]] = []
     how = {"sizes": lambda place: some.sizes[place].tolist(), "config": config.labeler, "title": None}
     found = engine.predict(detector, watched(loader, ticks), **how)
@@ -166,12 +178,11 @@ def _stored(row: dict, found: dict, keep: float, config: Config) -> tuple[int, i
 
 
 class Some:
-    """Images spread over a pool, in a random order; their ids are their places here. A source of `Samples`."""
+    """Images spread over a pool; their ids are their places here. A source of `Samples`."""
 
     def __init__(self, pool):
         places = np.linspace(0, len(pool) - 1, min(SPREAD, len(pool))).astype(int).tolist()
-        rows = [pool.row(place) for place in places]  # in the pool's order, which reads its index once
-        self.rows = [rows[place] for place in np.random.default_rng(0).permutation(len(rows))]
+        self.rows = [pool.row(place) for place in places]
         self.sizes = np.array([(row["height"], row["width"]) for row in self.rows])
 
     def __len__(self) -> int:
@@ -182,6 +193,11 @@ class Some:
 
     def image_id(self, index: int) -> int:
         return index
+
+    def tickets(self, batch: int) -> list[list[tuple[int, int]]]:
+        """Batches of like proportions, as labelling makes them, in a random order: the first few stand for all."""
+        in_order = in_turn(np.argsort(self.sizes[:, 1] / self.sizes[:, 0], kind="stable").tolist(), batch)
+        return [in_order[place] for place in np.random.default_rng(0).permutation(len(in_order))]
 
     def annotations(self, index: int, *, masks: bool = False) -> dict:
         """Nothing, as of a pool."""
@@ -236,7 +252,7 @@ def test_canvas(augment: AugmentConfig, sizes: np.ndarray, batch: int) -> float:
 
 def labelling_canvas(augment: AugmentConfig, sizes: np.ndarray, batch: int) -> float:
     """The same in labelling, where images of like proportions share a batch: in 50 batches of these sizes."""
-    many = np.repeat(sizes, -(-50 * batch // len(sizes)), axis=0).tolist()
+    many = np.tile(sizes, (-(-50 * batch // len(sizes)), 1)).tolist()
     shapes = [test_shape(shape, augment) for shape in sorted(many, key=lambda size: size[1] / size[0])]
     parts = [shapes[at : at + batch] for at in range(0, len(shapes), batch)]
     return sum(len(part) * canvas(part) for part in parts) / len(shapes)

@@ -149,8 +149,44 @@ def speed() -> str:
     return "\n".join(lines)
 
 
+def store() -> str:
+    """The README's table of `bench-store`: a column a store, the smallest first."""
+    found = sorted(map(_read, RESULTS.glob("store_*.json")), key=lambda each: each["measured"]["images"])
+    if not found:
+        return "Nothing has been recorded yet."
+    place, all_measured = found[-1]["environment"], [each["measured"] for each in found]
+    rows = {
+        "labels": lambda m: f"{m['labels']:,}",
+        "GB on disk": lambda m: f"{m['bytes'] / 1e9:.2f}",
+        "written, images a second": lambda m: f"{m['written'] / m['write_seconds']:,.0f}" if m["written"] else "",
+        "opened, milliseconds": lambda m: f"{1000 * m['open']['seconds']:.0f}",
+        "own memory of a process that has it open, MB": lambda m: f"{m['open']['own_mb']:.1f}",
+        "the same after 40,000 random rows, MB": lambda m: f"{m['read']['own_mb']:.1f}",
+        "a random row, median microseconds": lambda m: f"{m['read']['second_us']:.0f}",
+        "counts at five thresholds, seconds": lambda m: f"{m['statistics']['seconds']:.1f}",
+        "all checksums, seconds": lambda m: f"{m['verify']['seconds']:.1f}",
+        "training from it, own memory of the trainer, MB": lambda m: f"{m['train']['own_mb'][0]:,}",
+        "the same of each loading process, MB": lambda m: f"{max(m['train']['own_mb'][1:]):,}",
+    }
+    heads = " | ".join(f"{m['images']:,} images" for m in all_measured)
+    lines = [
+        f"Made on {place['device']}, {place['date']} (`reports/results/store_*.json`); memory is what the page cache "
+        "cannot give back.",
+        "",
+        f"| | {heads} |",
+        "|---|" + "---:|" * len(found),
+    ]
+    lines += [f"| {name} | " + " | ".join(value(m) for m in all_measured) + " |" for name, value in rows.items()]
+    return "\n".join(lines)
+
+
+def _read(file: Path) -> dict:
+    return json.loads(file.read_text())
+
+
 GENERATED = {
     "results": section,
+    "store": store,
     "warmups": warmup_section,
     "speed": speed,
 }  # name of the markers in the README: what stands between them

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from cassl_lib import choosing, stages
-from cassl_lib.choosing import by_class, propose_by_count, propose_threshold, quality_at
+from cassl_lib.choosing import by_class, propose_by_count, propose_threshold, quality_at, recall_by_class
 from cassl_lib.data import sources
 from cassl_lib.data.coco import CocoImages, DataError
 from cassl_lib.label_shards import finish, write_shard
@@ -80,6 +80,15 @@ def test_the_proposal_is_the_best_f1_and_says_why(labels, images):
 def test_nothing_found_is_no_division_by_zero(labels, images):
     (row,) = quality_at(labels, images, (0.95,))
     assert (row["precision"], row["recall"], row["f1"], row["labels_per_image"]) == (0, 0, 0, 0)
+    proposal = propose_threshold([row | {"threshold": 0.9}, row])
+    assert proposal.threshold == 0.95 and "no label is right" in proposal.reason
+
+
+def test_what_one_threshold_finds_of_each_class(labels, images):
+    """Whatever their own class: 2 of 4 cats above 0.55, and the dog above 0.3 too; nobody looked for an eel."""
+    counts = {row["name"]: (row["objects"], row["found"]) for row in recall_by_class(labels, images, 0.55)}
+    assert counts == {"cat": (4, 2), "dog": (1, 0), "eel": (0, 0)}
+    assert recall_by_class(labels, images, 0.3)[1] == {"name": "dog", "objects": 1, "found": 1}
 
 
 def test_without_truth_the_number_of_labels_is_peoples(labels, images):

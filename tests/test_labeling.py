@@ -8,11 +8,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
+from pycocotools import mask as mask_api
 
 from cassl_lib import labeling, paths, stages
 from cassl_lib.data import sources
+from cassl_lib.evaluation.masks import edges_of, edges_on_device, encode_masks
 from cassl_lib.label_shards import PseudoLabelError, finished_shards
 from cassl_lib.labeling import LabelingError
 from cassl_lib.pseudo_labels import PseudoLabels
@@ -200,6 +204,23 @@ def test_images_of_any_size_share_batches_and_rows_stay_in_order(config, labeler
     assert seen == [[(96, 40), (90, 44), (61, 60)], [(50, 50), (44, 90), (40, 96)], [(50, 120)]]
     for row in rows:
         assert (row["boxes"][:, 2] <= row["width"]).all() and (row["boxes"][:, 3] <= row["height"]).all()
+
+
+def test_run_lengths_are_those_of_pycocotools():
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.rand(40, 7, 11, generator=generator) < torch.linspace(0, 1, 40)[:, None, None]
+    masks[0], masks[1] = False, True
+    masks[2] = False
+    masks[2, :, 3:6] = True  # whole columns: one run
+    masks[3] = False
+    masks[3, -2:, 4], masks[3, :3, 5] = True, True  # one run over the foot of a column
+    for given in (masks, masks.to(torch.uint8), masks[:1], masks[:, :1], masks[:, :, :1], masks[1:2, :1, :1]):
+        expected = mask_api.encode(np.asfortranarray(given.to(torch.uint8).permute(1, 2, 0).numpy()))
+        assert encode_masks(given) == expected
+        assert [each.tolist() for each in edges_on_device(given)] == [
+            [edge for edge in each.tolist() if edge < given[0].numel()] for each in edges_of(given.numpy())
+        ]
+    assert encode_masks(masks[:0]) == []
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,7 @@ def test_one_cell_of_literal_parameters(notebook):
         "annotation": "objects",
         "target": "instances",
         "devices": 1,
+        "class_specific": False,
     }
     assert all(value == chosen.get(name) for name, value in found.items())
 

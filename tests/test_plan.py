@@ -106,9 +106,9 @@ def test_unreadable_batches_have_no_pace(monkeypatch):
     assert pace.pace_of([(0, 10), (1, 0), (9, 10), (10, 10), (11, 10), (12, 0)], began=0)[0] == 0.1
 
 
-@pytest.mark.parametrize(("each", "expected"), [(0.0, 30), (10.0, 4), (3.0, 7)])
+@pytest.mark.parametrize(("each", "expected"), [(0.0, 30), (10.0, 4), (2.0, 7)])
 def test_watching_ends_after_enough_batches_or_patience(monkeypatch, each, expected):
-    """10 and 20 batches; of 10 s one and three; of 3 s those until 6.7 s, and of the others those until 20 s."""
+    """10 and 20 batches; of 10 s one and three; of 2 s those that begin within 12 s."""
     clock = iter(np.arange(100) * each)
     monkeypatch.setattr(pace.time, "perf_counter", lambda: next(clock))
     ticks, image = [], torch.zeros(3, 40, 70)
@@ -136,6 +136,22 @@ def test_canvas_of_a_batch():
     assert pace.training_canvas(replace(augment, crop=90), mixed, 2) == 96 * 96
 
 
+def test_large_images_are_made_smaller_on_a_cpu_and_scaled_back(monkeypatch, small):
+    asked = {}
+
+    def train(config, model, train, source, *, classes, batch):
+        asked.update(sizes=config.augment.sizes, longest=config.augment.longest, batch=batch)
+        return 1e-6, 1.0, {"weights": 1, "checkpoint": 2}
+
+    monkeypatch.setattr(pace, "_train_briefly", train)
+    monkeypatch.setattr(pace.engine, "device_of_process", lambda: torch.device("cpu"))
+    config = replace(small, augment=AugmentConfig(sizes=(1024,), longest=2048))
+    sizes = np.array([(480, 480)])
+    found, note = pace.training_pace(config, config.model, small.finetune, None, sizes, classes=True, devices=1)
+    assert asked == {"sizes": (512,), "longest": 1024, "batch": 1}  # 512 * 512 = 2**18
+    assert found.seconds == pytest.approx(1e-6 * 1024**2) and "sides 50%" in note and "DO NOT FIT" not in note
+
+
 def test_a_batch_that_does_not_fit_is_halved(monkeypatch, small):
     tried = []
 
@@ -150,7 +166,7 @@ def test_a_batch_that_does_not_fit_is_halved(monkeypatch, small):
     sizes = np.array([(96, 96)])
     found, note = pace.training_pace(small, small.model, small.finetune, None, sizes, classes=True, devices=1)
     assert tried == [8, 4, 2] and found.seconds == 0.5 * 96 * 96
-    assert "2 images at a time" in note and "8 AT A TIME DO NOT FIT ITS MEMORY" in note
+    assert "2 at a time" in note and "8 AT A TIME DO NOT FIT ITS MEMORY" in note
 
 
 @pytest.fixture
@@ -189,7 +205,7 @@ def test_the_papers_chain_without_data_is_counted_as_the_papers(monkeypatch, not
 def test_the_papers_detector_is_measured_without_data_or_weights(monkeypatch, nothing_on_disk):
     monkeypatch.setattr(pace, "PATIENCE", 0.1)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # nothing is to be fetched; if it were, this would fail
-    config = resolve(profile="paper", size=32, batch_size=1)
+    config = resolve(profile="paper", size=64, batch_size=1)
     alone = {name: replace(getattr(config, name), workers=0) for name in ("labeler", "finetune")}
     found = plan.estimate(replace(config, **alone))
     rows = {row.stage: row for row in found.rows}
@@ -223,7 +239,7 @@ def test_a_real_chain_costs_what_was_said(trained):
         assert rows["labeler"].kept == pytest.approx(labeler.weights.stat().st_size, rel=0.05)
         assert rows["baseline"].steps == stages.baseline_steps(config)
     assert any(note.startswith("warmup: no finished labels") for note in before.notes)
-    assert any(note.startswith("warmup: 8 images at a time") for note in after.notes)
+    assert any(note.startswith("warmup: 8 at a time") for note in after.notes)
 
 
 def test_labels_are_counted_with_the_finished_labeler(trained):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 
-from cassl_lib import look, plots
+from cassl_lib import charts, look, plots
 
 
 def images(*sizes):
@@ -281,14 +281,14 @@ def test_every_loss_has_its_panel():
         "a": [{"step": 1, "loss_cls": 2.0, "seconds": 3}],
         "b": [{"step": 1, "loss_cls": 1.0, "loss_mask": 5.0}],
     }
-    panel = plots.loss_curves(histories)
+    panel = charts.loss_curves(histories)
     assert [axis.get_title() for axis in panel.axes] == ["cls", "mask"]
     assert [[line.get_ydata()[0] for line in axis.lines if len(line.get_ydata())] for axis in panel.axes] == [
         [2, 1],
         [5],
     ]
     assert [text.get_text() for text in panel.axes[0].get_legend().get_texts()] == ["a", "b"]
-    assert len(plots.loss_curves({"unfinished": []}).axes) == 1
+    assert len(charts.loss_curves({"unfinished": []}).axes) == 1
 
 
 def test_no_image_is_said_in_a_line():
@@ -301,30 +301,30 @@ def test_curves_follow_the_records_that_have_the_key():
         "a": [{"step": 10, "loss": 3.0}, {"step": 15, "AP": 0.1}, {"step": 20, "loss": 1.0}],
         "b": [{"loss": 2.0}],
     }
-    axis = plots.curves(histories, "loss").axes[0]
+    axis = charts.curves(histories, "loss").axes[0]
     lines = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
     assert lines == {"a": [[10, 3], [20, 1]], "b": [[0, 2]]}
 
 
 def test_a_long_curve_is_smoothed_in_place():
     history = [{"step": step, "loss": float(step)} for step in range(250)]
-    raw, smooth = plots.curves({"a": history}, "loss").axes[0].lines
+    raw, smooth = charts.curves({"a": history}, "loss").axes[0].lines
     assert len(raw.get_xdata()) == 250
     np.testing.assert_allclose(smooth.get_ydata(), smooth.get_xdata())  # the mean of a straight line is the line
 
 
 def test_score_histogram_states_what_a_threshold_keeps():
     scores = np.array([0.1, 0.2, 0.35, 0.358, 0.9], np.float32)
-    panel = plots.score_histogram(scores, 0.355)
+    panel = charts.score_histogram(scores, 0.355)
     assert panel.axes[0].get_title(loc="right") == "above 0.355: 2 of 5 labels (40 %)"
     assert sum(bar.get_height() for bar in panel.axes[0].patches) == 5
-    binned = plots.score_histogram(np.array([3, 1]), 0.5, edges=np.array([0, 0.5, 1]))
+    binned = charts.score_histogram(np.array([3, 1]), 0.5, edges=np.array([0, 0.5, 1]))
     assert binned.axes[0].get_title(loc="right") == "above 0.5: 1 of 4 labels (25 %)"
-    assert plots.score_histogram([]).axes[0].get_title(loc="right") == ""
+    assert charts.score_histogram([]).axes[0].get_title(loc="right") == ""
 
 
 def test_threshold_curves_show_three_curves():
-    panel = plots.threshold_curves([0.1, 0.5], [0.4, 0.9], [0.8, 0.3], [20, 4], chosen=0.3)
+    panel = charts.threshold_curves([0.1, 0.5], [0.4, 0.9], [0.8, 0.3], [20, 4], chosen=0.3)
     left, right = panel.axes
     assert [line.get_ydata()[-1] for line in left.lines[:2]] == [0.9, 0.3] and right.lines[0].get_ydata()[0] == 20
     assert left.lines[2].get_xdata()[0] == right.lines[1].get_xdata()[0] == 0.3
@@ -336,7 +336,7 @@ def test_rows_are_compared_with_the_paper():
         {"name": "Objects (P,A)", "measured": None, "paper": 48.1},
         {"name": "ours alone", "measured": 12.3, "paper": None},
     ]
-    panel = plots.compare_rows(rows, title="Table 2")
+    panel = charts.compare_rows(rows, title="Table 2")
     axis = panel.axes[0]
     assert [bar.get_width() for bar in axis.patches] == [40.0, 12.3]
     diamonds = [line.get_xydata().tolist() for line in axis.lines if line.get_marker() == "D"]
@@ -353,7 +353,7 @@ def test_the_pipeline_reads_clearly():
 
 
 @pytest.mark.parametrize(
-    "make", [plots.pipeline_figure, lambda: plots.show_images([]), lambda: plots.curves({}, "loss")]
+    "make", [plots.pipeline_figure, lambda: plots.show_images([]), lambda: charts.curves({}, "loss")]
 )
 def test_a_notebook_can_show_it(make):
     png = make()._repr_png_()

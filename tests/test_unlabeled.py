@@ -120,6 +120,21 @@ def test_files_that_begin_and_end_alike_are_compared_whole(tmp_path, build):
     assert left_out(pool) == [("b.bmp", "duplicate", f"of {tmp_path / 'pool/a.bmp'}")]
 
 
+def test_only_files_of_equal_size_and_ends_need_a_comparison(tmp_path):
+    start, end = draw(tmp_path / "a.bmp", 64, 64).read_bytes()[:8192], bytes(4096)
+    ends = {}
+    for name, content in {
+        "whole": start + end,
+        "other middle": start[:8000] + b"\7" + start[8001:] + end,
+        "other end": start + end[:-1] + b"\7",
+        "other start": start[:60] + b"\7" + start[61:] + end,
+        "longer": start + bytes(1) + end,
+    }.items():
+        (tmp_path / name).write_bytes(content)
+        ends[name] = image_files.measure(str(tmp_path / name), None, None)[3]
+    assert ends["other middle"] == ends["whole"] and len(set(ends.values())) == 4
+
+
 def test_an_index_is_made_anew_when_a_missing_or_damaged_image_has_come(tmp_path, build, images):
     part = write_json(tmp_path / "one.json", [entry(1, "a.png"), entry(2, "late.png"), entry(3, "cut.png")])
     (images / "cut.png").write_bytes(b"half")
@@ -301,6 +316,15 @@ def test_two_processes_may_build_one_pool(tmp_path, build):
         assert first.result() == second.result()
     pool, _ = build(tmp_path / "pool")
     assert len(pool) == 100 and pool.fingerprint == first.result() and len(list((tmp_path / "index").iterdir())) == 1
+
+
+def test_who_waited_takes_what_the_other_made(tmp_path, build, monkeypatch):
+    draw(tmp_path / "pool/a.jpg")
+    pool, _ = build(tmp_path / "pool")
+    answers = iter([False, True])  # before and after waiting
+    monkeypatch.setattr(unlabeled, "_current", lambda index: next(answers))
+    monkeypatch.setattr(unlabeled, "_build", None)
+    assert build(tmp_path / "pool")[0].fingerprint == pool.fingerprint
 
 
 def test_several_processes_find_what_one_finds(tmp_path, build, monkeypatch):

@@ -8,6 +8,7 @@ import io
 import multiprocessing
 import os
 import re
+import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -116,7 +117,8 @@ def chunk_by_chunk(
     left = sum(min(CHUNK, len(images) - start) for start, _ in todo)
     workers = min(cores() if workers is None else workers, left // WORTH_A_PROCESS)
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context) if workers > 1 else contextlib.nullcontext()
+    processes = {"mp_context": context, "initializer": _end_with_parent}
+    pool = ProcessPoolExecutor(workers, **processes) if workers > 1 else contextlib.nullcontext()
     bar = tqdm(total=left, desc=title, unit="image", mininterval=1, disable=None)
     with pool, bar:
         for start, file in todo:
@@ -128,6 +130,16 @@ def chunk_by_chunk(
             columns = zip(*rows, strict=True)
             write_table(pa.table([list(column) for column in columns], schema=schema), file)
     return pa.concat_tables([pq.read_table(file, schema=schema) for file in files] or [schema.empty_table()])
+
+
+def _end_with_parent() -> None:
+    """In a process of the pool: a parent that is killed cannot say so, and its processes would wait for ever."""
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _arguments(images: pa.Table) -> list[list]:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pycocotools import mask as coco_mask
 
 from cassl_lib import engine
 from cassl_lib.config import AugmentConfig, PanopticConfig, TrainConfig
@@ -17,6 +16,7 @@ from cassl_lib.data.entities import EntityImages
 from cassl_lib.data.loader import Samples, batches, in_turn
 from cassl_lib.data.panoptic import PanopticFiles, write_image, write_json
 from cassl_lib.evaluation.coco import evaluate
+from cassl_lib.evaluation.masks import encode_masks
 from cassl_lib.evaluation.merging import merge_panoptic
 from cassl_lib.evaluation.panoptic import count_images, quality
 from cassl_lib.evaluation.results import ResultWriter, StoredResults
@@ -129,11 +129,3 @@ def coco_results(image_id: int, found: dict[str, torch.Tensor], category_ids: np
         result = {"image_id": image_id, "category_id": int(category_ids[label]), "bbox": box, "score": score}
         results.append(result | ({"segmentation": rle} if rle else {}))
     return results
-
-
-def encode_masks(masks: torch.Tensor) -> list[dict]:
-    """Compressed run lengths (`size`, `counts` bytes) of (N, H, W) masks."""
-    if not len(masks):
-        return []
-    columns_first = np.asfortranarray(masks.to(torch.uint8).permute(1, 2, 0).numpy())
-    return coco_mask.encode(columns_first)
