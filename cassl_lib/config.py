@@ -121,7 +121,7 @@ class Config:
     crowd: str  # pixels of no entity are trained as background, or ignore
     overlap: bool | None  # whether detected objects or entities may share pixels; None: objects may, entities not
     labeled: str  # "scenes", or JSON[:FOLDER]
-    unlabeled: str  # "scenes", or a folder or COCO image_info JSON (several joined by commas)
+    unlabeled: str  # "scenes", "split", or parts of a pool joined by commas
     val: str  # "scenes", or JSON[:FOLDER]
     heldout: str | None  # "scenes", or JSON[:FOLDER]: labelled images to choose the threshold on; no stage sees them
     labels: str | None  # a store, or a run of stage 2, to warm up on; None: what the labeler makes of the pool

@@ -67,7 +67,8 @@ def resolve(
             the shell and of scripts; the notebooks have it at background.
         labeled, val: a COCO JSON, or JSON:FOLDER where the images are not beside it. Of instances_NAME.json and
             panoptic_NAME.json in one folder either may be given, the other is found.
-        unlabeled: a folder of images, a COCO image_info JSON, or several of them with commas between.
+        unlabeled: a folder of images or of .tar files, a .tar, a COCO image_info JSON, Open Images' CSV, a list of
+            Places365, an index made by the verb `pool`, or several of them with commas between; FOLDER@0.3 is 3 in 10.
         heldout: labelled images, JSON or JSON:FOLDER, that neither training nor evaluation sees: the threshold of the
             pseudo labels is chosen on them.
         labels: a store of pseudo labels to warm up on, its folder or a run of stage 2, instead of the labeler's.

@@ -7,11 +7,8 @@ without annotation (score -1) are kept too, to be ignored where that is asked fo
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor
 from functools import cached_property
 from itertools import repeat
 from pathlib import Path
@@ -23,6 +20,7 @@ from tqdm import tqdm
 from cassl_lib import paths
 from cassl_lib.data.coco import CocoImages, DataError, Report, decode_masks
 from cassl_lib.data.panoptic import PanopticFiles, check_segments, count_values, pngs_of, read_ids
+from cassl_lib.data.processes import cores, several
 from cassl_lib.label_exchange import to_coco
 from cassl_lib.label_shards import finish, finished_shards, write_shard
 from cassl_lib.pseudo_labels import PseudoLabels
@@ -149,11 +147,6 @@ def check_truth(files: PanopticFiles) -> None:
             raise DataError(f"{files.path}: image id {image['id']!r} is not a whole number, as COCO has it")
 
 
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def convert(files: PanopticFiles, folder: Path, identity: str, *, workers: int) -> None:
     """Write the shards that are missing, then the manifest."""
     categories = sorted(files.categories, key=lambda category: category["id"])
@@ -163,15 +156,13 @@ def convert(files: PanopticFiles, folder: Path, identity: str, *, workers: int) 
     todo = [number for number in range(len(shards)) if number not in done]
     left = sum(len(images[shards[n] : shards[n] + SHARD_SIZE]) for n in todo)
     workers = min(workers, left // WORTH_A_PROCESS)
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context) if workers > 1 else contextlib.nullcontext()
     bar = tqdm(total=left, desc=f"entities of {files.path.name}", unit="image", mininterval=1, disable=None)
-    with pool, bar:
+    with several(workers) as pool, bar:
         for number in todo:
             part = images[shards[number] : shards[number] + SHARD_SIZE]
             given = part, [files.png(i["id"]) for i in part], [files.segments(i["id"]) for i in part], repeat(label_of)
             rows = []
-            for row in pool.map(entities_of, *given, chunksize=20) if workers > 1 else map(entities_of, *given):
+            for row in pool.map(entities_of, *given, chunksize=20) if pool else map(entities_of, *given):
                 rows.append(row)
                 bar.update()
             write_shard(folder, number, rows, identity)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
-import multiprocessing
 import os
 import re
-import threading
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import IO
 
@@ -21,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from cassl_lib import paths
-from cassl_lib.data.entities import cores
+from cassl_lib.data.processes import cores, several
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MEMBER = re.compile(r"(.+?\.tar)::(\d+)\+(\d+)::")  # archive, first byte, number of bytes
@@ -116,30 +112,17 @@ def chunk_by_chunk(
     todo = [(start, file) for start, file in zip(starts, files, strict=True) if not file.exists()]
     left = sum(min(CHUNK, len(images) - start) for start, _ in todo)
     workers = min(cores() if workers is None else workers, left // WORTH_A_PROCESS)
-    context = multiprocessing.get_context("spawn")
-    processes = {"mp_context": context, "initializer": _end_with_parent}
-    pool = ProcessPoolExecutor(workers, **processes) if workers > 1 else contextlib.nullcontext()
     bar = tqdm(total=left, desc=title, unit="image", mininterval=1, disable=None)
-    with pool, bar:
+    with several(workers) as pool, bar:
         for start, file in todo:
             given = _arguments(images.slice(start, CHUNK))
             rows = []
-            for row in pool.map(act, *given, chunksize=100) if workers > 1 else map(act, *given):
+            for row in pool.map(act, *given, chunksize=100) if pool else map(act, *given):
                 rows.append(row)
                 bar.update()
             columns = zip(*rows, strict=True)
             write_table(pa.table([list(column) for column in columns], schema=schema), file)
     return pa.concat_tables([pq.read_table(file, schema=schema) for file in files] or [schema.empty_table()])
-
-
-def _end_with_parent() -> None:
-    """In a process of the pool: a parent that is killed cannot say so, and its processes would wait for ever."""
-
-    def wait() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def _arguments(images: pa.Table) -> list[list]:

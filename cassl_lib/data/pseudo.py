@@ -16,6 +16,7 @@ class PseudoLabeled:
 
     def __init__(self, labels: PseudoLabels):
         self.labels = labels
+        labels.open()
 
     def __len__(self) -> int:
         return len(self.labels)

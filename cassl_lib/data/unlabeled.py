@@ -137,7 +137,8 @@ def _count_parts(counts: list[tuple[str, int]], reasons: list[str | None], names
                 f"{part}: none of its {number} images is there, such as {example}; give the folder that has them, as "
                 f"{name}{os.pathsep}FOLDER"
             )
-        rows.append({"part": paths.portable(Path(part).expanduser()), "listed": number, "images": found[None]})
+        places = [paths.portable(Path(place).expanduser()) for place in part.split(os.pathsep)]
+        rows.append({"part": os.pathsep.join(places), "listed": number, "images": found[None]})
         rows[-1] |= {reason: found[reason] for reason in REASONS}
         start += number
     if not any(row["images"] for row in rows):

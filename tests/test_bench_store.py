@@ -1,0 +1,47 @@
+"""The synthetic store is a real one, and what is measured of it is what the table shows."""
+
+import json
+
+import pytest
+
+from cassl_lib import bench_store, report
+from cassl_lib.pseudo_labels import PseudoLabels
+
+
+def test_a_synthetic_store_is_written_read_and_trained_from(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_store, "SHARD", 10)
+    monkeypatch.setattr(bench_store, "BANK", 8)
+    monkeypatch.setattr(bench_store, "READS", 50)
+    monkeypatch.setattr(bench_store, "STEPS", 3)
+    written = bench_store.write(tmp_path, images=25, labels=3)
+    labels = PseudoLabels(tmp_path / "store", threshold=0.0)
+    assert written["written"] == len(labels) == 25 and len(labels.manifest["shards"]) == 3
+    assert labels.has_masks and all(len(item["scores"]) == 3 for item in labels)
+    assert bench_store.write(tmp_path, images=25, labels=3)["written"] == 0  # what is there stays
+    assert 0 < bench_store.measure_open(tmp_path, 0)["seconds"] < 5
+    assert 0 < bench_store.measure_read(tmp_path, 0)["second_us"] < 1e5
+    trained = bench_store.measure_train(tmp_path, 0)
+    assert trained["images_per_second"] > 0 and len(trained["own_mb"]) == 1
+
+
+def test_the_table_has_a_column_a_store(monkeypatch, tmp_path):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    assert report.store() == "Nothing has been recorded yet."
+    for images in (1000, 200):
+        read, train = {"own_mb": 2.0, "second_us": 33.0}, {"own_mb": [600, 400, 410]}
+        measured = {"images": images, "labels": 9 * images, "bytes": 2500 * images, "written": images}
+        measured |= {"write_seconds": 0.5, "open": {"seconds": 0.002, "own_mb": 0.1}, "read": read, "train": train}
+        measured |= {"statistics": {"seconds": 1.0}, "verify": {"seconds": 2.0}}
+        place = {"device": "2 CPU cores", "date": "2026-01-01"}
+        (tmp_path / f"store_{images}.json").write_text(json.dumps({"environment": place, "measured": measured}))
+    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in report.store().splitlines() if "|" in line}
+    assert [cell.strip() for cell in rows[""]] == ["200 images", "1,000 images"]
+    assert [cell.strip() for cell in rows["written, images a second"]] == ["400", "2,000"]
+    assert [cell.strip() for cell in rows["the same of each loading process, MB"]] == ["410", "410"]
+
+
+@pytest.mark.parametrize("file", sorted(report.RESULTS.glob("store_*.json")), ids=lambda file: file.stem)
+def test_the_tracked_numbers_keep_what_is_promised(file):
+    """Opening under a second and 200 MB, a random row under 100 microseconds, whatever the size."""
+    measured = json.loads(file.read_text())["measured"]
+    assert measured["open"]["seconds"] < 1 and measured["read"]["own_mb"] < 200 and measured["read"]["second_us"] < 100
