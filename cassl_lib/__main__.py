@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from cassl_lib.config import PROFILES, SPLITS, Config
+from cassl_lib.config import PARTS, PROFILES, SPLITS, Config
 from cassl_lib.resolve import ConfigError, describe, from_json, resolve, why_profile
 
 TRAINED_BY = {"train_labeler": "labeler", "warm_up": "warmup", "finetune": "finetune"}  # verb: section of the settings
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from cassl_lib import label_commands, pool_command
+    from cassl_lib import label_commands, pool_command, table_commands
 
     parser = argparse.ArgumentParser(prog="python -m cassl_lib", description=__doc__)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
@@ -46,7 +46,10 @@ def _parser() -> argparse.ArgumentParser:
     run = verb("run", _run, "run a stage: train_labeler, label, warm_up or finetune")
     run.add_argument("verb", metavar="STAGE", choices=("train_labeler", "label", "warm_up", "finetune"))
     run.add_argument("--start", default="warmup", choices=("warmup", "labeler", "scratch"), help="of finetune")
+    run.add_argument("--input", metavar="RUN", help="the finished run to start from, instead of what the options mean")
+    run.add_argument("--parts", nargs="+", default=PARTS[:3], choices=PARTS, help="of finetune: what is copied")
     run.add_argument("--devices", type=int, default=1, help="processes; more than one starts torchrun")
+    table_commands.add_options(verb("table", _table, "a table of the paper: what it needs, making it, its numbers"))
     label_commands.add_verbs(verbs)
     pool_command.add_verb(verbs)
     plan = verb("plan", _plan, "hours, disk and labels of every stage, from a short measurement on this machine")
@@ -111,10 +114,13 @@ def _config(parsed: argparse.Namespace) -> Config:
 
 def _run(parsed: argparse.Namespace) -> int | None:
     from cassl_lib import engine, launch
+    from cassl_lib.runs import find_run
 
     with engine.processes():
         try:
-            run = launch.run_stage(parsed.verb, _config(parsed), devices=parsed.devices, start=parsed.start)
+            source = find_run(parsed.input) if parsed.input else None
+            how = {"start": parsed.start, "source": source, "parts": tuple(parsed.parts)}
+            run = launch.run_stage(parsed.verb, _config(parsed), devices=parsed.devices, **how)
         except launch.LaunchError as error:
             print(f"error: {str(error).splitlines()[0]} their messages are above", file=sys.stderr)
             return 2
@@ -130,6 +136,12 @@ def _plan(parsed: argparse.Namespace) -> None:
     print(plan.table(found))
     if parsed.out:
         parsed.out.write_text(json.dumps(found.to_json(), indent=1) + "\n")
+
+
+def _table(parsed: argparse.Namespace) -> int:
+    from cassl_lib.table_commands import act
+
+    return act(parsed, _config(parsed))
 
 
 def _show(parsed: argparse.Namespace) -> None:

@@ -156,6 +156,8 @@ SMALL_PANOPTIC = dict(min_stuff_area=64 * 64 * 128 * 128 // (480 * 640))  # the 
 PROFILES: dict[str, dict] = {
     "smoke": {
         "doc": "seconds; the tests",
+        "grid": (1, 5),  # of the five lengths and strengths of Tables 3 to 5
+        "seeds": 1,  # of the tables
         "scenes": dict(train=24, val=12, tune=4, coco=16, places_part=6, openimages_part=6, size=96),
         "model": SMALL_MODEL | dict(channels=32, mask_channels=16),
         "augment": dict(sizes=(80, 96, 112), longest=192, crop=96, test_size=96),
@@ -167,6 +169,8 @@ PROFILES: dict[str, dict] = {
     },
     "demo": {
         "doc": "embedded scenes on a CPU, a quarter of an hour",
+        "grid": (1, 3, 5),  # of the five lengths and strengths of Tables 3 to 5
+        "seeds": 1,  # of the tables
         "scenes": {},
         "model": SMALL_MODEL,
         "augment": dict(sizes=(96, 112, 128, 144, 160), longest=256, crop=128, test_size=128),
@@ -178,6 +182,8 @@ PROFILES: dict[str, dict] = {
     },
     "gpu": {
         "doc": "embedded scenes, longer training on one GPU",
+        "grid": (1, 2, 3, 4, 5),  # of the five lengths and strengths of Tables 3 to 5
+        "seeds": 3,  # of the tables
         "scenes": {},
         "model": SMALL_MODEL | dict(channels=128, tower_convs=4, mask_channels=64, mask_convs=4),
         "augment": dict(sizes=(96, 112, 128, 144, 160), longest=256, crop=128, test_size=128),
@@ -189,6 +195,8 @@ PROFILES: dict[str, dict] = {
     },
     "paper": {
         "doc": "COCO, Open Images and Places365 with the paper's schedule",
+        "grid": (1, 2, 3, 4, 5),  # of the five lengths and strengths of Tables 3 to 5
+        "seeds": 1,  # of the tables
         "scenes": None,
         "model": dict(pretrained=True, drop_path=0.2),
         "augment": {},
@@ -200,3 +208,4 @@ PROFILES: dict[str, dict] = {
     },
 }
 SPLITS = ("tiny", "small", "base", "large")
+PARTS = ("backbone", "neck", "head", "classifier")  # of a detector, that finetuning may start from (Table 9)

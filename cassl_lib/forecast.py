@@ -110,11 +110,11 @@ def table(found: Estimate) -> str:
 
 
 def duration(seconds: float) -> str:
-    """In the unit that shows two digits or more: 45 s, 12 min, 3.4 h, 1,234 h."""
+    """In the unit that shows two digits or more: 45 s, 2.4 min, 12 min, 3.4 h, 1,234 h."""
     if seconds < 120:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
+        return f"{seconds / 60:.0f} min" if seconds >= 600 else f"{seconds / 60:.1f} min"
     hours = seconds / 3600
     return f"{hours:.1f} h" if hours < 100 else f"{hours:,.0f} h"
 

@@ -50,7 +50,8 @@ def from_coco(
 ) -> PseudoLabels:
     """Make a store of any COCO instances JSON, path or dict: another tool's pseudo labels, or ground truth (score 1).
 
-    Crowd regions are not labels and are left out. Labels are the ranks of the category ids.
+    Crowd regions are not labels, and boxes without area cannot be: they are left out. Labels are the ranks of the
+    category ids.
 
     Args:
         results: another model's detections in COCO's results format (`image_id`, `category_id`, `bbox`, `score`,
@@ -102,7 +103,7 @@ def _categories_of(entries: Sequence[Mapping]) -> list[dict]:
 def _by_image(images: Sequence[Mapping], entries: Sequence[Mapping], rank: Mapping[int, int]) -> dict[int, list]:
     by_image: dict[int, list] = {image["id"]: [] for image in images}
     for entry in entries:
-        if entry.get("iscrowd", 0):
+        if entry.get("iscrowd", 0) or min(entry["bbox"][2:]) <= 0:
             continue
         for name, known in (("image_id", by_image), ("category_id", rank)):
             if entry[name] not in known:

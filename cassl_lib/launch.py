@@ -10,19 +10,28 @@ import tempfile
 from pathlib import Path
 
 from cassl_lib import stages
-from cassl_lib.config import Config
-from cassl_lib.resolve import to_json
+from cassl_lib.config import PARTS, Config
+from cassl_lib.resolve import ConfigError, to_json
 from cassl_lib.runs import Run
 
 VERBS = {"train_labeler": stages.train_labeler, "label": stages.label, "warm_up": stages.warm_up}
 VERBS["finetune"] = stages.finetune
+SOURCES = {"label": "labeler", "warm_up": "labels", "finetune": "source"}  # verb: what it calls the run it starts from
 
 
 class LaunchError(RuntimeError):
     """The processes of a stage failed; their own messages are above."""
 
 
-def run_stage(verb: str, config: Config, *, devices: int = 1, start: str = "warmup") -> Run:
+def run_stage(
+    verb: str,
+    config: Config,
+    *,
+    devices: int = 1,
+    start: str = "warmup",
+    source: Run | None = None,
+    parts: tuple[str, ...] = PARTS[:3],
+) -> Run:
     """A stage's finished run, made by `devices` processes.
 
     With one process the stage is called here. With several it runs under torchrun: forked processes would fail in a
@@ -31,22 +40,31 @@ def run_stage(verb: str, config: Config, *, devices: int = 1, start: str = "warm
     Args:
         verb: train_labeler, label, warm_up or finetune.
         start: of finetune: warmup, labeler or scratch.
+        source: the finished run to start from, instead of the one that `config` means: a labeler for label, labels for
+            warm_up, a warm-up or labeler for finetune.
+        parts: of finetune, what is copied from the source.
     """
     if verb not in VERBS:
         raise ValueError(f"stage {verb!r} is not known; use one of: {', '.join(VERBS)}")
-    options = {"start": start} if verb == "finetune" else {}
+    options = {"start": start, "parts": parts} if verb == "finetune" else {}
+    if source is not None:
+        if verb not in SOURCES:
+            raise ConfigError(f"input={source.id!r}: {verb} starts from no run; leave it out")
+        options[SOURCES[verb]] = source
     if devices > 1:
-        _torchrun(verb, config, devices, start)
+        _torchrun(verb, config, devices, start, source, parts)
     return VERBS[verb](config, existing=devices > 1, **options)
 
 
-def _torchrun(verb: str, config: Config, devices: int, start: str) -> None:
+def _torchrun(verb: str, config: Config, devices: int, start: str, source: Run | None, parts: tuple[str, ...]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.json"
         file.write_text(json.dumps(to_json(config)))
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={devices}"]
         # Without the "--" torchrun takes --start for the beginning of an option of its own.
         command += ["-m", "--", "cassl_lib", "run", verb, "--config", str(file), "--start", start]
+        command += ["--input", str(source.folder)] if source else []
+        command += ["--parts", *parts]
         _stream(command)
 
 

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from cassl_lib import engine, paths
-from cassl_lib.config import Config, ModelConfig, TrainConfig
+from cassl_lib.config import PARTS, Config, ModelConfig, TrainConfig
 from cassl_lib.data import sources
 from cassl_lib.data.augment import test_transform, training_transform
 from cassl_lib.data.coco import DataError
@@ -41,7 +41,6 @@ from cassl_lib.pseudo_labels import PseudoLabels
 from cassl_lib.resolve import to_json, tuples
 from cassl_lib.runs import MissingRun, Request, Run, file_fingerprint, open_run, write_atomically
 
-PARTS = ("backbone", "neck", "head", "classifier")  # Table 9
 # Where finetuning starts: the warm-up (the paper), the labeler (Objects (G,A), Table 2), or the backbone's own weights.
 STARTS = ("warmup", "labeler", "scratch")
 TARGETS = {"instances": "objects", "panoptic": "entities"}  # what finetuning learns: the annotation it reads

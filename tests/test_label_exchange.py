@@ -69,6 +69,7 @@ def test_ground_truth_of_coco_becomes_a_store(tmp_path):
                 "bbox": [0, 0, 1, 20],
                 "segmentation": {"size": [20, 30], "counts": [0, 20, 580]},
             },
+            common | {"id": 4, "category_id": 5, "bbox": [4, 4, 0, 9], "segmentation": []},
             common | {"id": 3, "category_id": 5, "bbox": [0, 0, 9, 9], "iscrowd": 1, "segmentation": []},
         ],
     }

@@ -4,6 +4,7 @@ nbval runs all of them with their defaults; here are the parameters. The runs ar
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 from PIL import Image
 
 from cassl_lib import paths, stages
+from cassl_lib.label_exchange import from_coco
 from cassl_lib.resolve import resolve
 from cassl_lib.runs import Run, finished_runs
 
@@ -35,7 +37,7 @@ MESSAGES = {
     "split": "ConfigError: split='bse' is not allowed; use one of: tiny, small, base, large",
     "epochs": "ConfigError: epochs='ten' is not a number",
     "masks": "ConfigError: masks='false' is not True or False",
-    "folder": "DataError: /no/such/folder: no such folder or JSON; give a folder of images",
+    "folder": "DataError: /no/such/folder: no such folder or JSON, CSV, .txt list, .tar or .parquet index",
 }
 
 
@@ -139,7 +141,15 @@ def test_images_of_ones_own_are_labelled(own_data, tmp_path):
     text = printed(execute("03_pseudo_labels", tmp_path, **own_data, labeler=str(labeler.folder)))
     labels = last_run("labels", text)
     assert inputs(labels) == {"labeler": labeler.id} and labels.result["images"] == 6
-    assert "6 images in the pool" in text and "These images have no hidden truth." in text
+    assert "6 images in the pool" in text and "give heldout=JSON[:FOLDER]" in text and "No held-out images." in text
+
+
+def test_labels_of_another_model_are_warmed_up_on(own_data, tmp_path):
+    """A store that no run of ours made goes into notebook 04 by its folder."""
+    path, _, images = own_data["labeled"].partition(os.pathsep)
+    from_coco(path, tmp_path / "store", images=images, labeler="theirs")
+    text = printed(execute("04_warmup", tmp_path, **own_data, labels=str(tmp_path / "store")))
+    assert "labelled by theirs" in text and last_run("warmup", text).result["inputs"] == {}
 
 
 def test_classes_of_ones_own_are_finetuned(own_data, tmp_path):

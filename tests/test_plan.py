@@ -79,14 +79,14 @@ def test_the_table_sums_the_chain_without_the_baseline(small):
     lines = forecast.table(Estimate("title", tuple(rows_of(small).values()), ("a: b",), "/runs", 10**9)).splitlines()
     assert lines[0] == "title" and lines[-1] == "- a: b"
     named = {line.split()[0]: line.split()[1:] for line in lines if line}
-    assert named["CA-SSL"] == ["5", "min", "4.3", "kB"]  # 45 + 13.5 + 149 + 117 = 324.5 s; 4,000 + 300 bytes
+    assert named["CA-SSL"] == ["5.4", "min", "4.3", "kB"]  # 45 + 13.5 + 149 + 117 = 324.5 s; 4,000 + 300 bytes
     assert named["labeler"] == ["20", "5", "45", "s", "2.0", "s", "0.1", "kB"]
     assert named["labels:"] == "100 in the store, 50 above the threshold".split()
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(3.26, "3.3 s"), (119, "119 s"), (120, "2 min"), (7199, "120 min"), (9000, "2.5 h"), (4442400, "1,234 h")],
+    [(3.26, "3.3 s"), (119, "119 s"), (120, "2.0 min"), (600, "10 min"), (7199, "120 min"), (9000, "2.5 h"), (4442400, "1,234 h")],
 )
 def test_durations(seconds, text):
     assert forecast.duration(seconds) == text

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-PARTS = ("backbone", "neck", "head", "classifier")
+from cassl_lib.config import PARTS
 
 
 @dataclass(frozen=True)

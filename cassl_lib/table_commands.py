@@ -1,0 +1,116 @@
+"""The shell's verb `table`: what a table of the paper needs, making it, and the numbers beside the paper's."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cassl_lib.config import Config
+from cassl_lib.resolve import ConfigError
+from cassl_lib.runs import write_atomically
+
+
+def add_options(table: argparse.ArgumentParser) -> None:
+    table.add_argument("tables", nargs="+", metavar="N", help="1 to 7, 9, or all")
+    table.add_argument("--seeds", nargs="+", type=int, help="of the whole chain; the profile's by default")
+    table.add_argument("--jobs", type=int, default=1, help="runs side by side on this machine")
+    table.add_argument("--devices", type=int, default=1, help="processes of each run; more than one starts torchrun")
+    table.add_argument("--dry-run", action="store_true", help="list what is there, what is missing and its cost")
+    table.add_argument("--record", action="store_true", help="keep the numbers under reports/results/")
+
+
+def act(parsed: argparse.Namespace, config: Config) -> int:
+    """Make what is missing (or list it), show the tables; 1 if a run failed."""
+    from cassl_lib import report, table_runs, table_view
+    from cassl_lib.tables import wants
+
+    numbers, seeds = chosen(parsed.tables), parsed.seeds or list(seeds_of(config))
+    rows = [row for number in numbers for row in table_runs.rows_of(number, config, seeds)]
+    needed = wants(rows)
+    if parsed.dry_run:
+        print(listing(needed, config))
+        return 0
+    if parsed.jobs < 1:
+        raise ConfigError(f"--jobs {parsed.jobs} is out of range; use 1 or more")
+    failures = table_runs.make(needed, jobs=parsed.jobs, devices=parsed.devices)
+    for number in numbers:
+        collected = table_runs.collect(number, config, seeds)
+        print(table_view.text(collected), end="\n\n")
+        if parsed.record:
+            file = report.RESULTS / f"table{number}_{config.profile}.json"
+            write_atomically(file, (json.dumps(collected, indent=1) + "\n").encode())
+            print(file, end="\n\n")
+    for failure in failures:
+        print(f"FAILED: {failure.want.verb}: {failure.reason}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def chosen(words: Sequence[str]) -> list[int]:
+    """The tables that the shell's words name."""
+    from cassl_lib.tables import ROWS
+
+    if list(words) == ["all"]:
+        return list(ROWS)
+    numbers = [int(word) if word.isdecimal() else 0 for word in words]
+    for word, number in zip(words, numbers, strict=True):
+        if number not in ROWS:
+            raise ConfigError(f"table {word!r} has no rows here; use all, or one of: {', '.join(map(str, ROWS))}")
+    return numbers
+
+
+def seeds_of(config: Config) -> range:
+    """The profile's seeds, from the configuration's own on."""
+    from cassl_lib.config import PROFILES
+
+    return range(config.seed, config.seed + PROFILES[config.profile]["seeds"])
+
+
+def listing(needed: Sequence, config: Config) -> str:
+    """A line a run: there with its name, or missing with what it will cost; and the sum of what is missing."""
+    from cassl_lib import table_runs
+    from cassl_lib.forecast import duration
+    from cassl_lib.tables import variation
+
+    found = table_runs.find(needed)
+    pace = _pace([found[want] for want in needed if found[want]], config, any(not found[want] for want in needed))
+    lines, total = [], 0.0
+    for want in needed:
+        run = found[want]
+        seconds = 0.0 if run else table_runs.steps_of(want) * pace[want.verb] + pace["each"][want.verb]
+        total += seconds
+        state = f"there    {run.id}" if run else f"missing  {duration(seconds)}"
+        lines.append(f"{want.verb:14}{state:40}{variation(want)}, seed {want.config.seed}")
+    missing = sum(found[want] is None for want in needed)
+    lines.append(f"{len(needed)} runs, {missing} missing: {duration(total)} one after the other, without evaluation")
+    return "\n".join(lines)
+
+
+def _pace(finished: Sequence, config: Config, needed: bool) -> dict:
+    """Seconds a step by stage, and of each labelling: of finished runs where there are any, else by measurement."""
+    from cassl_lib import plan
+
+    names = {"labeler": "train_labeler", "labels": "label", "warmup": "warm_up", "finetune": "finetune"}
+    seen: dict[str, list[float]] = {verb: [] for verb in names.values()}
+    for run in finished:
+        result = run.result
+        seen[names[result["stage"]]].append(result["seconds"] / (result.get("steps") or 1))
+    rows = {}
+    if needed and not all(seen.values()):
+        rows = {names.get(row.stage): row for row in plan.estimate(config).rows}
+    pace, each = {}, dict.fromkeys(seen, 0.0)
+    for verb, values in seen.items():
+        planned = rows[verb].seconds / max(rows[verb].steps, 1) if verb in rows else 0.0
+        pace[verb] = statistics.mean(values) if values else planned
+    each["label"] = pace["label"]
+    return pace | {"each": each}
+
+
+def recorded(folder: Path, profile: str) -> dict[int, dict]:
+    """The tracked tables of a profile, by number."""
+    files = sorted(folder.glob(f"table*_{profile}.json"))
+    found = [json.loads(file.read_text()) for file in files]
+    return {each["table"]: each for each in found}

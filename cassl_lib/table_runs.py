@@ -1,0 +1,180 @@
+"""The runs of the paper's tables: which are there, what the missing ones cost, making them, collecting their numbers.
+
+A run is made by a process of its own, so that one that fails takes no other with it; those that start from it are left
+out, all others go on. Stopped at any moment, the same command goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cassl_lib import paths, stages
+from cassl_lib.config import Config
+from cassl_lib.data.processes import cores
+from cassl_lib.resolve import to_json
+from cassl_lib.runs import MissingRun, Run, environment, write_atomically
+from cassl_lib.tables import ROWS, Row, Want, variation, wants
+
+SECTIONS = {"train_labeler": "labeler", "warm_up": "warmup", "finetune": "finetune"}
+
+
+@dataclass
+class Found:
+    """The finished runs among those that rows want, by the wants' keys."""
+
+    runs: dict[tuple, Run | None]
+
+    def __getitem__(self, want: Want) -> Run | None:
+        return self.runs[want.key]
+
+
+def find(all_wants: Sequence[Want]) -> Found:
+    """Look for every want's run; a want whose source is missing is missing too. Wants come after their sources."""
+    found = Found({})
+    for want in all_wants:
+        source = found[want.source] if want.source else None
+        lacking = want.source is not None and source is None
+        found.runs[want.key] = None if lacking else _existing(want, source)
+    return found
+
+
+def _existing(want: Want, source: Run | None) -> Run | None:
+    try:
+        return stage(want, source, existing=True)
+    except MissingRun:
+        return None
+
+
+def stage(want: Want, source: Run | None, *, existing: bool) -> Run:
+    """The stage of a want, from the run of its source."""
+    if want.verb == "train_labeler":
+        return stages.train_labeler(want.config, existing=existing)
+    if want.verb == "label":
+        return stages.label(want.config, labeler=source, existing=existing)
+    if want.verb == "warm_up":
+        return stages.warm_up(want.config, labels=source, existing=existing)
+    return stages.finetune(want.config, start=want.start, source=source, parts=want.parts, existing=existing)
+
+
+def command(want: Want, source: Run | None, file: Path, *, devices: int) -> list[str]:
+    """The shell's words for it; the configuration is in `file`."""
+    words = [sys.executable, "-m", "cassl_lib", "run", want.verb, "--config", str(file), "--devices", str(devices)]
+    if source:
+        words += ["--input", str(source.folder)]
+    if want.verb == "finetune":
+        words += ["--start", want.start, "--parts", *want.parts]
+    return words
+
+
+@dataclass
+class Failure:
+    """A run that could not be made, with the end of what its process said."""
+
+    want: Want
+    reason: str
+
+
+def make(all_wants: Sequence[Want], *, jobs: int = 1, devices: int = 1) -> list[Failure]:
+    """Make every run that is missing, each as soon as its source is there, at most `jobs` at a time.
+
+    The runs' own messages go to `log.txt` in `runs/tables/`; one line a run goes to stderr.
+    """
+    found, failures, running = find(all_wants), [], {}
+    todo = [want for want in all_wants if found[want] is None]
+    started, folder = time.monotonic(), paths.runs() / "tables"
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"{len(all_wants)} runs are wanted, {len(all_wants) - len(todo)} are there", file=sys.stderr, flush=True)
+    with ThreadPoolExecutor(jobs) as threads:
+        while todo or running:
+            ready = [want for want in todo if want.source is None or found[want.source]]
+            for want in ready[: jobs - len(running)]:
+                todo.remove(want)
+                source = found[want.source] if want.source else None
+                running[threads.submit(_make, want, source, folder, jobs, devices)] = want
+            if not running:  # what is left starts from a run that failed
+                failures += [Failure(want, "the run that it starts from could not be made") for want in todo]
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                _take(future, running.pop(future), found, failures)
+                left = len(todo) + len(running)
+                print(f"  {left} left, {(time.monotonic() - started) / 60:.1f} min", file=sys.stderr, flush=True)
+    return failures
+
+
+def _take(future: Future, want: Want, found: Found, failures: list[Failure]) -> None:
+    code, tail = future.result()
+    source = found[want.source] if want.source else None
+    found.runs[want.key] = _existing(want, source) if code == 0 else None
+    if found[want] is None:
+        failures.append(Failure(want, tail or f"its process ended with {code}"))
+    run = found[want].id if found[want] else f"FAILED: {failures[-1].reason.splitlines()[-1]}"
+    print(f"{want.verb}: {variation(want)}\n  {run}", file=sys.stderr, flush=True)
+
+
+def _make(want: Want, source: Run | None, folder: Path, jobs: int, devices: int) -> tuple[int, str]:
+    """Run the process of a want; returns its exit status and the end of what it said."""
+    file = folder / f"{hashlib.sha256(repr(want.key).encode()).hexdigest()[:12]}.json"
+    write_atomically(file, json.dumps(to_json(want.config)).encode())
+    words = command(want, source, file, devices=devices)
+    threads = {"OMP_NUM_THREADS": str(max(1, cores() // jobs))} if jobs > 1 else {}
+    done = subprocess.run(words, capture_output=True, text=True, env=os.environ | threads)
+    with (folder / "log.txt").open("a") as log:
+        log.write(f"$ {shlex.join(words)}\n{done.stdout}{done.stderr}\n")
+    return done.returncode, "\n".join(done.stderr.splitlines()[-3:])
+
+
+def collect(table: int, config: Config, seeds: Sequence[int]) -> dict:
+    """The numbers of a table as they are: None where a run is missing or has no such number.
+
+    Returns:
+        `table`, `profile`, `rows`: by row, column and seed a number between 0 and 1 or None; `runs`: by seed what was
+        used, with seconds, hardware, date and commit; `config`; `environment`.
+    """
+    whole: dict = {"table": table, "profile": config.profile, "seeds": list(seeds), "rows": {}, "runs": {}}
+    for seed in seeds:
+        rows = ROWS[table](replace(config, seed=seed))
+        needed = wants(rows)
+        found = find(needed)
+        for row in rows:
+            cells = whole["rows"].setdefault(row.name, {})
+            for column, cell in row.cells.items():
+                cells.setdefault(column, {})[str(seed)] = number(found[cell.want], cell.kind, cell.number)
+        runs = [found[want] for want in needed if found[want]]
+        whole["runs"][str(seed)] = {run.id: _facts(run) for run in runs}
+    return whole | {"config": to_json(config), "environment": environment()}
+
+
+def number(run: Run | None, kind: str, name: str) -> float | None:
+    """A metric of a run, None where there is none; COCO's -1 is none."""
+    value = run.result["metrics"].get(kind, {}).get(name) if run else None
+    return None if value is None or value < 0 else value
+
+
+def _facts(run: Run) -> dict:
+    result = run.result
+    kept = {name: result["environment"][name] for name in ("device", "torch", "date", "commit")}
+    return {"stage": result["stage"], "steps": result.get("steps"), "seconds": round(result["seconds"], 1), **kept}
+
+
+def steps_of(want: Want) -> int:
+    """Training steps of a want; 0 of labelling, and where epochs over images not yet known decide."""
+    if want.verb == "label":
+        return 0
+    own = getattr(want.config, SECTIONS[want.verb]).steps
+    baseline = want.verb == "finetune" and want.start == "scratch"
+    return own + (want.config.warmup.steps if baseline else 0)
+
+
+def rows_of(table: int, config: Config, seeds: Sequence[int]) -> list[Row]:
+    """The rows of all seeds, one after the other."""
+    return [row for seed in seeds for row in ROWS[table](replace(config, seed=seed))]

@@ -1,0 +1,205 @@
+"""The paper's tables as data: rows as printed, runs shared between tables, what is missing, failures, and claims."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from cassl_lib import paper, table_runs, table_view, tables
+from cassl_lib.__main__ import main
+from cassl_lib.resolve import resolve
+from cassl_lib.runs import Run
+from cassl_lib.tables import ROWS, Want, labeler, wants, warmup
+
+PRINTED = {1: paper.TABLE1, 2: paper.TABLE2, 3: paper.TABLE3, 4: paper.TABLE4, 5: paper.TABLE5}
+PRINTED |= {6: paper.TABLE6, 7: paper.TABLE7, 9: paper.TABLE9}
+
+
+@pytest.fixture(scope="module")
+def config():
+    return resolve(profile="gpu")
+
+
+def named(table, config):
+    return {row.name: row.cells for row in ROWS[table](config)}
+
+
+@pytest.mark.parametrize("table", ROWS)
+def test_rows_are_named_as_the_paper_prints_them(table, config):
+    assert list(named(table, config)) == list(PRINTED[table])
+    for row in ROWS[table](config):
+        for column in row.cells:
+            assert table_view.printed(table, row.name, column) is not None or (table, column) == (2, "finetuned mask AP")
+
+
+def test_a_run_that_tables_share_is_wanted_once(config):
+    """The default chain is in all tables: labeler, labels, warm-up of 5 fifths, finetuning of 3."""
+    default = warmup(config)
+    for table in (2, 3, 4, 5, 6, 7, 9):
+        assert default.key in {want.key for want in wants(ROWS[table](config))}, table
+    everything = wants([row for table in ROWS for row in ROWS[table](config)])
+    assert len({want.key for want in everything}) == len(everything)
+    # 5 lengths of warm-up; 4 more by weaker labelers; with classes; entities; strong; 3 larger pools
+    assert sum(want.verb == "warm_up" for want in everything) == 5 + 4 + 1 + 1 + 1 + 3
+    assert [want.verb for want in everything] == sorted((w.verb for w in everything), key=tables.ORDER.index)
+
+
+def test_a_want_names_what_decides_its_run_and_nothing_else(config):
+    assert labeler(config).key == labeler(replace(config, split="large", target="panoptic")).key
+    assert labeler(config).key != labeler(replace(config, seed=1)).key
+    stricter = replace(config, label=replace(config.label, threshold=0.7))
+    assert Want("label", config, labeler(config)).key == Want("label", stricter, labeler(config)).key
+    assert warmup(config).key != warmup(stricter).key
+    longer = tables.lengths(config, "warmup", 4)
+    tuned = [tables.finetuned(each, warmup(config)).key for each in (config, longer)]
+    assert tuned[0] == tuned[1]  # the warm-up it starts from is its source, not its own length
+    assert tables.finetuned(config).key != tables.finetuned(longer).key  # but the baseline is trained as long as both
+
+
+def test_lengths_are_fifths_of_the_warm_up_and_thirds_of_the_finetuning(config):
+    cells = named(4, config)
+    cell = cells["2x"]["4x"].want
+    assert cell.config.finetune.steps == round(5000 * 2 / 3) and cell.source.config.warmup.steps == 8000
+    assert cells["3x"]["5x"].want.key == named(2, replace(config))["Objects (P,A)"]["finetuned det AP"].want.key
+
+
+def test_a_coarser_profile_leaves_cells_out():
+    demo = resolve(profile="demo")
+    assert {row: sorted(cells) for row, cells in named(4, demo).items()} == {
+        "1x": ["1x", "3x", "5x"], "2x": [], "3x": ["1x", "3x", "5x"], "4x": [], "5x": ["1x", "3x", "5x"]
+    }  # fmt: skip
+
+
+def test_augmentation_of_warm_up_and_finetuning_are_apart(config):
+    cells = named(6, config)
+    mixed = cells["strong"]["weak, finetuned det AP"].want
+    assert (mixed.config.augment.kind, mixed.source.config.augment.kind) == ("strong", "weak")
+    assert {want.config.augment.kind for want in wants(ROWS[6](config)) if want.verb == "train_labeler"} == {"weak"}
+    assert sum(want.verb == "label" for want in wants(ROWS[6](config))) == 1
+
+
+# ---- finding and making ----
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("CASSL_RUNS", str(tmp_path))
+    return tmp_path
+
+
+def small_rows():
+    """A warm-up and a labeler, of a chain that the smoke profile makes in seconds."""
+    config = resolve(profile="smoke")
+    found = warmup(config)
+    return [tables.Row("a", {"AP": tables.Cell(found, "box_agnostic")})], found
+
+
+def test_missing_runs_are_made_in_order_and_found_again(store, monkeypatch, capsys):
+    rows, want = small_rows()
+    needed = wants(rows)
+    assert [w.verb for w in needed] == ["train_labeler", "label", "warm_up"]
+    assert all(table_runs.find(needed)[each] is None for each in needed)
+    assert table_runs.make(needed, jobs=2) == []
+    found = table_runs.find(needed)
+    assert found[want].result["inputs"] == {"labels": found[needed[1]].id}
+    said = capsys.readouterr().err
+    assert "3 runs are wanted, 0 are there" in said and found[want].id in said
+    monkeypatch.setattr(table_runs, "_make", None)  # nothing is made again
+    assert table_runs.make(needed) == []
+
+
+def test_a_failed_run_takes_only_what_starts_from_it(store, monkeypatch):
+    config = resolve(profile="smoke")
+    good, bad = warmup(config), labeler(replace(config, seed=1))
+    after = Want("label", config, bad)
+    made = []
+
+    def run(want, source, *rest):
+        made.append(want.verb)
+        if want.key == bad.key:
+            return 1, "out of memory"
+        folder = store / f"{want.verb}-{len(made)}"
+        folder.mkdir()
+        (folder / "result.json").write_text(json.dumps({"metrics": {}, "stage": want.verb}))
+        return 0, ""
+
+    there = {}
+    monkeypatch.setattr(table_runs, "_make", run)
+    monkeypatch.setattr(
+        table_runs, "_existing", lambda want, source: there.setdefault(want.key, Run(store)) if made else None
+    )
+    failures = table_runs.make([*good.with_sources(), bad, after])
+    assert [(failure.want.verb, failure.reason) for failure in failures] == [
+        ("train_labeler", "out of memory"),
+        ("label", "the run that it starts from could not be made"),
+    ]
+    assert sorted(made) == ["label", "train_labeler", "train_labeler", "warm_up"]
+
+
+def test_numbers_are_collected_and_missing_ones_stay_none(store, monkeypatch):
+    config = resolve(profile="smoke")
+    collected = table_runs.collect(1, config, [0, 1])
+    assert collected["rows"]["COCO unlabeled"] == {
+        "class-specific AP": {"0": None, "1": None},
+        "class-agnostic AP": {"0": None, "1": None},
+    }
+    assert collected["runs"] == {"0": {}, "1": {}} and collected["config"]["profile"] == "smoke"
+    body = table_view.lines(collected)
+    assert body[0] == ["COCO train2017", "class-specific AP", "41.0", "", ""]
+
+
+def test_the_dry_run_lists_and_makes_nothing(store, capsys):
+    assert main(["table", "3", "--profile", "smoke", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("missing  ") == 4 and "4 runs, 4 missing" in said
+    assert not list(store.glob("*/result.json"))
+
+
+@pytest.mark.parametrize("wrong, message", [("8", "table '8' has no rows here"), ("x", "table 'x' has no rows")])
+def test_a_table_that_is_not_there_is_refused(wrong, message, capsys):
+    assert main(["table", wrong, "--profile", "smoke"]) == 2
+    assert message in capsys.readouterr().err
+
+
+# ---- numbers beside the paper's ----
+
+
+def test_mean_spread_and_gap():
+    cell = {"0": 0.40, "1": 0.44, "2": None}
+    assert table_view.cell_text(cell) == "42.0 ± 2.8 (2)" and table_view.cell_text({"0": 0.4}) == "40.0"
+    rows = {"COCO train2017": {"class-specific AP": cell}, "COCO unlabeled": {}}
+    lines = table_view.lines({"table": 1, "rows": rows})
+    assert lines[0] == ["COCO train2017", "class-specific AP", "41.0", "42.0 ± 2.8 (2)", "+1.0"]
+    assert lines[1] == ["COCO unlabeled", "class-specific AP", "35.9", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("differences", "verdict"),
+    [
+        ([], "not measured"),
+        ([3.0], "undecided: one seed"),
+        ([2.0, 2.1, 1.9], "holds"),  # mean 2, 4.30 * 0.1 / sqrt(3) = 0.25
+        ([-2.0, -2.1, -1.9], "does not hold"),
+        ([2.0, -1.0, 1.5], "undecided"),  # mean 0.83, reach 4.30 * 1.61 / 1.73 = 4.0
+        ([0.0, 0.0], "undecided"),
+    ],
+)
+def test_a_claim_is_decided_by_paired_differences(differences, verdict):
+    assert table_view.verdict(differences) == verdict
+
+
+def test_claims_are_those_of_rows_that_the_tables_have(config):
+    for table, _, pair, column in table_view.CLAIMS:
+        if pair is not None:
+            rows = named(table, config)
+            assert all(column in rows[name] for name in pair), (table, pair)
+    found = {each["claim"]: each for each in table_view.claims({})}
+    assert all(each["verdict"] == "not measured" for each in found.values())
+    assert found["labels without classes beat labels with them"]["paper"] == pytest.approx(1.0)
+    assert found["the gap is smaller without classes"]["paper"] == pytest.approx(5.1 - 1.9)
+
+
+def test_pairs_are_of_the_same_seed():
+    rows = {"Objects (P,A)": {"finetuned det AP": {"0": 0.5, "1": None, "2": 0.4}}}
+    rows["ImageNet"] = {"finetuned det AP": {"0": 0.4, "1": 0.1, "2": 0.45}}
+    assert table_view.paired(rows, "Objects (P,A)", "ImageNet", "finetuned det AP") == pytest.approx([10, -5])
