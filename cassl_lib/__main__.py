@@ -28,6 +28,11 @@ def main(arguments: list[str] | None = None) -> int:
     except (ConfigError, DataError, MissingRun, PseudoLabelError, SceneError, WeightsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a full disk, a folder where a file is asked for, no permission
+        print(f"error: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
+        return 2
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -77,6 +77,34 @@ def scores_by_match(
     return panel
 
 
+def table_chart(rows: Mapping[str, Mapping[str, Sequence[float]]], printed: Mapping[str, Mapping[str, float | None]]):
+    """The numbers of a table, a panel a column: ours as points with the seeds' spread, the paper's as a ring.
+
+    Args:
+        rows: by row and column the seeds' numbers times 100, none where nothing was measured.
+        printed: by row and column the paper's number.
+    """
+    columns = list(dict.fromkeys(column for cells in printed.values() for column in cells))
+    wide = min(3, max(1, len(columns)))
+    high = -(-len(columns) // wide)
+    panel = Figure(figsize=(WIDTH, high * (0.9 + 0.28 * len(rows))), layout="constrained")
+    axes = panel.subplots(high, wide, squeeze=False, sharey=True).reshape(-1)
+    for axis, column in zip(axes, columns, strict=False):
+        for place, name in enumerate(rows):
+            found, theirs = rows[name].get(column, ()), printed[name].get(column)
+            if theirs is not None:
+                axis.plot(theirs, place, "o", markerfacecolor="none", color=GREY, markersize=7)
+            axis.plot(found, [place] * len(found), "|", color=COLOURS[0], markersize=8)
+            if found:
+                axis.plot(np.mean(found), place, "o", color=COLOURS[0], markersize=4)
+        axis.set_yticks(range(len(rows)), list(rows))
+        axis.set_ylim(len(rows) - 0.5, -0.5)
+        tidy(axis, f"{column}; ring: the paper", "")
+    for axis in axes[len(columns) :]:
+        axis.set_visible(False)
+    return panel
+
+
 def class_tail(rows: Sequence[Mapping], threshold: float) -> Figure:
     """Objects of each class and, of rows of `choosing.by_class`, the threshold that would be best for it alone.
 

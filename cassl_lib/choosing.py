@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
+from tqdm import tqdm
 
-from cassl_lib import stages
+from cassl_lib import paths, stages
 from cassl_lib.config import Config
 from cassl_lib.data import sources
-from cassl_lib.data.coco import CocoImages
+from cassl_lib.data.coco import CocoImages, DataError
+from cassl_lib.data.unlabeled import build_pool
 from cassl_lib.evaluation.labels import judge_labels, truth_of
 from cassl_lib.evaluation.matching import match
 from cassl_lib.pseudo_labels import PseudoLabels
@@ -40,14 +42,14 @@ def heldout_labels(config: Config, labeler: Run) -> tuple[PseudoLabels, CocoImag
     images = sources.heldout_set(config)
     if images is None:
         return None
-    as_pool = replace(config, unlabeled=f"{images.path}{os.pathsep}{images.folder}")
-    return PseudoLabels(stages.label(as_pool, labeler=labeler).folder / "store"), images
+    pool, _ = build_pool([f"{images.path}{os.pathsep}{images.folder}"], paths.runs() / "pools")
+    return PseudoLabels(stages.label(config, labeler=labeler, pool=pool).folder / "store"), images
 
 
 def quality_at(labels: PseudoLabels, images: CocoImages, thresholds: Sequence[float] = THRESHOLDS) -> list[dict]:
     """Precision, recall, F1 (boxes at IoU 0.5) and labels an image at each threshold, against the images' truth."""
     truth, rows = truth_of(images), []
-    for threshold in thresholds:
+    for threshold in tqdm(thresholds, desc="judging", unit="threshold", mininterval=1, disable=None):
         found = judge_labels(labels.at(threshold), truth)
         precision, recall = found["precision"], found["recall"]
         f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
@@ -93,11 +95,17 @@ def by_class(
     Returns:
         A row a class: `name`, `objects` in the truth, `labels` above `threshold`, its `f1`, and `best`, the threshold
         with the best F1 for this class alone, with `best_f1`; None without objects.
+
+    Raises:
+        DataError: the labels are of other classes.
     """
+    if (names := [category["name"] for category in labels.categories]) != list(images.classes):
+        raise DataError(f"{labels.folder}: its classes {names} are not those of {images.path}, {images.classes}")
     grid = sorted({*thresholds, threshold})
     right, kept = (np.zeros((len(images.classes), len(grid)), np.int64) for _ in range(2))
     store, row_of = labels.at(min(grid)), {images.image_id(index): index for index in range(len(images))}
-    for item in (store[index] for index in range(len(store))):
+    for index in tqdm(range(len(store)), desc="judging", unit="image", mininterval=1, disable=None):
+        item = store[index]
         row = row_of[item["image_id"]]
         span = slice(images.first[row], images.first[row + 1])
         for label in np.union1d(item["labels"], images.labels[span]):

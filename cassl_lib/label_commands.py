@@ -91,6 +91,7 @@ def _labels(parsed: argparse.Namespace) -> None:
     store.verify()
     _describe(store)
     if parsed.export:
+        parsed.export.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(parsed.export, json.dumps(to_coco(store, chosen)).encode())
         print(parsed.export)
     if parsed.picture:
@@ -138,7 +139,7 @@ def _draw(store: PseudoLabels, chosen: range, file: Path) -> Path:
 
 
 def _import(parsed: argparse.Namespace) -> None:
-    if (parsed.out / "manifest.json").exists():
-        raise ConfigError(f"--out {parsed.out} holds a store already; give another folder")
+    if parsed.out.is_dir() and any(parsed.out.iterdir()):
+        raise ConfigError(f"--out {parsed.out} is not empty; give another folder")
     path, images = locate(parsed.coco)
     _describe(from_coco(path, parsed.out, results=parsed.results, images=images, labeler=parsed.labeler))

@@ -67,6 +67,8 @@ def from_coco(
     if results is not None:
         more, entries = _parsed(results, list)
         content += more
+    _check_images(coco["images"])
+    entries = [_checked(entry, scored=results is not None) for entry in entries]
     categories = sorted(coco.get("categories") or _categories_of(entries), key=lambda category: category["id"])
     rank = {category["id"]: label for label, category in enumerate(categories)}
     by_image = _by_image(coco["images"], entries, rank)
@@ -90,9 +92,46 @@ def _parsed(given, kind: type) -> tuple[str, dict | list]:
         found = json.loads(content)
     except (OSError, ValueError) as error:
         raise DataError(f"{given} cannot be read as a {wanted}: {error}") from error
-    if not isinstance(found, kind) or (kind is dict and "images" not in found):
+    if not isinstance(found, kind) or (kind is dict and not isinstance(found.get("images"), list)):
         raise DataError(f"{given} is no {wanted}")
     return content, found
+
+
+def _check_images(images: Sequence[Mapping]) -> None:
+    """Refuse images that lack what a row needs, or share an id."""
+    seen = set()
+    for image in images:
+        lacking = [name for name in ("id", "file_name", "height", "width") if name not in image]
+        if lacking:
+            raise DataError(f"an image (id {image.get('id')}) lacks {', '.join(lacking)}")
+        numbers = [image[name] for name in ("id", "height", "width")]
+        if not all(isinstance(number, int) and abs(number) < 2**63 for number in numbers) or min(numbers[1:]) < 1:
+            raise DataError(f"image {image['file_name']!r}: id, height, width {numbers} are not whole numbers above 0")
+        if image["id"] in seen:
+            raise DataError(f"two images have the id {image['id']}, one is {image['file_name']!r}")
+        seen.add(image["id"])
+
+
+def _checked(entry: Mapping, *, scored: bool) -> dict:
+    """A label with its box, which results of masks do not have; refused where something is missing or impossible."""
+    entry = dict(entry) if isinstance(entry, Mapping) else {}
+    name = f"a label (id {entry.get('id')}, image {entry.get('image_id')})"
+    needed = ["image_id", "category_id", *(["score"] if scored else [])]
+    if lacking := [key for key in needed if key not in entry]:
+        raise DataError(f"{name} lacks {', '.join(lacking)}")
+    try:
+        shape = entry.get("segmentation")
+        if "bbox" not in entry and isinstance(shape, Mapping):
+            entry["bbox"] = mask_api.toBbox(_to_rle(shape, *shape["size"])).tolist()
+        box = np.asarray(entry["bbox"], np.float64)
+        score = float(entry.get("score", 1))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{name} has no usable box, mask or score: {error!r}") from error
+    if box.shape != (4,) or not np.isfinite(box).all():
+        raise DataError(f"{name}: bbox {entry['bbox']} is not x, y, width, height")
+    if not 0 <= score <= 1:
+        raise DataError(f"{name}: score {score} is not between 0 and 1")
+    return entry
 
 
 def _categories_of(entries: Sequence[Mapping]) -> list[dict]:
@@ -121,7 +160,11 @@ def _row(image: Mapping, entries: list[Mapping], rank: Mapping[int, int], prefix
     row["scores"] = [entry.get("score", 1.0) for entry in entries]
     row["labels"] = [rank[entry["category_id"]] for entry in entries]
     shapes = [entry["segmentation"] for entry in entries if entry.get("segmentation")]
-    row["rles"] = [_to_rle(shape, image["height"], image["width"]) for shape in shapes]
+    try:
+        row["rles"] = [_to_rle(shape, image["height"], image["width"]) for shape in shapes]
+        mask_api.decode(row["rles"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"image {image['file_name']!r}: a mask cannot be read: {error}") from error
     if all("area" in entry for entry in entries):
         row["areas"] = [entry["area"] for entry in entries]
     return row

@@ -130,6 +130,8 @@ def finish(
 def read_manifest(folder: Path) -> dict:
     """The manifest, once every shard is known to belong here and to have its size; contents are not read."""
     path = folder / "manifest.json"
+    if folder.is_file():
+        raise PseudoLabelError(f"{folder} is a file; give the folder of a store of pseudo labels")
     if not path.is_file():
         there = f"{len(finished_shards(folder))} shards are finished" if folder.is_dir() else "there is no such folder"
         raise PseudoLabelError(f"{path} is missing ({there}): run the labelling again, it continues")
@@ -140,6 +142,8 @@ def read_manifest(folder: Path) -> dict:
         )
     manifest = read_json(path, {"labeler", "pool", "categories", "images", "labels", "shards"})
     for entry in manifest["shards"]:
+        if not isinstance(entry, dict) or not ENTRY <= entry.keys():
+            raise PseudoLabelError(f"{path} is damaged: the entry of a shard lacks something")
         shard = folder / entry["file"]
         if entry["labeler"] != manifest["labeler"]:
             raise PseudoLabelError(f"{shard} is of labeler {entry['labeler']}, the store of {manifest['labeler']}")

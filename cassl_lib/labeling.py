@@ -12,6 +12,8 @@ import contextlib
 import errno
 import fcntl
 import json
+import os
+import platform
 import shutil
 import sys
 import time
@@ -38,6 +40,7 @@ from cassl_lib.label_shards import (
 from cassl_lib.runs import write_atomically
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+WITHOUT_LOCKS = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS)
 
 
 class LabelingError(PseudoLabelError):
@@ -70,9 +73,10 @@ def label_pool(
     """
     size = config.label.shard_size
     parts = [range(start, min(start + size, len(samples))) for start in range(0, len(samples), size)]
-    _begin(store, {"labeler": labeler, "pool": samples.source.fingerprint, "shard_size": size, **settings})
-    model, progress = None, _Progress(store, len(samples), labeler)
+    request = {"labeler": labeler, "pool": samples.source.fingerprint, "shard_size": size, **settings}
     with _room(store):
+        _begin(store, request)
+        model, progress = None, _Progress(store, len(samples), labeler)
         while missing := [shard for shard in range(len(parts)) if not finished_shard(store, shard, labeler)]:
             claimed = 0
             # Where all that is missing is in the hands of others, wait for the first of them to finish it, or to die.
@@ -126,8 +130,7 @@ def labeled_images(
 
 def _label_shard(model, samples, store: Path, shard: int, indices: range, config: Config, labeler: str, progress):
     """Label and write one claimed shard; returns what the log says of it."""
-    for left in store.glob(f".{shard_path(store, shard).stem}.*.tmp"):  # by one that was killed here
-        left.unlink(missing_ok=True)
+    _clear(store, shard_path(store, shard).stem)
     started, unreadable, rows = time.monotonic(), [], {}
     for index, row in labeled_images(model, samples, indices, config, unreadable):
         rows[index] = row
@@ -141,10 +144,11 @@ def _begin(store: Path, request: dict) -> None:
     """Note what the store is made from, or compare with what it was begun with."""
     store.mkdir(parents=True, exist_ok=True)
     note = store / "request.json"
-    if not note.exists():
-        if there := finished_shards(store):
-            raise LabelingError(f"{store} holds {len(there)} shards of no known request: label into another folder")
-        write_atomically(note, json.dumps(request, indent=1).encode())
+    with _locked(store / ".lock", wait=True):
+        if not note.exists():
+            if there := finished_shards(store):
+                raise LabelingError(f"{store} holds {len(there)} shards of no known request: label into another folder")
+            write_atomically(note, json.dumps(request, indent=1).encode())
     begun = read_json(note, set())
     if differing := [name for name in request if begun.get(name) != request[name]]:
         name = differing[0]
@@ -154,16 +158,35 @@ def _begin(store: Path, request: dict) -> None:
         )
 
 
-@contextlib.contextmanager
 def _claim(store: Path, shard: int, *, wait: bool):
-    """Hold a shard against other processes; yields whether it is held. The system frees it when its holder dies."""
-    with (store / f".shard-{shard:05d}.lock").open("w") as file:
+    """Hold a shard against other processes; yields whether it is held."""
+    return _locked(store / f".shard-{shard:05d}.lock", wait=wait)
+
+
+@contextlib.contextmanager
+def _locked(path: Path, *, wait: bool):
+    """Hold a lock on a file; yields whether it is held. The system frees it when its holder dies."""
+    with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             yield False
             return
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                raise
         yield True
+
+
+def _clear(store: Path, stem: str) -> None:
+    """Remove what processes of this machine that are no more have left of a shard."""
+    for left in store.glob(f".{stem}.*.{platform.node()}.*.tmp"):
+        try:
+            os.kill(int(left.name.split(".")[-2]), 0)
+        except (ProcessLookupError, ValueError):
+            left.unlink(missing_ok=True)
+        except PermissionError:  # another user's, and alive
+            continue
 
 
 @contextlib.contextmanager

@@ -39,6 +39,8 @@ def _pool(parsed: argparse.Namespace) -> None:
         raise DataError("give the parts of the pool, or --split tiny, small, base or large")
     if parsed.out.suffix != ".parquet":
         raise DataError(f"--out {parsed.out}: an index is known by its ending; use {parsed.out}.parquet")
+    if parsed.near == "exclude" and not parsed.against:
+        raise DataError("--near exclude needs --against, the images that nothing in the pool should resemble")
     if not 0 <= parsed.distance < 32:
         raise DataError(f"--distance {parsed.distance} is out of range; use 0 to 31")
     folder = paths.runs() / "pools"

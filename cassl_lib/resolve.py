@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -232,7 +233,9 @@ def _data(
         raise ConfigError(f"{missing}=None beside your own data: give {missing}=JSON[:FOLDER] too, same classes")
     if heldout is not None:
         _text("heldout", heldout)
-        for name in ("labeled", "val"):
+        if heldout != "scenes" and not Path(heldout.partition(os.pathsep)[0]).expanduser().is_file():
+            raise ConfigError(f"heldout={heldout!r} is no file; give a COCO JSON, or JSON{os.pathsep}FOLDER")
+        for name in ("labeled", "val") if heldout != "scenes" else ():
             if heldout.partition(os.pathsep)[0] == found[name].partition(os.pathsep)[0]:
                 raise ConfigError(f"heldout={heldout!r} is {name} too; choose the threshold on images of their own")
     found["heldout"] = heldout or ("scenes" if found["val"] == "scenes" else None)
@@ -245,10 +248,16 @@ def _store_of(labels: str | None) -> str | None:
         return None
     _text("labels", labels)
     given = Path(labels).expanduser()
-    for folder in (given, given / "store", *sorted(paths.runs().glob(f"{labels}*/store") if "/" not in labels else [])):
-        if (folder / "manifest.json").is_file():
-            return str(folder.resolve())
-    raise ConfigError(f"labels={labels!r} is no finished store of pseudo labels; give its folder, or a run of stage 2")
+    named = paths.runs().glob(f"{glob.escape(labels)}*/store") if "/" not in labels else []
+    found = [folder for folder in (given, given / "store") if (folder / "manifest.json").is_file()]
+    found = found or sorted(folder for folder in named if (folder / "manifest.json").is_file())
+    if len(found) > 1:
+        raise ConfigError(f"labels={labels!r} names {len(found)} runs: {', '.join(each.parent.name for each in found)}")
+    if not found:
+        raise ConfigError(
+            f"labels={labels!r} is no finished store of pseudo labels; give its folder, or a run of stage 2"
+        )
+    return str(found[0].resolve())
 
 
 def _resized(augment: AugmentConfig, size: int) -> AugmentConfig:

@@ -78,13 +78,17 @@ class Run:
 
     @property
     def history(self) -> list[dict]:
-        """The logged steps, oldest first."""
-        log = self.folder / "log.jsonl"
-        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        """The logged steps, oldest first, without lines that a crash or a full disk has cut short."""
+        log, found = self.folder / "log.jsonl", []
+        for line in log.read_text().splitlines() if log.exists() else []:
+            with contextlib.suppress(json.JSONDecodeError):
+                found.append(json.loads(line))
+        return found
 
     def log(self, entry: dict) -> None:
-        with (self.folder / "log.jsonl").open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+        with (self.folder / "log.jsonl").open("ab+") as file:
+            whole = not file.tell() or (file.seek(-1, os.SEEK_END) and file.read(1) == b"\n")
+            file.write((b"" if whole else b"\n") + json.dumps(entry).encode() + b"\n")
 
     def forget_log_after(self, step: int) -> None:
         """Drop what was logged after the checkpoint of `step`, and a line that a crash cut short."""
@@ -144,6 +148,10 @@ def find_run(name: str) -> Run:
     run = Run(folder.resolve())
     if not run.finished:
         raise MissingRun(f"{folder} is not finished; run the same command again to continue it")
+    if run.folder.parent != paths.runs():  # brought from elsewhere: what is made from it names it by its folder
+        asked = json.loads((run.folder / "request.json").read_text())
+        if (identity := Request(**asked).id) != run.id:
+            raise MissingRun(f"{run.folder} was renamed; its run is {identity}: give the folder this name again")
     return run
 
 

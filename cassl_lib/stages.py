@@ -56,13 +56,17 @@ def train_labeler(config: Config, *, existing: bool = False) -> Run:
     return _run(request, config, "train_labeler", existing, lambda run: _train(run, plan, config, val))
 
 
-def label(config: Config, *, labeler: Run | None = None, existing: bool = False) -> Run:
+def label(config: Config, *, labeler: Run | None = None, pool: Pool | None = None, existing: bool = False) -> Run:
     """Stage 2: label every image of the pool; low scores are kept, the threshold is applied when labels are read.
 
     Any number of processes, of other jobs and machines too, share the work of one request.
+
+    Args:
+        labeler: a run of stage 1 to label with, instead of what `config` means.
+        pool: images to label, instead of the configuration's.
     """
     labeler = labeler or train_labeler(config, existing=existing or not config.make_inputs)
-    pool = sources.pool(config)
+    pool = pool or sources.pool(config)
     settings = label_settings(config)
     request = Request("labels", settings, inputs={"labeler": labeler.id}, data={"pool": pool.fingerprint})
 
@@ -85,9 +89,7 @@ def label_settings(config: Config) -> dict:
 def label_into(store: Path, labeler: Run, pool: Pool, config: Config, *, log=lambda entry: None) -> None:
     """Label a pool into a store with a finished run's detector; goes on where it, or another process, has stopped."""
     samples = Samples(pool, test_transform(config.augment), masks=False, classes=False, replace=False)
-    classes = labeler.result["classes"]
-    categories = [{"id": place, "name": name} for place, name in enumerate(classes, start=1)]
-    request = {"settings": label_settings(config), "categories": categories if len(classes) > 1 else AGNOSTIC}
+    request = {"settings": label_settings(config), "categories": labeler.result.get("categories") or AGNOSTIC}
     label_pool(lambda: load_model(labeler), samples, store, config=config, labeler=labeler.id, log=log, **request)
 
 
@@ -124,7 +126,7 @@ def labels_of(config: Config, run: Run | None = None, *, existing: bool = False)
         run = label(config, existing=existing or not config.make_inputs)
     folder = run.folder / "store" if run else Path(config.labels)
     beside = Run(folder.parent)
-    if beside.finished and beside.result["stage"] == "labels":
+    if run is None and folder.name == "store" and beside.id.startswith("labels-") and beside.finished:
         run = beside
     return PseudoLabels(folder, threshold=config.label.threshold), run
 
@@ -168,7 +170,9 @@ def finetune(
 
 def baseline_steps(config: Config) -> int:
     """Steps of warm-up and finetuning together: what an honest baseline is trained for."""
-    pool_size = 0 if config.warmup.steps else len(sources.pool(config))
+    pool_size = (
+        0 if config.warmup.steps else len(PseudoLabels(config.labels) if config.labels else sources.pool(config))
+    )
     warmup = engine.number_of_steps(config.warmup, pool_size)
     labeled_size = 0 if config.finetune.steps else len(sources.labeled_set(config, TARGETS[config.target]))
     return warmup + engine.number_of_steps(config.finetune, labeled_size)
@@ -291,7 +295,8 @@ def _run(
     run = open_run(request)
     if run.finished and (existing or engine.rank_and_world()[1] == 1):  # to work, several processes decide together
         return run
-    write_atomically(run.folder / "config.json", json.dumps(to_json(config), indent=1).encode())
+    if not run.finished:
+        write_atomically(run.folder / "config.json", json.dumps(to_json(config), indent=1).encode())
     if existing:
         command = f"python -m cassl_lib run {verb} --config {shlex.quote(str(run.folder / 'config.json'))}"
         raise MissingRun(f"{run.id} is not there yet; make it with\n    {command}\n(--devices N for N processes)")
@@ -354,9 +359,16 @@ def _train(run: Run, plan: Training, config: Config, val) -> dict:
         "learning_rate": engine.scaled_rate(plan.train),
         "copied": str(report) if report else None,
         "classes": list(val.classes) if plan.classes else ["object"],
+        "categories": _categories(val) if plan.classes else None,
         "left_out": getattr(plan.source_of_samples, "report", None) and str(plan.source_of_samples.report),
         **trained,
     }
+
+
+def _categories(images) -> list[dict]:
+    """Ids and names of a labelled set's classes, in the order of the labels."""
+    names = zip(images.category_ids.tolist(), images.classes, strict=True)
+    return [{"id": number, "name": name} for number, name in names]
 
 
 def _announce(run: Run, plan: Training, report) -> None:

@@ -1,7 +1,7 @@
-"""The runs of the paper's tables: which are there, what the missing ones cost, making them, collecting their numbers.
+"""The runs of the paper's tables: which are there, making those that are missing, collecting their numbers.
 
-A run is made by a process of its own, so that one that fails takes no other with it; those that start from it are left
-out, all others go on. Stopped at any moment, the same command goes on where it was.
+A run that fails takes no other with it: those that start from it are left out, all others go on. Stopped at any moment,
+the same command goes on where it was.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import shlex
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from cassl_lib.resolve import to_json
 from cassl_lib.runs import MissingRun, Run, environment, write_atomically
 from cassl_lib.tables import ROWS, Row, Want, variation, wants
 
+NO_SOURCE = "the run that it starts from could not be made"
 SECTIONS = {"train_labeler": "labeler", "warm_up": "warmup", "finetune": "finetune"}
 
 
@@ -84,16 +86,32 @@ class Failure:
     reason: str
 
 
-def make(all_wants: Sequence[Want], *, jobs: int = 1, devices: int = 1) -> list[Failure]:
+def make(all_wants: Sequence[Want], *, jobs: int = 1, devices: int = 1, apart: bool = True) -> list[Failure]:
     """Make every run that is missing, each as soon as its source is there, at most `jobs` at a time.
 
-    The runs' own messages go to `log.txt` in `runs/tables/`; one line a run goes to stderr.
+    Args:
+        apart: each run in a process of its own, whose messages go to `runs/tables/log.txt`. False, for one job on one
+            device, makes them in this process, with their bars: a notebook's way, and faster for short runs.
     """
-    found, failures, running = find(all_wants), [], {}
+    found = find(all_wants)
     todo = [want for want in all_wants if found[want] is None]
-    started, folder = time.monotonic(), paths.runs() / "tables"
-    folder.mkdir(parents=True, exist_ok=True)
     print(f"{len(all_wants)} runs are wanted, {len(all_wants) - len(todo)} are there", file=sys.stderr, flush=True)
+    if apart or jobs > 1 or devices > 1:
+        return _make_apart(todo, found, jobs, devices)
+    failures: list[Failure] = []
+    for want in todo:
+        source = found[want.source] if want.source else None
+        if want.source and source is None:
+            failures.append(Failure(want, NO_SOURCE))
+        else:
+            _take(_make_here(want, source), want, found, failures)
+    return failures
+
+
+def _make_apart(todo: list[Want], found: Found, jobs: int, devices: int) -> list[Failure]:
+    failures, running, started = [], {}, time.monotonic()
+    folder = paths.runs() / "tables"
+    folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(jobs) as threads:
         while todo or running:
             ready = [want for want in todo if want.source is None or found[want.source]]
@@ -102,17 +120,18 @@ def make(all_wants: Sequence[Want], *, jobs: int = 1, devices: int = 1) -> list[
                 source = found[want.source] if want.source else None
                 running[threads.submit(_make, want, source, folder, jobs, devices)] = want
             if not running:  # what is left starts from a run that failed
-                failures += [Failure(want, "the run that it starts from could not be made") for want in todo]
+                failures += [Failure(want, NO_SOURCE) for want in todo]
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                _take(future, running.pop(future), found, failures)
+                _take(future.result(), running.pop(future), found, failures)
                 left = len(todo) + len(running)
                 print(f"  {left} left, {(time.monotonic() - started) / 60:.1f} min", file=sys.stderr, flush=True)
     return failures
 
 
-def _take(future: Future, want: Want, found: Found, failures: list[Failure]) -> None:
-    code, tail = future.result()
+def _take(outcome: tuple[int, str], want: Want, found: Found, failures: list[Failure]) -> None:
+    """Note the run that a process has made, or why it has not."""
+    code, tail = outcome
     source = found[want.source] if want.source else None
     found.runs[want.key] = _existing(want, source) if code == 0 else None
     if found[want] is None:
@@ -131,6 +150,15 @@ def _make(want: Want, source: Run | None, folder: Path, jobs: int, devices: int)
     with (folder / "log.txt").open("a") as log:
         log.write(f"$ {shlex.join(words)}\n{done.stdout}{done.stderr}\n")
     return done.returncode, "\n".join(done.stderr.splitlines()[-3:])
+
+
+def _make_here(want: Want, source: Run | None) -> tuple[int, str]:
+    """The same in this process: any error is the run's alone."""
+    try:
+        stage(want, source, existing=False)
+    except Exception as error:
+        return 1, "".join(traceback.format_exception_only(error)).strip()
+    return 0, ""
 
 
 def collect(table: int, config: Config, seeds: Sequence[int]) -> dict:

@@ -139,3 +139,22 @@ def _gap_difference(rows: Mapping) -> list[float]:
     specific = paired(rows, "COCO train2017", "COCO unlabeled", "class-specific AP")
     agnostic = paired(rows, "COCO train2017", "COCO unlabeled", "class-agnostic AP")
     return [first - second for first, second in zip(specific, agnostic, strict=False)]
+
+
+def chart_data(collected: Mapping) -> tuple[dict, dict]:
+    """What `charts.table_chart` draws: by row and column our numbers times 100, and the paper's."""
+    table, rows = collected["table"], collected["rows"]
+    names = columns(table, rows)
+    ours = {row: {name: values(cells.get(name, {})) for name in names} for row, cells in rows.items()}
+    return ours, {row: {name: printed(table, row, name) for name in names} for row in rows}
+
+
+def claims_text(found: list[dict]) -> str:
+    """A line a claim: the verdict at this scale, the mean difference with its seeds, the paper's."""
+    said = []
+    for claim in found:
+        differences, theirs = claim["differences"], claim["paper"]
+        ours = f"{statistics.mean(differences):+.1f} over {len(differences)} seeds" if differences else "blank"
+        paper_says = f"{theirs:+.1f}" if theirs is not None else "no number"
+        said.append(f"Table {claim['table']}: {claim['claim']}: {claim['verdict']} (here {ours}, paper {paper_says})")
+    return "\n".join(said)

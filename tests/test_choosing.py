@@ -115,6 +115,12 @@ def test_a_class_is_matched_with_its_own_objects_only(labels, images, tmp_path):
     assert cat["labels"] == 4 and cat["f1"] == 2 * 2 / (4 + 4) and dog["f1"] == 0
 
 
+def test_labels_of_other_classes_are_refused(labels, images):
+    images.classes = ["dog"]
+    with pytest.raises(DataError, match=r"its classes .*'cat'.* are not those of .*truth.json"):
+        by_class(labels, images, threshold=0.5)
+
+
 def test_the_scenes_hold_out_images_that_no_stage_sees():
     config = resolve(profile="smoke")
     labeler = stages.train_labeler(config)

@@ -52,7 +52,7 @@ BAD = [
     ({"val": "mine.json"}, "labeled=None", "labeled=JSON[:FOLDER]"),
     ({"unlabeled": " "}, "unlabeled=' '", "path"),
     ({"heldout": ""}, "heldout=''", "None for the profile's own"),
-    ({"heldout": "scenes"}, "heldout='scenes'", "images of their own"),
+    ({"heldout": "absent.json"}, "heldout='absent.json'", "give a COCO JSON"),
     ({"labels": "nowhere"}, "labels='nowhere'", "give its folder, or a run of stage 2"),
     ({"labels": 3}, "labels=3", "path"),
     ({"class_specific": None}, "class_specific=None", "True or False"),
@@ -129,8 +129,9 @@ def test_a_parameter_changes_what_it_says_and_nothing_else():
     assert changed(stage="warmup", epochs=2) == {"warmup.epochs": 2.0, "warmup.steps": 0}
     assert changed(stage="warmup") == {}
     assert changed(batch_size=4) == {f"{stage}.batch_size": 4 for stage in ("labeler", "warmup", "finetune")}
-    data = {"labeled": "a.json", "val": "b.json", "unlabeled": "pictures", "heldout": "c.json"}
-    assert changed(**data) == data
+    data = {"labeled": "a.json", "val": "b.json", "unlabeled": "pictures"}
+    assert changed(**data) == data | {"heldout": None}
+    assert changed(**data, heldout=__file__) == data | {"heldout": __file__} and changed(heldout="scenes") == {}
     assert changed(class_specific=True) == {"class_specific": True}
     # Scenes are not held out from data that is not theirs.
     assert changed(labeled="a.json", val="b.json") == {"labeled": "a.json", "val": "b.json", "heldout": None}

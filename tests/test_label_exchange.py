@@ -131,6 +131,57 @@ def test_results_that_do_not_belong_are_refused(results, message, tmp_path):
     assert not (tmp_path / "store").exists()
 
 
+RESULT = {"image_id": 4, "category_id": 3, "bbox": [0, 0, 1, 1], "score": 0.5}
+IMAGE = {"id": 4, "file_name": "4.jpg", "height": 9, "width": 9}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"score": 7}, "score 7.0 is not between 0 and 1"),
+        ({"score": None}, "no usable box, mask or score"),
+        ({"bbox": [1, 2, 3]}, "is not x, y, width, height"),
+        ({"bbox": [0, 0, float("nan"), 1]}, "is not x, y, width, height"),
+        ({"bbox": "wide"}, "no usable box"),
+        ({"segmentation": {"size": [9, 9], "counts": "!"}}, "a mask cannot be read"),
+    ],
+)
+def test_an_impossible_label_is_refused_by_its_image(change, message, tmp_path):
+    coco = {"images": [IMAGE], "categories": [{"id": 3, "name": "a"}]}
+    with pytest.raises(DataError, match=message):
+        from_coco(coco, tmp_path / "store", results=[RESULT | change])
+
+
+@pytest.mark.parametrize("missing", ["image_id", "category_id", "score", "bbox"])
+def test_a_label_that_lacks_something_is_refused(missing, tmp_path):
+    result = {key: value for key, value in RESULT.items() if key != missing}
+    with pytest.raises(DataError, match=missing):
+        from_coco({"images": [IMAGE], "categories": [{"id": 3, "name": "a"}]}, tmp_path / "store", results=[result])
+
+
+@pytest.mark.parametrize(
+    "images, message",
+    [
+        ([IMAGE, IMAGE | {"file_name": "5.jpg"}], "two images have the id 4, one is '5.jpg'"),
+        ([{"id": 4, "file_name": "4.jpg"}], "lacks height, width"),
+        ([IMAGE | {"height": -10}], "not whole numbers above 0"),
+        ([IMAGE | {"id": "four"}], "not whole numbers above 0"),
+        ([IMAGE | {"id": 2**70}], "not whole numbers above 0"),
+    ],
+)
+def test_impossible_images_are_refused(images, message, tmp_path):
+    with pytest.raises(DataError, match=message):
+        from_coco({"images": images, "categories": []}, tmp_path / "store")
+
+
+def test_results_of_masks_have_their_boxes_from_them(tmp_path):
+    mask = rle(2, 3, 8, 7)
+    result = {"image_id": 4, "category_id": 3, "score": 0.5, "segmentation": mask | {"counts": mask["counts"].decode()}}
+    coco = {"images": [IMAGE | {"height": 20, "width": 30}], "categories": [{"id": 3, "name": "a"}]}
+    item = from_coco(coco, tmp_path / "store", results=[result]).at(0.0)[0]
+    assert item["boxes"].tolist() == [[2, 3, 8, 7]] and item["rles"] == [mask]
+
+
 # ---- the shell's verbs ----
 
 
@@ -155,7 +206,7 @@ def test_the_shell_imports_what_it_exported(store, tmp_path, capsys):
     assert again.labeler == "mine" and [again.file_name(n) for n in range(3)] == [store.file_name(n) for n in range(3)]
     assert all(a["rles"] == b["rles"] for a, b in zip(again, store, strict=True))
     assert main(["import-labels", given, "--out", str(tmp_path / "again")]) == 2
-    assert "holds a store already; give another folder" in capsys.readouterr().err
+    assert "is not empty; give another folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -168,6 +219,15 @@ def test_the_shell_imports_what_it_exported(store, tmp_path, capsys):
 def test_a_wrong_word_ends_at_once(wrong, message, store, capsys):
     assert main(["labels", str(store.folder), *wrong]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_errors_of_the_disk_are_a_line(store, tmp_path, capsys):
+    exported = tmp_path / "new" / "part.json"
+    assert main(["labels", str(store.folder), "--export", str(exported)]) == 0 and exported.is_file()
+    assert main(["labels", str(store.folder), "--export", str(tmp_path)]) == 2
+    assert main(["labels", str(exported)]) == 2
+    error = capsys.readouterr().err
+    assert "error: " in error and "is a file; give the folder of a store" in error and "Traceback" not in error
 
 
 def test_a_store_that_is_not_there_is_named(tmp_path, capsys):

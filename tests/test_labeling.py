@@ -1,7 +1,10 @@
 """Labelling by processes that come, go and die: what they leave is the store that one undisturbed process makes."""
 
+import errno
 import os
+import platform
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +24,7 @@ from cassl_lib.label_shards import PseudoLabelError, finished_shards
 from cassl_lib.labeling import LabelingError
 from cassl_lib.pseudo_labels import PseudoLabels
 from cassl_lib.resolve import resolve
+from cassl_lib.runs import MissingRun, Run, find_run
 
 SHARDS = 4  # of 4 images
 
@@ -168,6 +172,54 @@ def test_a_full_disk_stops_with_what_to_do_and_loses_nothing(config, labeler, po
     assert sorted(finished_shards(tmp_path)) == [0, 1] and not list(tmp_path.glob("*.tmp"))
     stages.label_into(tmp_path, labeler, pool, config)
     assert contents(tmp_path) == contents(whole)
+
+
+def test_a_disk_that_is_full_from_the_start_is_said_too(config, labeler, pool, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+        with pytest.raises(LabelingError, match="0 shards are finished and whole. Make room"):
+            stages.label_into(tmp_path, labeler, pool, config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_file_system_without_locks_is_no_obstacle(config, labeler, pool, whole, tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(labeling.fcntl, "flock", flock)
+    stages.label_into(tmp_path, labeler, pool, config)
+    assert contents(tmp_path) == contents(whole)
+
+
+def test_what_a_living_process_is_writing_stays(config, labeler, pool, tmp_path):
+    node, alive = platform.node(), os.getppid()
+    mine = tmp_path / f".shard-00000.arrow.{node}.{alive}.tmp"
+    others = tmp_path / ".shard-00000.arrow.another-machine.1.tmp"
+    dead = tmp_path / f".shard-00000.json.{node}.{2**22 - 3}.tmp"
+    for file in (mine, others, dead):
+        file.write_bytes(b"half")
+    stages.label_into(tmp_path, labeler, pool, config)
+    assert mine.exists() and others.exists() and not dead.exists()
+
+
+def test_a_log_that_was_cut_short_does_no_harm(tmp_path):
+    run = Run(tmp_path)
+    run.log({"shard": 0, "seconds": 1.5})
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"shard": 1, "sec')
+    run.log({"shard": 2, "seconds": 2.0})
+    assert [entry["shard"] for entry in run.history] == [0, 2] and labeling.image_seconds(run.history) == 3.5
+
+
+def test_a_run_from_elsewhere_under_another_name_is_refused(labeler, tmp_path):
+    """Its labels would be taken for those of the run that has this name."""
+    shutil.copytree(labeler.folder, tmp_path / "model")
+    with pytest.raises(MissingRun, match=f"model was renamed; its run is {labeler.id}"):
+        find_run(str(tmp_path / "model"))
+    shutil.copytree(labeler.folder, tmp_path / labeler.id)
+    assert find_run(str(tmp_path / labeler.id)).id == labeler.id
 
 
 def test_a_store_begun_otherwise_is_refused_before_any_work(config, labeler, pool, whole):

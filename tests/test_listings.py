@@ -74,6 +74,21 @@ def test_open_images_lists_lie_in_their_subsets_folder(tmp_path, names):
     assert names(f"{csv}@0.5") == [f"train/{ids[1]}"]
 
 
+def test_an_open_images_list_without_subsets_lies_beside_its_images(tmp_path, names):
+    csv = touch(tmp_path / "list.csv", b"ImageID,Title\naa,x\nbb,y\n")
+    for name in ("aa", "bb"):
+        touch(tmp_path / "images" / f"{name}.jpg", b"")
+    assert names(csv) == ["images/aa.jpg", "images/bb.jpg"]
+
+
+def test_an_absolute_name_in_a_json_is_where_it_says(tmp_path):
+    image = tmp_path / "far" / "a.jpg"
+    (tmp_path / "images").mkdir()
+    entry = {"id": 7, "file_name": str(image), "height": 3, "width": 4}
+    (tmp_path / "info.json").write_text(json.dumps({"images": [entry]}))
+    assert [row[0] for row in listings.listed(str(tmp_path / "info.json"), tmp_path)] == [paths.portable(image)]
+
+
 def test_ids_that_look_like_numbers_and_long_titles(tmp_path, names):
     """Titles longer than what is parsed at a time, with line breaks: 40 of 60,000 are 2.4 MB."""
     (tmp_path / "train").mkdir()
@@ -164,7 +179,9 @@ def test_a_json_needs_whole_numbers(tmp_path, names):
     (tmp_path / "images").mkdir()
     entry = {"id": "7", "file_name": "a.jpg", "height": 3, "width": 4}
     touch(tmp_path / "info.json", json.dumps({"images": [entry]}).encode())
-    with pytest.raises(DataError, match="info.json: id, height or width of a.jpg is no whole number: .'7', 3, 4."):
+    with pytest.raises(
+        DataError, match="info.json: id, height or width of a.jpg is no whole number of 64 bits: .'7', 3, 4."
+    ):
         names(tmp_path / "info.json")
 
 

@@ -66,6 +66,8 @@ def test_an_image_that_cannot_be_decoded_resembles_nothing(files):
     (files / "val/cut.jpg").write_bytes(whole[: len(whole) // 4])
     assert near.image_hash(str(files / "val/cut.jpg")) == near.image_hash("/no/such.jpg") == (near.UNREADABLE,)
     assert near.image_hash(str(files / "pool/0.jpg"))[0].bit_count() <= 32  # so no hash is within 31 bits of that
+    both = np.array([5, near.UNREADABLE], np.uint64)
+    assert near.search(both, both, 31).tolist() == [[0, 0, 0]]  # nor are two such alike
 
 
 def test_hashes_are_kept_and_go_on(files, pool, monkeypatch):

@@ -86,7 +86,15 @@ def test_the_table_sums_the_chain_without_the_baseline(small):
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(3.26, "3.3 s"), (119, "119 s"), (120, "2.0 min"), (600, "10 min"), (7199, "120 min"), (9000, "2.5 h"), (4442400, "1,234 h")],
+    [
+        (3.26, "3.3 s"),
+        (119, "119 s"),
+        (120, "2.0 min"),
+        (600, "10 min"),
+        (7199, "120 min"),
+        (9000, "2.5 h"),
+        (4442400, "1,234 h"),
+    ],
 )
 def test_durations(seconds, text):
     assert forecast.duration(seconds) == text

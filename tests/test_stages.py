@@ -24,7 +24,7 @@ from cassl_lib.data.coco import DataError
 from cassl_lib.label_exchange import from_coco, to_coco
 from cassl_lib.label_shards import PseudoLabelError, finish, write_shard
 from cassl_lib.pseudo_labels import PseudoLabels
-from cassl_lib.resolve import from_json, resolve, to_json
+from cassl_lib.resolve import ConfigError, from_json, resolve, to_json
 from cassl_lib.runs import MissingRun, Run
 
 PATIENCE = 120  # seconds until a process that does nothing is a failure
@@ -485,6 +485,19 @@ def test_a_store_of_this_run_store_is_known_as_its_run(chain, config, in_chain):
     named = resolve(profile="smoke", labels=chain["labels"].id[:12])
     assert named.labels == str(chain["labels"].folder / "store")
     assert stages.warm_up(replace(config, labels=named.labels), existing=True) == chain["warmup"]
+    shutil.copytree(chain["labels"].folder, in_chain / "labels-0")
+    with pytest.raises(ConfigError, match="labels='labels-' names \d runs: labels-0"):
+        resolve(profile="smoke", labels="labels-")
+    with pytest.raises(ConfigError, match=r"labels='\*' is no finished store"):
+        resolve(profile="smoke", labels="*")
+    shutil.rmtree(in_chain / "labels-0")
+
+
+def test_the_baseline_is_as_long_as_a_warm_up_on_the_store(chain, config, in_chain):
+    """16 images in the store, 24 labelled; 3 epochs in batches of 8 are 6 and 9 steps."""
+    epochs = {name: replace(getattr(config, name), steps=0, epochs=3) for name in ("warmup", "finetune")}
+    own = replace(config, **epochs, labels=str(chain["labels"].folder / "store"), unlabeled="/no/such/pool")
+    assert stages.baseline_steps(own) == 6 + 9
 
 
 def test_labels_that_cannot_be_trained_on_are_refused_at_once(chain, config, elsewhere, tmp_path):
@@ -521,3 +534,4 @@ def test_class_specific_labels_warm_up_a_detector_that_knows_classes(config, els
     finetuned = stages.finetune(specific)
     assert finetuned.result["inputs"] == {"warmup": warmed.id} and len(store.labels_by_class()) == 12
     assert store.labels_by_class().sum() == store.manifest["labels"]
+    assert [category["id"] for category in store.categories] == sources.labeled_set(config).category_ids.tolist()

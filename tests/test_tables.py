@@ -29,7 +29,10 @@ def test_rows_are_named_as_the_paper_prints_them(table, config):
     assert list(named(table, config)) == list(PRINTED[table])
     for row in ROWS[table](config):
         for column in row.cells:
-            assert table_view.printed(table, row.name, column) is not None or (table, column) == (2, "finetuned mask AP")
+            assert table_view.printed(table, row.name, column) is not None or (table, column) == (
+                2,
+                "finetuned mask AP",
+            )
 
 
 def test_a_run_that_tables_share_is_wanted_once(config):
@@ -108,7 +111,8 @@ def test_missing_runs_are_made_in_order_and_found_again(store, monkeypatch, caps
     assert table_runs.make(needed) == []
 
 
-def test_a_failed_run_takes_only_what_starts_from_it(store, monkeypatch):
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_failed_run_takes_only_what_starts_from_it(apart, store, monkeypatch):
     config = resolve(profile="smoke")
     good, bad = warmup(config), labeler(replace(config, seed=1))
     after = Want("label", config, bad)
@@ -125,10 +129,11 @@ def test_a_failed_run_takes_only_what_starts_from_it(store, monkeypatch):
 
     there = {}
     monkeypatch.setattr(table_runs, "_make", run)
+    monkeypatch.setattr(table_runs, "_make_here", run)
     monkeypatch.setattr(
         table_runs, "_existing", lambda want, source: there.setdefault(want.key, Run(store)) if made else None
     )
-    failures = table_runs.make([*good.with_sources(), bad, after])
+    failures = table_runs.make([*good.with_sources(), bad, after], apart=apart)
     assert [(failure.want.verb, failure.reason) for failure in failures] == [
         ("train_labeler", "out of memory"),
         ("label", "the run that it starts from could not be made"),

@@ -134,5 +134,9 @@ def _arguments(images: pa.Table) -> list[list]:
 def write_table(table: pa.Table, path: Path) -> None:
     """A Parquet file with row groups of `CHUNK` rows, there whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    pq.write_table(table, temporary, row_group_size=CHUNK)
-    os.replace(temporary, path)
+    try:
+        pq.write_table(table, temporary, row_group_size=CHUNK)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -138,9 +138,12 @@ def coco(part: str) -> Images:
         entries = [(i["file_name"], i["id"], i["height"], i["width"]) for i in json.loads(path.read_bytes())["images"]]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is not a COCO image_info file ({error!r})") from error
+    for name, *facts in entries:
+        if not isinstance(name, str):
+            raise DataError(f"{path}: file_name {name!r} is no text")
+        if not all(isinstance(fact, int) and abs(fact) < 2**63 for fact in facts):
+            raise DataError(f"{path}: id, height or width of {name} is no whole number of 64 bits: {facts}")
     for name, *facts in sorted(entries):
-        if not all(isinstance(fact, int) for fact in facts):
-            raise DataError(f"{path}: id, height or width of {name} is no whole number: {facts}")
         yield _joined(prefix, name), 0, *facts
 
 
@@ -163,7 +166,7 @@ def open_images(part: str) -> Images:
         subsets = batch.column(1).to_pylist() if len(columns) > 1 else itertools.repeat("", len(ids))
         for image_id, subset in zip(ids, subsets, strict=True):
             if subset not in places:
-                images = images or _guess(path, ("", "images"), [subset or "images"])
+                images = images or _guess(path, ("", "images"), [subset or f"{image_id}.jpg"])
                 places[subset] = _prefix(images / subset if (images / subset).is_dir() else images)
             yield f"{places[subset]}{image_id}.jpg", 0, None, None, None
 
@@ -230,4 +233,4 @@ def _prefix(path: Path) -> str:
 
 
 def _joined(prefix: str, name: str) -> str:
-    return prefix + os.path.normpath(name)
+    return paths.portable(name) if os.path.isabs(name) else prefix + os.path.normpath(name)

@@ -81,6 +81,8 @@ def search(hashes: np.ndarray, wanted: np.ndarray, distance: int) -> np.ndarray:
         block = hashes[start : start + BLOCK]
         different, bits = np.empty_like(block), np.empty(len(block), np.uint8)
         for other, value in enumerate(wanted):
+            if value == UNREADABLE:
+                continue
             np.bitwise_count(np.bitwise_xor(block, value, out=different), out=bits)
             if bits.min() <= distance:
                 near = np.flatnonzero(bits <= distance)

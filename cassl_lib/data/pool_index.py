@@ -140,6 +140,10 @@ def write_index(rows: pa.Table, left_out: pa.Table, parts: list[dict], fingerpri
     """Write an index and, before it, its left_out.csv, so that there is no index without one."""
     file = left_out_file(index)
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    pa.csv.write_csv(left_out, temporary)
-    os.replace(temporary, file)
+    try:
+        pa.csv.write_csv(left_out, temporary)
+        os.replace(temporary, file)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     write_table(rows.replace_schema_metadata({"fingerprint": fingerprint, "parts": json.dumps(parts)}), index)

@@ -121,6 +121,8 @@ def pool(config: Config) -> Pool:
         parts = [f"{files.image_info(unit)}:{files.images(unit)}" for unit in units]
     elif config.unlabeled == "split":
         parts = paper_parts(config.split)
+    elif Path(config.unlabeled).expanduser().exists():  # its name may have a comma
+        parts = [config.unlabeled]
     else:
         parts = [part.strip() for part in config.unlabeled.split(",") if part.strip()]
     return build_pool(parts, paths.runs() / "pools")[0]
