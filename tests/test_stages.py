@@ -486,7 +486,7 @@ def test_a_store_of_this_run_store_is_known_as_its_run(chain, config, in_chain):
     assert named.labels == str(chain["labels"].folder / "store")
     assert stages.warm_up(replace(config, labels=named.labels), existing=True) == chain["warmup"]
     shutil.copytree(chain["labels"].folder, in_chain / "labels-0")
-    with pytest.raises(ConfigError, match="labels='labels-' names \d runs: labels-0"):
+    with pytest.raises(ConfigError, match=r"labels='labels-' names \d runs: labels-0"):
         resolve(profile="smoke", labels="labels-")
     with pytest.raises(ConfigError, match=r"labels='\*' is no finished store"):
         resolve(profile="smoke", labels="*")
