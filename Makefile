@@ -3,9 +3,12 @@ PYTHON ?= python3
 PROFILE ?= demo
 SPLIT ?= tiny
 SEED ?= 0
+JOBS ?= 1
 SHELL := /bin/bash
 BIN := .venv/bin
 STAGES := 01_data 02_pseudo_labeler 03_pseudo_labels 04_warmup 05_finetune
+TABLES := 11_table1_quality_gap 12_table2_warmup_data 13_table3_warmup_epochs 14_table4_epoch_grid \
+  15_table5_labeler_strength 16_table6_augmentation 17_table7_scale 19_table9_initialization
 # Bars and messages of the stages are the notebooks' stderr; they are shown as they come.
 PAPERMILL = $(BIN)/papermill --no-progress-bar --log-level WARNING --kernel python3 --stderr-file >(cat >&2)
 # The kernel warns of plain TCP at each start; it listens on this machine only.
@@ -49,6 +52,15 @@ test: .venv/ready-dev  ## ruff, pytest, and nbval over the notebooks at the smok
 	  CASSL_PROFILE=smoke CASSL_RUNS=$$store/runs CASSL_DATASETS=$$store/datasets $(BIN)/pytest --nbval-lax \
 	  --nbval-current-env --nbval-cell-timeout=300 --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks
 
+tables: .venv/ready  ## all table notebooks in order, HTML copies in runs/notebooks (PROFILE, SEED, JOBS)
+	@mkdir -p runs/notebooks/tables-$(PROFILE); failed=0; \
+	for name in $(TABLES); do \
+	  echo "== $$name"; out=runs/notebooks/tables-$(PROFILE)/$$name; \
+	  $(PAPERMILL) notebooks/$$name.ipynb $$out.ipynb -p profile $(PROFILE) -p seed $(SEED) -p jobs $(JOBS) \
+	    $(HUSH) || failed=1; \
+	  $(BIN)/jupyter nbconvert --log-level ERROR --to html $$out.ipynb || failed=1; \
+	done; exit $$failed
+
 bench: .venv/ready  ## seconds and memory of the detector beside the public CondInst (BENCH="--device cuda --sizes 800x1333")
 	$(BIN)/python -m cassl_lib bench $(BENCH)
 
@@ -67,5 +79,5 @@ figures: .venv/ready  ## draw the README's pictures from the finished demo
 clean-runs:  ## delete every run, checkpoint and result
 	rm -rf runs
 
-.PHONY: help demo test bench lab notebooks figures clean-runs
+.PHONY: help demo test tables bench lab notebooks figures clean-runs
 .DEFAULT_GOAL := help

@@ -12,6 +12,8 @@ from cassl_lib.config import Config
 from cassl_lib.resolve import ConfigError, describe, resolve, why_profile
 from cassl_lib.runs import Run, find_run
 
+COUNTS = {"devices": "processes", "jobs": "runs", "seeds": "seeds"}  # parameters of notebooks that are numbers
+
 
 def configure(*, stage: str | None = None, own: Mapping | None = None, show: bool = True, **parameters) -> Config:
     """The Config of a notebook's parameters; prints which profile it is and why, and the settings.
@@ -20,7 +22,7 @@ def configure(*, stage: str | None = None, own: Mapping | None = None, show: boo
 
     Args:
         stage: of `resolve`, said by the notebook and no parameter of it.
-        own: the parameters that decide no setting: `devices`, a whole number; all others are names or None.
+        own: the parameters that decide no setting: whole numbers (`COUNTS`); all others are names or None.
         parameters: of `resolve`.
 
     Raises:
@@ -40,10 +42,12 @@ def configure(*, stage: str | None = None, own: Mapping | None = None, show: boo
 def _check_own(own: Mapping) -> None:
     """Refuse devices that are no number, names that are no text, and both together."""
     devices = own.get("devices", 1)
-    if not isinstance(devices, int) or isinstance(devices, bool) or devices < 1:
-        raise ConfigError(f"devices={devices!r} is not a whole number of processes; use 1 or more")
+    for name, things in COUNTS.items():
+        count = own.get(name, 1)
+        if (name, count) != ("seeds", None) and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+            raise ConfigError(f"{name}={count!r} is not a whole number of {things}; use 1 or more")
     for name, value in own.items():
-        if name == "devices" or value is None:
+        if name in COUNTS or value is None:
             continue
         if not isinstance(value, str) or not value.strip():
             raise ConfigError(f"{name}={value!r} is not a name; use None for the one that the other parameters mean")

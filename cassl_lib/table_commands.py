@@ -16,7 +16,7 @@ from cassl_lib.runs import write_atomically
 
 def add_options(table: argparse.ArgumentParser) -> None:
     table.add_argument("tables", nargs="+", metavar="N", help="1 to 7, 9, or all")
-    table.add_argument("--seeds", nargs="+", type=int, help="of the whole chain; the profile's by default")
+    table.add_argument("--seeds", type=int, help="how many, from --seed on; the profile's number by default")
     table.add_argument("--jobs", type=int, default=1, help="runs side by side on this machine")
     table.add_argument("--devices", type=int, default=1, help="processes of each run; more than one starts torchrun")
     table.add_argument("--dry-run", action="store_true", help="list what is there, what is missing and its cost")
@@ -28,7 +28,7 @@ def act(parsed: argparse.Namespace, config: Config) -> int:
     from cassl_lib import report, table_runs, table_view
     from cassl_lib.tables import wants
 
-    numbers, seeds = chosen(parsed.tables), parsed.seeds or list(seeds_of(config))
+    numbers, seeds = chosen(parsed.tables), list(seeds_of(config, parsed.seeds))
     rows = [row for number in numbers for row in table_runs.rows_of(number, config, seeds)]
     needed = wants(rows)
     if parsed.dry_run:
@@ -62,11 +62,25 @@ def chosen(words: Sequence[str]) -> list[int]:
     return numbers
 
 
-def seeds_of(config: Config) -> range:
-    """The profile's seeds, from the configuration's own on."""
+def seeds_of(config: Config, count: int | None = None) -> range:
+    """So many seeds of the whole chain, the profile's number by default, from the configuration's own on."""
     from cassl_lib.config import PROFILES
 
-    return range(config.seed, config.seed + PROFILES[config.profile]["seeds"])
+    count = PROFILES[config.profile]["seeds"] if count is None else count
+    if count < 1:
+        raise ConfigError(f"seeds={count} is out of range; use 1 or more")
+    return range(config.seed, config.seed + count)
+
+
+def states(needed: Sequence, found) -> str:
+    """A line a run: its name, or that it is missing, and what it is."""
+    from cassl_lib.tables import variation
+
+    lines = []
+    for want in needed:
+        state = found[want].id if found[want] else "missing"
+        lines.append(f"{want.verb:14}{state:24}{variation(want)}, seed {want.config.seed}")
+    return "\n".join(lines)
 
 
 def listing(needed: Sequence, config: Config) -> str:

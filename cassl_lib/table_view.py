@@ -116,10 +116,12 @@ def verdict(differences: list[float]) -> str:
     return "holds" if mean > 0 else "does not hold"
 
 
-def claims(collected: Mapping[int, Mapping]) -> list[dict]:
-    """Each of the paper's claims with the paired differences of the tables that were collected, by table."""
+def claims(collected: Mapping[int, Mapping], only: int | None = None) -> list[dict]:
+    """The paper's claims, or those of one table, with the paired differences of the collected tables, by number."""
     found = []
     for table, claim, pair, column in CLAIMS:
+        if only not in (None, table):
+            continue
         rows = collected.get(table, {}).get("rows", {})
         differences = _gap_difference(rows) if pair is None else paired(rows, *pair, column)
         line = {"table": table, "claim": claim, "differences": differences, "verdict": verdict(differences)}
@@ -149,12 +151,16 @@ def chart_data(collected: Mapping) -> tuple[dict, dict]:
     return ours, {row: {name: printed(table, row, name) for name in names} for row in rows}
 
 
+def _seeds(differences: list[float]) -> str:
+    return "1 seed" if len(differences) == 1 else f"{len(differences)} seeds"
+
+
 def claims_text(found: list[dict]) -> str:
     """A line a claim: the verdict at this scale, the mean difference with its seeds, the paper's."""
     said = []
     for claim in found:
         differences, theirs = claim["differences"], claim["paper"]
-        ours = f"{statistics.mean(differences):+.1f} over {len(differences)} seeds" if differences else "blank"
+        ours = f"{statistics.mean(differences):+.1f} over {_seeds(differences)}" if differences else "blank"
         paper_says = f"{theirs:+.1f}" if theirs is not None else "no number"
         said.append(f"Table {claim['table']}: {claim['claim']}: {claim['verdict']} (here {ours}, paper {paper_says})")
-    return "\n".join(said)
+    return "\n".join(said) or "The paper claims nothing here that two rows could decide."

@@ -10,6 +10,7 @@ import papermill
 import pytest
 
 from cassl_lib import paper
+from cassl_lib.tables import ROWS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
@@ -61,6 +62,7 @@ def test_one_cell_of_literal_parameters(notebook):
         "target": "instances",
         "devices": 1,
         "class_specific": False,
+        "jobs": 1,
     }
     assert all(value == chosen.get(name) for name, value in found.items())
 
@@ -174,6 +176,13 @@ def test_the_demo_runs_the_stages_in_order():
     makefile = (REPOSITORY / "Makefile").read_text()
     stages = re.search(r"^STAGES := (.*)$", makefile, re.M)[1].split()
     assert stages == [path.stem for path in NOTEBOOKS if path.name < "06"]
+
+
+def test_the_makefile_runs_every_table_in_order():
+    makefile = (REPOSITORY / "Makefile").read_text().replace("\\\n", " ")
+    tables = re.search(r"^TABLES := (.*)$", makefile, re.M)[1].split()
+    assert tables == [path.stem for path in NOTEBOOKS if "_table" in path.name]
+    assert sorted(int(re.search(r"_table(\d+)_", name)[1]) for name in tables) == sorted(ROWS)
 
 
 def test_links_lead_somewhere(notebook):
