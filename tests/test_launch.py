@@ -114,7 +114,7 @@ def test_what_is_launched_is_what_was_asked_for(config, monkeypatch):
         run_stage("finetune", config, devices=4, start="labeler")
     assert seen["config"] == config
     assert "-m torch.distributed.run --standalone --nproc_per_node=4 -m -- cassl_lib run finetune" in seen["command"]
-    assert seen["command"].endswith("--config FILE --start labeler")
+    assert seen["command"].endswith("--config FILE --start labeler --parts backbone neck head")
     with pytest.raises(
         ValueError, match="stage 'tune' is not known; use one of: train_labeler, label, warm_up, finetu"
     ):
