@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     warmups = verb("warmups", _warmups, "a warm-up on entities beside one on objects, from finished runs")
     warmups.add_argument("--record", action="store_true", help="keep the numbers under reports/results/")
     verb("figures", _figures, "draw the README's pictures from the finished chain")
-    verb("report", _report, "renew the README's table from reports/results/")
+    verb("report", _report, "renew README, reports/report.md, its HTML, CSVs and figures from reports/results/")
     bench = verb("bench", _bench, "seconds and memory of a training step and of detection")
     bench.add_argument("--device", default="cpu", help="cpu or cuda (bf16)")
     bench.add_argument(
@@ -201,10 +201,11 @@ def _figures(parsed: argparse.Namespace) -> None:
 
 
 def _report(parsed: argparse.Namespace) -> None:
+    from cassl_lib import table_report
     from cassl_lib.report import README, update_readme
 
     update_readme()
-    print(README)
+    _print_lines([README, *table_report.renew()])
 
 
 def _bench(parsed: argparse.Namespace) -> None:

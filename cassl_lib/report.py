@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cassl_lib import paths
@@ -194,12 +195,17 @@ GENERATED = {
 
 def update_readme() -> None:
     """Renew what stands between the README's markers."""
-    text = README.read_text()
-    for name, make in GENERATED.items():
+    renew(README, GENERATED)
+
+
+def renew(file: Path, generated: Mapping[str, Callable[[], str]]) -> None:
+    """Renew what stands between a file's markers; what is written by hand stays."""
+    text = file.read_text()
+    for name, make in generated.items():
         begin, end = markers(name)
         before, _, rest = text.partition(begin)
         text = f"{before}{begin}\n{make()}\n{end}{rest.partition(end)[2]}"
-    README.write_text(text)
+    file.write_text(text)
 
 
 def markers(name: str) -> tuple[str, str]:

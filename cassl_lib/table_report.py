@@ -1,0 +1,156 @@
+"""The report: what stands between the markers of `reports/report.md`, its HTML, CSVs and figures, from results alone.
+
+Prose is written by hand in `reports/report.md`; numbers never are. `python -m cassl_lib report` renews them from
+`reports/results/*.json`, the same on every machine.
+"""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+
+from cassl_lib import paths, report, table_view
+from cassl_lib.config import PROFILES
+from cassl_lib.forecast import duration
+from cassl_lib.table_commands import recorded
+from cassl_lib.tables import ROWS
+
+REPORT = paths.REPOSITORY / "reports" / "report.md"
+NOTHING = "Nothing has been recorded yet."
+
+
+def tables_of(profile: str) -> dict[int, dict]:
+    """The tracked tables of a profile, by number."""
+    return recorded(report.RESULTS, profile)
+
+
+def profiles() -> list[str]:
+    """The profiles of which tables are tracked, the largest scale last."""
+    return [profile for profile in PROFILES if profile != "smoke" and tables_of(profile)]
+
+
+def where(collected: Mapping) -> str:
+    """Hardware, versions, dates, commits and seconds of a table's runs, in a sentence."""
+    runs = {name: run for runs in collected["runs"].values() for name, run in runs.items()}
+    if not runs:
+        return "No run of it is there."
+    facts = {name: sorted({run[name] for run in runs.values()}) for name in ("device", "torch", "date", "commit")}
+    seconds = duration(sum(run["seconds"] for run in runs.values()))
+    seeds = ", ".join(map(str, collected["seeds"]))
+    return (
+        f"Profile {collected['profile']}, seeds {seeds}; {len(runs)} runs, {seconds} of {', '.join(facts['device'])}, "
+        f"torch {', '.join(facts['torch'])}, {', '.join(facts['date'])}, commit {', '.join(facts['commit'])}."
+    )
+
+
+def table_section(table: int) -> str:
+    """A table at every profile that has it: paper, ours, gap, row by row."""
+    parts = []
+    for profile in profiles():
+        collected = tables_of(profile).get(table)
+        if collected is None:
+            continue
+        lines = [where(collected), "", "| row | column | paper | here | gap |", "|---|---|---:|---:|---:|"]
+        lines += ["| " + " | ".join(line) + " |" for line in table_view.lines(collected)]
+        picture = f"table{table}_{profile}.png"
+        parts.append("\n".join([*lines, "", f"![Table {table}, profile {profile}](../figures/{picture})"]))
+    return "\n\n".join(parts) or NOTHING
+
+
+def claims_section() -> str:
+    """Each claim of the paper and what is found of it, a column a profile."""
+    found = {profile: table_view.claims(tables_of(profile)) for profile in profiles()}
+    if not found:
+        return NOTHING
+    lines = ["| table | claim | paper | " + " | ".join(found) + " |", "|---|---|---:|" + "---|" * len(found)]
+    for place, claim in enumerate(next(iter(found.values()))):
+        cells = [verdict_text(claims[place]) for claims in found.values()]
+        theirs = "" if claim["paper"] is None else f"{claim['paper']:+.1f}"
+        lines.append(f"| {claim['table']} | {claim['claim']} | {theirs} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def verdict_text(claim: Mapping) -> str:
+    differences = claim["differences"]
+    if not differences:
+        return ""
+    spread = f" ± {statistics.stdev(differences):.1f}" if len(differences) > 1 else ""
+    return f"{claim['verdict']} ({statistics.mean(differences):+.1f}{spread})"
+
+
+def cost_section() -> str:
+    """Runs and time of every table; a run that several tables share is counted in each, and once in the sum."""
+    parts = []
+    for profile in profiles():
+        whole: dict[str, float] = {}
+        lines = [f"Profile {profile}:", "", "| table | runs | time |", "|---|---:|---:|"]
+        for table, collected in tables_of(profile).items():
+            runs = {name: run["seconds"] for runs in collected["runs"].values() for name, run in runs.items()}
+            whole |= runs
+            lines.append(f"| {table}, {table_view.TITLES[table]} | {len(runs)} | {duration(sum(runs.values()))} |")
+        lines.append(f"| all, each run once | {len(whole)} | {duration(sum(whole.values()))} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) or NOTHING
+
+
+def csv_text(collected: Mapping) -> str:
+    """A line a cell: row, column, the paper's number, our mean and spread, the number of seeds, each seed's number."""
+    seeds = [str(seed) for seed in collected["seeds"]]
+    sink = io.StringIO()
+    writer = csv.writer(sink, lineterminator="\n")
+    writer.writerow(["row", "column", "paper", "mean", "spread", "seeds", *(f"seed {seed}" for seed in seeds)])
+    for row, cells in collected["rows"].items():
+        for column, cell in cells.items():
+            found, theirs = table_view.values(cell), table_view.printed(collected["table"], row, column)
+            mean = f"{statistics.mean(found):.2f}" if found else ""
+            spread = f"{statistics.stdev(found):.2f}" if len(found) > 1 else ""
+            each = ["" if cell.get(seed) is None else f"{100 * cell[seed]:.2f}" for seed in seeds]
+            writer.writerow([row, column, "" if theirs is None else theirs, mean, spread, len(found), *each])
+    return sink.getvalue()
+
+
+GENERATED = {f"table {number}": lambda number=number: table_section(number) for number in ROWS}
+GENERATED |= {"claims": claims_section, "cost": cost_section}
+
+
+def files() -> dict[Path, str]:
+    """The text files of the report beside `report.md` and what is in them."""
+    found = {}
+    for profile in profiles():
+        for table, collected in tables_of(profile).items():
+            found[REPORT.parent / "tables" / f"table{table}_{profile}.csv"] = csv_text(collected)
+    return found
+
+
+def renew() -> list[Path]:
+    """Renew report, HTML, CSVs and figures; returns what was written."""
+    from cassl_lib import charts
+
+    report.renew(REPORT, GENERATED)
+    written = [REPORT, REPORT.with_suffix(".html")]
+    written[1].write_text(page(REPORT.read_text()))
+    for file, text in files().items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        written.append(file)
+    for profile in profiles():
+        for table, collected in tables_of(profile).items():
+            file = paths.REPOSITORY / "figures" / f"table{table}_{profile}.png"
+            charts.table_chart(*table_view.chart_data(collected)).savefig(file, dpi=100, metadata={"Software": None})
+            written.append(file)
+    return written
+
+
+def page(text: str) -> str:
+    """The report as one HTML page."""
+    from nbconvert.filters.markdown_mistune import markdown2html_mistune
+
+    style = "body{font-family:sans-serif;max-width:60em;margin:2em auto}td,th{padding:.2em .6em;border:1px solid #ccc}"
+    style += "table{border-collapse:collapse}img{max-width:100%}"
+    title = html.escape(text.splitlines()[0].lstrip("# "))
+    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{style}</style>'
+    return f"{head}\n{markdown2html_mistune(text)}\n</html>\n"

@@ -1,0 +1,94 @@
+"""The report is what the results say: rendered from made-up results here, compared with the tracked ones there."""
+
+import json
+
+import pytest
+
+from cassl_lib import report, table_report
+from cassl_lib.table_report import csv_text
+
+RUN = {"stage": "finetune", "steps": 10, "seconds": 90.0, "device": "2 CPU cores", "torch": "2.15.0"}
+RUN |= {"date": "2026-01-02", "commit": "abc1234"}
+
+
+def collected(table, rows, profile="demo", seeds=(0, 1)):
+    runs = {str(seed): {f"finetune-{seed}": RUN, "labeler-0": RUN} for seed in seeds}
+    return {"table": table, "profile": profile, "seeds": list(seeds), "rows": rows, "runs": runs}
+
+
+ROWS = {
+    "nothing": {"AP": {"0": 0.40, "1": 0.42}, "AP50": {"0": None, "1": None}},
+    "backbone": {"AP": {"0": 0.45, "1": 0.47}},
+    "backbone, neck, head": {"AP": {"0": 0.46, "1": None}},
+}
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    (tmp_path / "table9_demo.json").write_text(json.dumps(collected(9, ROWS)))
+    return tmp_path
+
+
+def test_a_table_has_the_papers_number_ours_and_the_gap(results):
+    lines = table_report.table_section(9).splitlines()
+    assert "seeds 0, 1; 3 runs, 4.5 min of 2 CPU cores, torch 2.15.0, 2026-01-02, commit abc1234" in lines[0]
+    assert "| nothing | AP | 46.8 | 41.0 ± 1.4 (2) | -5.8 |" in lines
+    assert "| nothing | AP50 | 66.2 |  |  |" in lines  # not measured: blank
+    assert "| backbone, neck, head | AP | 51.5 | 46.0 | -5.5 |" in lines
+    assert lines[-1] == "![Table 9, profile demo](../figures/table9_demo.png)"
+    assert table_report.table_section(3) == table_report.NOTHING
+
+
+def test_claims_are_judged_by_pairs(results):
+    lines = table_report.claims_section().splitlines()
+    assert lines[0] == "| table | claim | paper | demo |"
+    # 45 - 40 and 47 - 42: no spread at all, so the interval is a point
+    assert "| 9 | the backbone alone beats nothing | +3.8 | holds (+5.0 ± 0.0) |" in lines
+    assert "| 9 | neck and head add to the backbone | +0.9 | undecided: one seed (+1.0) |" in lines
+    assert "| 7 | the largest pool beats the smallest, warmed up | +1.8 |  |" in lines
+
+
+def test_a_run_that_tables_share_is_counted_once_in_the_sum(results):
+    (results / "table3_demo.json").write_text(json.dumps(collected(3, {}, seeds=(0,))))
+    lines = table_report.cost_section().splitlines()
+    assert "| 3, Epochs of the warm-up | 2 | 3.0 min |" in lines
+    assert lines[-1] == "| all, each run once | 3 | 4.5 min |"
+
+
+def test_the_csv_has_every_seed():
+    lines = csv_text(collected(9, ROWS)).splitlines()
+    assert lines[0] == "row,column,paper,mean,spread,seeds,seed 0,seed 1"
+    assert lines[1] == "nothing,AP,46.8,41.00,1.41,2,40.00,42.00" and lines[2] == "nothing,AP50,66.2,,,0,,"
+    assert lines[4] == '"backbone, neck, head",AP,51.5,46.00,,1,46.00,'
+
+
+def test_everything_is_renewed_and_prose_stays(results, tmp_path, monkeypatch):
+    monkeypatch.setattr(table_report, "REPORT", tmp_path / "reports" / "report.md")
+    monkeypatch.setattr(table_report.paths, "REPOSITORY", tmp_path)
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "reports").mkdir()
+    markers = "".join("{}\n{}\n".format(*report.markers(name)) for name in table_report.GENERATED)
+    (tmp_path / "reports/report.md").write_text(f"# Mine\n\nA word by hand.\n\n{markers}")
+    written = table_report.renew()
+    text = (tmp_path / "reports/report.md").read_text()
+    assert "A word by hand." in text and "| backbone | AP | 50.6 | 46.0 ± 1.4 (2) | -4.6 |" in text
+    assert [file.name for file in written] == ["report.md", "report.html", "table9_demo.csv", "table9_demo.png"]
+    assert "<td>" in (tmp_path / "reports/report.html").read_text() and all(file.stat().st_size for file in written)
+    before = [file.read_bytes() for file in written]
+    assert [file.read_bytes() for file in table_report.renew()] == before
+
+
+@pytest.mark.parametrize("name", table_report.GENERATED)
+def test_the_report_shows_the_tracked_results(name):
+    begin, end = report.markers(name)
+    shown = table_report.REPORT.read_text().partition(begin)[2].partition(end)[0].strip()
+    assert shown == table_report.GENERATED[name](), "the report is stale: run make report"
+
+
+def test_the_tracked_tables_are_of_the_tracked_results():
+    stale = [file for file, text in table_report.files().items() if not file.exists() or file.read_text() != text]
+    tracked = set(table_report.REPORT.parent.glob("tables/*.csv"))
+    assert not stale and tracked == set(table_report.files()), "the tables are stale: run make report"
+    page = table_report.REPORT.with_suffix(".html").read_text()
+    assert page == table_report.page(table_report.REPORT.read_text()), "the HTML is stale: run make report"
