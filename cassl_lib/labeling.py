@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import platform
@@ -37,10 +36,9 @@ from cassl_lib.label_shards import (
     shard_path,
     write_shard,
 )
-from cassl_lib.runs import write_atomically
+from cassl_lib.runs import alone, locked, write_atomically
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-WITHOUT_LOCKS = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS)
 
 
 class LabelingError(PseudoLabelError):
@@ -144,7 +142,7 @@ def _begin(store: Path, request: dict) -> None:
     """Note what the store is made from, or compare with what it was begun with."""
     store.mkdir(parents=True, exist_ok=True)
     note = store / "request.json"
-    with _locked(store / ".lock", wait=True):
+    with alone(store, say=False):
         if not note.exists():
             if there := finished_shards(store):
                 raise LabelingError(f"{store} holds {len(there)} shards of no known request: label into another folder")
@@ -160,22 +158,7 @@ def _begin(store: Path, request: dict) -> None:
 
 def _claim(store: Path, shard: int, *, wait: bool):
     """Hold a shard against other processes; yields whether it is held."""
-    return _locked(store / f".shard-{shard:05d}.lock", wait=wait)
-
-
-@contextlib.contextmanager
-def _locked(path: Path, *, wait: bool):
-    """Hold a lock on a file; yields whether it is held. The system frees it when its holder dies."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        except OSError as error:
-            if error.errno not in WITHOUT_LOCKS:
-                raise
-        yield True
+    return locked(store / f".shard-{shard:05d}.lock", wait=wait)
 
 
 def _clear(store: Path, stem: str) -> None:

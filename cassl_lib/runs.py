@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import fcntl
 import hashlib
 import json
@@ -26,6 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from cassl_lib import paths
+
+WITHOUT_LOCKS = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS)
 
 
 class MissingRun(RuntimeError):
@@ -161,15 +164,33 @@ def finished_runs() -> list[str]:
 
 
 @contextlib.contextmanager
-def alone(folder: Path, *, say: bool = True):
-    """Hold a folder against other processes; they say so and wait. The system frees it when its holder dies."""
-    with (folder / ".lock").open("w") as file:
+def locked(path: Path, *, wait: bool):
+    """Hold a lock on a file; yields whether it is held. The system frees it when its holder dies.
+
+    On a file system without locks everybody holds it.
+    """
+    with path.open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            if say:
-                print(f"another process works in {folder}; waiting for it", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            yield False
+            return
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                raise
+        yield True
+
+
+@contextlib.contextmanager
+def alone(folder: Path, *, say: bool = True):
+    """Hold a folder against other processes; they say so and wait."""
+    with locked(folder / ".lock", wait=False) as held:
+        if held:
+            yield
+            return
+    if say:
+        print(f"another process works in {folder}; waiting for it", file=sys.stderr)
+    with locked(folder / ".lock", wait=True):
         yield
 
 

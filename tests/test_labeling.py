@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as mask_api
 
-from cassl_lib import labeling, paths, stages
+from cassl_lib import labeling, paths, runs, stages
 from cassl_lib.data import sources
 from cassl_lib.evaluation.masks import edges_of, edges_on_device, encode_masks
 from cassl_lib.label_shards import PseudoLabelError, finished_shards
@@ -188,7 +188,7 @@ def test_a_file_system_without_locks_is_no_obstacle(config, labeler, pool, whole
     def flock(*_):
         raise OSError(errno.ENOTSUP, "Operation not supported")
 
-    monkeypatch.setattr(labeling.fcntl, "flock", flock)
+    monkeypatch.setattr(runs.fcntl, "flock", flock)
     stages.label_into(tmp_path, labeler, pool, config)
     assert contents(tmp_path) == contents(whole)
 

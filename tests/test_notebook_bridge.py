@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from small_models import AGNOSTIC
 
 from cassl_lib import look, notebook, stages
-from cassl_lib.config import ModelConfig
 from cassl_lib.data import sources
 from cassl_lib.data.coco import DataError
 from cassl_lib.label_shards import finish, write_shard
@@ -19,18 +19,6 @@ from cassl_lib.models.build import build_detector
 from cassl_lib.pseudo_labels import PseudoLabels
 from cassl_lib.resolve import ConfigError, resolve, to_json
 from cassl_lib.runs import MissingRun, Run
-
-SMALL = ModelConfig(
-    backbone="resnet10t",
-    backbone_options=(("channels", (8, 8, 8, 8)),),
-    num_classes=1,
-    channels=16,
-    strides=(8, 16, 32),
-    ranges=(32, 64),
-    tower_convs=1,
-    mask_channels=8,
-    mask_convs=1,
-)
 
 
 @pytest.fixture
@@ -246,10 +234,10 @@ def test_places_without_pictures_are_refused(tmp_path):
 
 def test_detections_are_in_the_frame_of_each_image_and_above_the_score(store):
     torch.manual_seed(0)
-    model = build_detector(SMALL)
+    model = build_detector(AGNOSTIC)
     torch.nn.init.constant_(model.head.class_logits.bias, 0.0)
     torch.nn.init.constant_(model.head.bbox_pred.bias, 1.0)
-    settings = {"model": to_json(SMALL), "augment": {"test_size": 64, "longest": 128}}
+    settings = {"model": to_json(AGNOSTIC), "augment": {"test_size": 64, "longest": 128}}
     run = make_run(store, "labeler-a", settings=json.loads(json.dumps(settings)))
     save_file(model.state_dict(), run.weights)
     images = [torch.randint(0, 256, (3, 32, 48), dtype=torch.uint8), torch.zeros(3, 130, 100, dtype=torch.uint8)]
