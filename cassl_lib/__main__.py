@@ -68,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     summary.add_argument("--record", action="store_true", help="keep them under reports/results/ too")
     warmups = verb("warmups", _warmups, "a warm-up on entities beside one on objects, from finished runs")
     warmups.add_argument("--record", action="store_true", help="keep the numbers under reports/results/")
+    regime = verb("regime", _regime, "the operating point of a profile, on tuning scenes: labeler, baseline, (G,A)")
+    regime.add_argument("--jobs", type=int, default=1, help="runs side by side on this machine")
+    regime.add_argument("--record", action="store_true", help="keep the numbers under reports/results/")
     verb("figures", _figures, "draw the README's pictures from the finished chain")
     verb("report", _report, "renew README, reports/report.md, its HTML, CSVs and figures from reports/results/")
     bench = verb("bench", _bench, "seconds and memory of a training step and of detection")
@@ -191,6 +194,19 @@ def _warmups(parsed: argparse.Namespace) -> None:
     print(json.dumps({name: numbers[name] for name in ("objects", "entities")}, indent=1))
     if parsed.record:
         print(report.record(config, numbers, "warmups"))
+
+
+def _regime(parsed: argparse.Namespace) -> None:
+    from cassl_lib import regime, report
+    from cassl_lib.runs import write_atomically
+
+    config = _config(parsed)
+    found = regime.look(config, jobs=parsed.jobs)
+    print(regime.text(found))
+    if parsed.record:
+        file = report.RESULTS / f"regime_{config.profile}_seed{config.seed}.json"
+        write_atomically(file, (json.dumps(found, indent=1) + "\n").encode())
+        print(file)
 
 
 def _figures(parsed: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import html
 import io
+import json
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -74,6 +75,28 @@ def claims_section() -> str:
     return "\n".join(lines)
 
 
+def regime_section() -> str:
+    """The operating point of each profile, on its tuning scenes."""
+    parts = []
+    for file in sorted(report.RESULTS.glob("regime_*.json")):
+        found = json.loads(file.read_text())
+        place = found["environment"]
+        lines = [
+            f"Profile {found['profile']}, seed {found['config']['seed']}, on the tuning scenes; {place['device']}, torch "
+            f"{place['torch']}, {place['date']}, commit {place['commit']} (`reports/results/{file.name}`).",
+            "",
+            "| | steps | specific AP | agnostic AP | agnostic AP75 | ratio |",
+            "|---|---:|---:|---:|---:|---:|",
+        ]
+        for name, row in found["rows"].items():
+            specific = "" if row["specific"] is None else f"{100 * row['specific']:.1f}"
+            ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
+            numbers = f"{100 * row['agnostic']:.1f} | {100 * row['agnostic_75']:.1f} | {ratio}"
+            lines.append(f"| {name} | {row['steps']:,} | {specific} | {numbers} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) or NOTHING
+
+
 def verdict_text(claim: Mapping) -> str:
     differences = claim["differences"]
     if not differences:
@@ -114,7 +137,7 @@ def csv_text(collected: Mapping) -> str:
 
 
 GENERATED = {f"table {number}": lambda number=number: table_section(number) for number in ROWS}
-GENERATED |= {"claims": claims_section, "cost": cost_section}
+GENERATED |= {"claims": claims_section, "cost": cost_section, "regime": regime_section}
 
 
 def files() -> dict[Path, str]:

@@ -9,7 +9,7 @@ Nothing here trains. `table_runs` finds the runs, makes those that are missing, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
@@ -237,11 +237,15 @@ def grid(config: Config) -> tuple[int, ...]:
 
 def wants(rows: list[Row]) -> list[Want]:
     """Every run that the rows need, each once, after those that it starts from."""
+    return wants_of(cell.want for row in rows for cell in row.cells.values())
+
+
+def wants_of(asked: Iterable[Want]) -> list[Want]:
+    """These and all that they start from, each once, sources first."""
     found: dict[tuple, Want] = {}
-    for row in rows:
-        for cell in row.cells.values():
-            for want in cell.want.with_sources():
-                found.setdefault(want.key, want)
+    for want in asked:
+        for each in want.with_sources():
+            found.setdefault(each.key, each)
     return sorted(found.values(), key=lambda want: ORDER.index(want.verb))
 
 

@@ -56,6 +56,15 @@ def test_a_run_that_tables_share_is_counted_once_in_the_sum(results):
     assert lines[-1] == "| all, each run once | 3 | 4.5 min |"
 
 
+def test_the_operating_point_is_shown(results):
+    assert table_report.regime_section() == table_report.NOTHING
+    rows = {"labeler": {"agnostic": 0.42, "agnostic_75": 0.36, "specific": None, "ratio": None, "steps": 1200}}
+    place = {"device": "2 CPU cores", "torch": "2.15.0", "date": "2026-01-02", "commit": "abc"}
+    found = {"profile": "demo", "rows": rows, "config": {"seed": 0}, "environment": place}
+    (results / "regime_demo_seed0.json").write_text(json.dumps(found))
+    assert "| labeler | 1,200 |  | 42.0 | 36.0 |  |" in table_report.regime_section().splitlines()
+
+
 def test_the_csv_has_every_seed():
     lines = csv_text(collected(9, ROWS)).splitlines()
     assert lines[0] == "row,column,paper,mean,spread,seeds,seed 0,seed 1"

@@ -1,0 +1,80 @@
+"""The operating point of a small profile: measured on labeler, baseline and (G,A) alone, on scenes of their own.
+
+The claims of the paper can only show where things are as there: a labeler far from perfect (41.9 AP without classes), a
+baseline that is as good with classes as without, and a finetuning long enough to learn the classes. This is looked at
+before any warm-up on pseudo labels is compared, on the tuning scenes, which no table reports on.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from cassl_lib import stages, table_runs
+from cassl_lib.config import Config
+from cassl_lib.data import sources
+from cassl_lib.data.coco import DataError
+from cassl_lib.evaluation.model import evaluate_model
+from cassl_lib.resolve import to_json
+from cassl_lib.runs import Run, environment
+from cassl_lib.tables import Want, finetuned, labeler, lengths, wants_of
+
+UNITS = (3, 6)  # of finetuning, 3 is the profile's own; the baseline is trained for as long as labeler and finetuning
+
+
+def asked(config: Config, units: Sequence[int] = UNITS) -> dict[str, Want]:
+    """The runs that are looked at, by name."""
+    plain = replace(config, annotation="objects", class_specific=False, target="instances")
+    teacher = labeler(plain)
+    found = {"labeler": teacher}
+    for unit in units:
+        longer = lengths(plain, "finetune", unit)
+        found[f"(G,A), {longer.finetune.steps} steps"] = finetuned(longer, teacher)
+        total = longer.warmup.steps + longer.finetune.steps
+        found[f"from nothing, {total} steps"] = finetuned(longer)
+    return found
+
+
+def look(config: Config, *, jobs: int = 1, units: Sequence[int] = UNITS) -> dict:
+    """Make the runs and evaluate them on the tuning scenes.
+
+    Returns:
+        `rows`: by name `specific` and `agnostic` box AP (None without classes), AP75, `ratio`, `steps` and `run`;
+        `config`, `environment`.
+
+    Raises:
+        DataError: the profile has no scenes, or a run could not be made.
+    """
+    if config.val != "scenes":
+        raise DataError("the operating point is looked at on tuning scenes; use the profile smoke, demo or gpu")
+    names = asked(config, units)
+    needed = wants_of(names.values())
+    if failures := table_runs.make(needed, jobs=jobs):
+        raise DataError(f"{failures[0].want.verb} could not be made: {failures[0].reason}")
+    found = table_runs.find(needed)
+    rows = {name: _row(config, found[want]) for name, want in names.items()}
+    return {"profile": config.profile, "rows": rows, "config": to_json(config), "environment": environment()}
+
+
+def _row(config: Config, run: Run) -> dict:
+    classes = len(run.result["classes"]) > 1
+    how = {"augment": config.augment, "training": config.finetune, "classes": classes}
+    with tempfile.TemporaryDirectory() as folder:
+        metrics = evaluate_model(stages.load_model(run), sources.tuning_set(config), folder=Path(folder), **how)
+    agnostic, specific = metrics["box_agnostic"], metrics.get("box")
+    row = {"agnostic": agnostic["AP"], "agnostic_75": agnostic["AP75"], "specific": specific and specific["AP"]}
+    ratio = row["specific"] / row["agnostic"] if specific and row["agnostic"] else None
+    return row | {"ratio": ratio, "steps": run.result["steps"], "run": run.id}
+
+
+def text(found: dict) -> str:
+    """The rows as aligned text, AP times 100."""
+    lines = [f"{'on the tuning scenes':32}{'steps':>7}{'specific':>10}{'agnostic':>10}{'AP75':>7}{'ratio':>7}"]
+    for name, row in found["rows"].items():
+        specific = "" if row["specific"] is None else f"{100 * row['specific']:.1f}"
+        ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
+        numbers = f"{specific:>10}{100 * row['agnostic']:10.1f}{100 * row['agnostic_75']:7.1f}{ratio:>7}"
+        lines.append(f"{name:32}{row['steps']:7,}{numbers}")
+    return "\n".join(lines)
