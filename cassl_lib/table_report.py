@@ -82,8 +82,8 @@ def regime_section() -> str:
         found = json.loads(file.read_text())
         place = found["environment"]
         lines = [
-            f"Profile {found['profile']}, seed {found['config']['seed']}, on the tuning scenes; {place['device']}, torch "
-            f"{place['torch']}, {place['date']}, commit {place['commit']} (`reports/results/{file.name}`).",
+            f"Profile {found['profile']}, seed {found['config']['seed']}, on the tuning scenes; {place['device']}, "
+            f"torch {place['torch']}, {place['date']}, commit {place['commit']} (`reports/results/{file.name}`).",
             "",
             "| | steps | specific AP | agnostic AP | agnostic AP75 | ratio |",
             "|---|---:|---:|---:|---:|---:|",
