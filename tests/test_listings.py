@@ -175,6 +175,12 @@ def test_paths_below_the_data_root_are_relative_to_it_also_through_links(tmp_pat
     assert paths.image(str(tmp_path / "other/a.jpg")) == tmp_path / "other/a.jpg"
 
 
+def test_one_image_is_no_pool(tmp_path, names):
+    image = touch(tmp_path / "a.JPG", b"")
+    with pytest.raises(DataError, match=f"a.JPG is one image; give its folder, {tmp_path}"):
+        names(image)
+
+
 def test_a_json_needs_whole_numbers(tmp_path, names):
     (tmp_path / "images").mkdir()
     entry = {"id": "7", "file_name": "a.jpg", "height": 3, "width": 4}

@@ -60,6 +60,8 @@ def _whole(part: str, cache: Path) -> Images:
             f"{path}: no such folder or JSON, CSV, .txt list, .tar or .parquet index; give a folder of images, or a "
             f"list as LIST{os.pathsep}FOLDER"
         )
+    if path.name.lower().endswith(ENDINGS):
+        raise DataError(f"{path} is one image; give its folder, {path.parent}")
     if path.suffix == ".tar":
         return tar(path, cache)
     if path.suffix == ".parquet":
