@@ -8,10 +8,8 @@ import json
 import sys
 from pathlib import Path
 
-from cassl_lib.config import PARTS, PROFILES, SPLITS, Config
+from cassl_lib.config import PARTS, PROFILES, SPLITS, TRAINED_BY, Config
 from cassl_lib.resolve import ConfigError, describe, from_json, resolve, why_profile
-
-TRAINED_BY = {"train_labeler": "labeler", "warm_up": "warmup", "finetune": "finetune"}  # verb: section of the settings
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -7,7 +7,7 @@ or reports on; without such images only the number of labels can be compared.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,11 +103,7 @@ def by_class(
         raise DataError(f"{labels.folder}: its classes {names} are not those of {images.path}, {images.classes}")
     grid = sorted({*thresholds, threshold})
     right, kept = (np.zeros((len(images.classes), len(grid)), np.int64) for _ in range(2))
-    store, row_of = labels.at(min(grid)), {images.image_id(index): index for index in range(len(images))}
-    for index in tqdm(range(len(store)), desc="judging", unit="image", mininterval=1, disable=None):
-        item = store[index]
-        row = row_of[item["image_id"]]
-        span = slice(images.first[row], images.first[row + 1])
+    for item, span in _with_truth(labels.at(min(grid)), images):
         for label in np.union1d(item["labels"], images.labels[span]):
             own, true = item["labels"] == label, images.boxes[span][images.labels[span] == label]
             scores = item["scores"][own]
@@ -134,13 +130,19 @@ def recall_by_class(labels: PseudoLabels, images: CocoImages, threshold: float) 
         A row a class: `name`, `objects` in the truth, `found` of them at IoU 0.5.
     """
     found = np.zeros(len(images.classes), np.int64)
-    store, row_of = labels.at(threshold), {images.image_id(index): index for index in range(len(images))}
-    for item in (store[index] for index in range(len(store))):
-        row = row_of[item["image_id"]]
-        span = slice(images.first[row], images.first[row + 1])
+    for item, span in _with_truth(labels.at(threshold), images):
         taken = match(item["boxes"], item["scores"], images.boxes[span])
         found += np.bincount(images.labels[span][taken[taken >= 0]], minlength=len(found))
     objects = np.bincount(images.labels, minlength=len(images.classes))
     names = images.classes
     order = np.argsort(-objects, kind="stable")
     return [{"name": names[n], "objects": int(objects[n]), "found": int(found[n])} for n in order]
+
+
+def _with_truth(labels: PseudoLabels, images: CocoImages) -> Iterator[tuple[dict, slice]]:
+    """Every image of the store with the rows of its objects in `images`."""
+    row_of = {images.image_id(index): index for index in range(len(images))}
+    for index in tqdm(range(len(labels)), desc="judging", unit="image", mininterval=1, disable=None):
+        item = labels[index]
+        row = row_of[item["image_id"]]
+        yield item, slice(images.first[row], images.first[row + 1])

@@ -209,3 +209,4 @@ PROFILES: dict[str, dict] = {
 }
 SPLITS = ("tiny", "small", "base", "large")
 PARTS = ("backbone", "neck", "head", "classifier")  # of a detector, that finetuning may start from (Table 9)
+TRAINED_BY = {"train_labeler": "labeler", "warm_up": "warmup", "finetune": "finetune"}  # verb: section of the settings

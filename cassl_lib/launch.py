@@ -46,14 +46,20 @@ def run_stage(
     """
     if verb not in VERBS:
         raise ValueError(f"stage {verb!r} is not known; use one of: {', '.join(VERBS)}")
-    options = {"start": start, "parts": parts} if verb == "finetune" else {}
-    if source is not None:
-        if verb not in SOURCES:
-            raise ConfigError(f"input={source.id!r}: {verb} starts from no run; leave it out")
-        options[SOURCES[verb]] = source
+    options = arguments(verb, start=start, source=source, parts=parts)
     if devices > 1:
         _torchrun(verb, config, devices, start, source, parts)
     return VERBS[verb](config, existing=devices > 1, **options)
+
+
+def arguments(verb: str, *, start: str, source: Run | None, parts: tuple[str, ...]) -> dict:
+    """What the function of a stage, `VERBS[verb]`, is to be called with beside its configuration."""
+    options = {"start": start, "parts": parts} if verb == "finetune" else {}
+    if source is None:
+        return options
+    if verb not in SOURCES:
+        raise ConfigError(f"input={source.id!r}: {verb} starts from no run; leave it out")
+    return options | {SOURCES[verb]: source}
 
 
 def _torchrun(verb: str, config: Config, devices: int, start: str, source: Run | None, parts: tuple[str, ...]) -> None:

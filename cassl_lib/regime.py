@@ -69,12 +69,16 @@ def _row(config: Config, run: Run) -> dict:
     return row | {"ratio": ratio, "steps": run.result["steps"], "run": run.id}
 
 
+def cells(row: dict) -> list[str]:
+    """Steps, specific and agnostic AP, agnostic AP75 (times 100) and ratio of a row; blank without classes."""
+    specific = "" if row["specific"] is None else f"{100 * row['specific']:.1f}"
+    ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
+    return [f"{row['steps']:,}", specific, f"{100 * row['agnostic']:.1f}", f"{100 * row['agnostic_75']:.1f}", ratio]
+
+
 def text(found: dict) -> str:
     """The rows as aligned text, AP times 100."""
     lines = [f"{'on the tuning scenes':32}{'steps':>7}{'specific':>10}{'agnostic':>10}{'AP75':>7}{'ratio':>7}"]
     for name, row in found["rows"].items():
-        specific = "" if row["specific"] is None else f"{100 * row['specific']:.1f}"
-        ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
-        numbers = f"{specific:>10}{100 * row['agnostic']:10.1f}{100 * row['agnostic_75']:7.1f}{ratio:>7}"
-        lines.append(f"{name:32}{row['steps']:7,}{numbers}")
+        lines.append("{:32}{:>7}{:>10}{:>10}{:>7}{:>7}".format(name, *cells(row)))
     return "\n".join(lines)

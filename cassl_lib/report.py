@@ -16,6 +16,7 @@ from cassl_lib.runs import write_atomically
 
 RESULTS = paths.REPOSITORY / "reports" / "results"
 README = paths.REPOSITORY / "README.md"
+NOTHING = "Nothing has been recorded yet."
 ROWS = (  # key of the summary, what the table calls it
     ("labeler_agnostic_ap", "pseudo labeler, class-agnostic box AP"),
     ("labeler_agnostic_ap75", "pseudo labeler, class-agnostic box AP75"),
@@ -83,7 +84,7 @@ def section(profile: str = "demo", split: str = "tiny") -> str:
     """The README's results: where they come from, and the table."""
     found = chains(profile, split)
     if len(found) < 2:
-        return "Nothing has been recorded yet."
+        return NOTHING
     places = sorted({f"{c['environment']['device']}, torch {c['environment']['torch']}" for c in found})
     dates = sorted({c["environment"]["date"] for c in found})
     return (
@@ -97,7 +98,7 @@ def warmup_section(profile: str = "demo", split: str = "tiny") -> str:
     """The README's comparison of warm-ups: mean and spread over seeds, the paired difference, the paper's numbers."""
     found = chains(profile, split, "warmups")
     if len(found) < 2:
-        return "Nothing has been recorded yet."
+        return NOTHING
     seeds, place = ", ".join(str(each["seed"]) for each in found), found[0]["environment"]
     lines = [
         f"Profile {profile}, split {split}, seeds {seeds}; AP and PQ x 100 on the validation scenes, mean and standard "
@@ -130,7 +131,7 @@ def speed() -> str:
     """The README's table of `bench` on a CPU, beside the public CondInst's seconds and memory."""
     file = RESULTS / "bench_cpu.json"
     if not file.exists():
-        return "Nothing has been recorded yet."
+        return NOTHING
     found = json.loads(file.read_text())
     place = found["environment"]
     lines = [
@@ -154,7 +155,7 @@ def store() -> str:
     """The README's table of `bench-store`: a column a store, the smallest first."""
     found = sorted(map(_read, RESULTS.glob("store_*.json")), key=lambda each: each["measured"]["images"])
     if not found:
-        return "Nothing has been recorded yet."
+        return NOTHING
     place, all_measured = found[-1]["environment"], [each["measured"] for each in found]
     rows = {
         "labels": lambda m: f"{m['labels']:,}",

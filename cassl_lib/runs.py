@@ -200,12 +200,18 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         OSError: such as a full disk; what was written of it is removed.
     """
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def replacing(path: Path):
+    """Yield a file beside `path` to be written, which takes its place at the end; after an OSError it is removed."""
     temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
         os.replace(temporary, path)
     except OSError:
         temporary.unlink(missing_ok=True)

@@ -14,14 +14,14 @@ import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
-from cassl_lib import paths, report, table_view
+from cassl_lib import paths, regime, report, table_view
 from cassl_lib.config import PROFILES
 from cassl_lib.forecast import duration
 from cassl_lib.table_commands import recorded
 from cassl_lib.tables import ROWS
 
 REPORT = paths.REPOSITORY / "reports" / "report.md"
-NOTHING = "Nothing has been recorded yet."
+NOTHING = report.NOTHING
 
 
 def tables_of(profile: str) -> dict[int, dict]:
@@ -36,7 +36,7 @@ def profiles() -> list[str]:
 
 def where(collected: Mapping) -> str:
     """Hardware, versions, dates, commits and seconds of a table's runs, in a sentence."""
-    runs = {name: run for runs in collected["runs"].values() for name, run in runs.items()}
+    runs = table_view.runs_of(collected)
     if not runs:
         return "No run of it is there."
     facts = {name: sorted({run[name] for run in runs.values()}) for name in ("device", "torch", "date", "commit")}
@@ -89,10 +89,7 @@ def regime_section() -> str:
             "|---|---:|---:|---:|---:|---:|",
         ]
         for name, row in found["rows"].items():
-            specific = "" if row["specific"] is None else f"{100 * row['specific']:.1f}"
-            ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
-            numbers = f"{100 * row['agnostic']:.1f} | {100 * row['agnostic_75']:.1f} | {ratio}"
-            lines.append(f"| {name} | {row['steps']:,} | {specific} | {numbers} |")
+            lines.append("| " + " | ".join([name, *regime.cells(row)]) + " |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts) or NOTHING
 
@@ -112,7 +109,7 @@ def cost_section() -> str:
         whole: dict[str, float] = {}
         lines = [f"Profile {profile}:", "", "| table | runs | time |", "|---|---:|---:|"]
         for table, collected in tables_of(profile).items():
-            runs = {name: run["seconds"] for runs in collected["runs"].values() for name, run in runs.items()}
+            runs = {name: run["seconds"] for name, run in table_view.runs_of(collected).items()}
             whole |= runs
             lines.append(f"| {table}, {table_view.TITLES[table]} | {len(runs)} | {duration(sum(runs.values()))} |")
         lines.append(f"| all, each run once | {len(whole)} | {duration(sum(whole.values()))} |")

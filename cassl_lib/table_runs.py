@@ -19,15 +19,15 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cassl_lib import paths, stages
-from cassl_lib.config import Config
+from cassl_lib import paths
+from cassl_lib.config import TRAINED_BY, Config
 from cassl_lib.data.processes import cores
+from cassl_lib.launch import VERBS, arguments
 from cassl_lib.resolve import to_json
 from cassl_lib.runs import MissingRun, Run, environment, write_atomically
 from cassl_lib.tables import ROWS, Row, Want, variation, wants
 
 NO_SOURCE = "the run that it starts from could not be made"
-SECTIONS = {"train_labeler": "labeler", "warm_up": "warmup", "finetune": "finetune"}
 
 
 @dataclass
@@ -39,12 +39,16 @@ class Found:
     def __getitem__(self, want: Want) -> Run | None:
         return self.runs[want.key]
 
+    def source(self, want: Want) -> Run | None:
+        """The run that a want starts from; None where it starts from none, or that is missing."""
+        return self[want.source] if want.source else None
+
 
 def find(all_wants: Sequence[Want]) -> Found:
     """Look for every want's run; a want whose source is missing is missing too. Wants come after their sources."""
     found = Found({})
     for want in all_wants:
-        source = found[want.source] if want.source else None
+        source = found.source(want)
         lacking = want.source is not None and source is None
         found.runs[want.key] = None if lacking else _existing(want, source)
     return found
@@ -59,13 +63,8 @@ def _existing(want: Want, source: Run | None) -> Run | None:
 
 def stage(want: Want, source: Run | None, *, existing: bool) -> Run:
     """The stage of a want, from the run of its source."""
-    if want.verb == "train_labeler":
-        return stages.train_labeler(want.config, existing=existing)
-    if want.verb == "label":
-        return stages.label(want.config, labeler=source, existing=existing)
-    if want.verb == "warm_up":
-        return stages.warm_up(want.config, labels=source, existing=existing)
-    return stages.finetune(want.config, start=want.start, source=source, parts=want.parts, existing=existing)
+    options = arguments(want.verb, start=want.start, source=source, parts=want.parts)
+    return VERBS[want.verb](want.config, existing=existing, **options)
 
 
 def command(want: Want, source: Run | None, file: Path, *, devices: int) -> list[str]:
@@ -100,7 +99,7 @@ def make(all_wants: Sequence[Want], *, jobs: int = 1, devices: int = 1, apart: b
         return _make_apart(todo, found, jobs, devices)
     failures: list[Failure] = []
     for want in todo:
-        source = found[want.source] if want.source else None
+        source = found.source(want)
         if want.source and source is None:
             failures.append(Failure(want, NO_SOURCE))
         else:
@@ -114,10 +113,10 @@ def _make_apart(todo: list[Want], found: Found, jobs: int, devices: int) -> list
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(jobs) as threads:
         while todo or running:
-            ready = [want for want in todo if want.source is None or found[want.source]]
+            ready = [want for want in todo if want.source is None or found.source(want)]
             for want in ready[: jobs - len(running)]:
                 todo.remove(want)
-                source = found[want.source] if want.source else None
+                source = found.source(want)
                 running[threads.submit(_make, want, source, folder, jobs, devices)] = want
             if not running:  # what is left starts from a run that failed
                 failures += [Failure(want, NO_SOURCE) for want in todo]
@@ -132,8 +131,7 @@ def _make_apart(todo: list[Want], found: Found, jobs: int, devices: int) -> list
 def _take(outcome: tuple[int, str], want: Want, found: Found, failures: list[Failure]) -> None:
     """Note the run that a process has made, or why it has not."""
     code, tail = outcome
-    source = found[want.source] if want.source else None
-    found.runs[want.key] = _existing(want, source) if code == 0 else None
+    found.runs[want.key] = _existing(want, found.source(want)) if code == 0 else None
     if found[want] is None:
         failures.append(Failure(want, tail or f"its process ended with {code}"))
     run = found[want].id if found[want] else f"FAILED: {failures[-1].reason.splitlines()[-1]}"
@@ -198,7 +196,7 @@ def steps_of(want: Want) -> int:
     """Training steps of a want; 0 of labelling, and where epochs over images not yet known decide."""
     if want.verb == "label":
         return 0
-    own = getattr(want.config, SECTIONS[want.verb]).steps
+    own = getattr(want.config, TRAINED_BY[want.verb]).steps
     baseline = want.verb == "finetune" and want.start == "scratch"
     return own + (want.config.warmup.steps if baseline else 0)
 

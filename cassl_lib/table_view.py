@@ -80,6 +80,11 @@ def lines(collected: Mapping) -> list[list[str]]:
     return found
 
 
+def runs_of(collected: Mapping) -> dict[str, dict]:
+    """What is known of each run of a table, by its name, whichever seed it is of."""
+    return {name: run for runs in collected["runs"].values() for name, run in runs.items()}
+
+
 def text(collected: Mapping) -> str:
     """The table as aligned text for a shell or a notebook."""
     head = ["row", "column", "paper", "here", "gap"]
@@ -87,8 +92,8 @@ def text(collected: Mapping) -> str:
     widths = [max(map(len, each)) for each in zip(head, *body, strict=True)]
     form = "  ".join(f"{{:{'<' if place < 2 else '>'}{width}}}" for place, width in enumerate(widths))
     title = f"Table {collected['table']}, {TITLES[collected['table']]}: profile {collected['profile']}"
-    seconds = sum(run["seconds"] for runs in collected["runs"].values() for run in runs.values())
-    cost = f"{sum(map(len, collected['runs'].values()))} runs, {seconds / 3600:.2f} h of this machine"
+    runs = runs_of(collected)
+    cost = f"{len(runs)} runs, {sum(run['seconds'] for run in runs.values()) / 3600:.2f} h of this machine"
     shown = [title, cost, form.format(*head), *(form.format(*line) for line in body)]
     return "\n".join(line.rstrip() for line in shown)
 

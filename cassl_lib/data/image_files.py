@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from cassl_lib import paths
 from cassl_lib.data.processes import cores, several
+from cassl_lib.runs import replacing
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MEMBER = re.compile(r"(.+?\.tar)::(\d+)\+(\d+)::")  # archive, first byte, number of bytes
@@ -133,10 +134,5 @@ def _arguments(images: pa.Table) -> list[list]:
 
 def write_table(table: pa.Table, path: Path) -> None:
     """A Parquet file with row groups of `CHUNK` rows, there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         pq.write_table(table, temporary, row_group_size=CHUNK)
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise

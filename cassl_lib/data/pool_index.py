@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import OrderedDict
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from cassl_lib import paths
 from cassl_lib.data.coco import Report
 from cassl_lib.data.image_files import write_table
 from cassl_lib.data.listings import INDEX, open_index
+from cassl_lib.runs import replacing
 
 GROUPS = 4  # row groups that a pool keeps: readers go through it in order
 LEFT_OUT = pa.schema([("path", pa.string()), ("reason", pa.string()), ("detail", pa.string()), ("bytes", pa.int64())])
@@ -139,11 +139,6 @@ def fingerprint_with(fingerprint: str, left_out: pa.Table) -> str:
 def write_index(rows: pa.Table, left_out: pa.Table, parts: list[dict], fingerprint: str, index: Path) -> None:
     """Write an index and, before it, its left_out.csv, so that there is no index without one."""
     file = left_out_file(index)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(file) as temporary:
         pa.csv.write_csv(left_out, temporary)
-        os.replace(temporary, file)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
     write_table(rows.replace_schema_metadata({"fingerprint": fingerprint, "parts": json.dumps(parts)}), index)
