@@ -16,12 +16,16 @@ IMAGES, OBJECTS, DETECTIONS, CLASSES, SIZE = 5000, 20, 100, 80, 640
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind, seconds", [("bbox", 10.8), ("agnostic", 6.2)])
-def test_large_sets_are_evaluated_in_seconds(kind, seconds):
-    """Processor seconds, so that others' work on the machine does not count. Measured on 2 cores: 7 and 4."""
+@pytest.mark.parametrize("kind, times", [("bbox", 7.0), ("agnostic", 6.5)])
+def test_large_sets_are_evaluated_in_seconds(kind, times):
+    """Measured on 2 cores: 7 and 4 seconds, 4.2 and 3.8 to 5 times as long as making the results took.
+
+    Machines differ by a factor of two, so the limit is in processor time of the same process for other work on the same
+    data.
+    """
     done = subprocess.run([sys.executable, __file__, kind], capture_output=True, text=True, check=True)
     measured = json.loads(done.stdout)
-    assert measured["processor_seconds"] < seconds
+    assert measured["processor_seconds"] < times * measured["yardstick_seconds"]
     assert measured["peak_gigabytes"] < 2  # of the whole process, with the list of results it was given
     assert 0.1 < measured["AP"] < 0.9
 
@@ -60,10 +64,12 @@ def large_case(images, seed=0):
 def measure(kind, images=IMAGES):
     from cassl_lib.evaluation import evaluate
 
+    yardstick = time.process_time()
     results, dataset = large_case(images)
     started, processor = time.perf_counter(), time.process_time()
     metrics = evaluate(results, dataset, "bbox", class_agnostic=kind == "agnostic")
     measured = {"seconds": time.perf_counter() - started, "processor_seconds": time.process_time() - processor}
+    measured["yardstick_seconds"] = processor - yardstick
     measured["peak_gigabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return measured | metrics
 

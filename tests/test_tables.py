@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from cassl_lib import paper, table_runs, table_view, tables
+from cassl_lib import paper, paths, table_runs, table_view, tables
 from cassl_lib.__main__ import main
 from cassl_lib.resolve import resolve
 from cassl_lib.runs import Run
@@ -164,6 +164,17 @@ def test_the_dry_run_lists_and_makes_nothing(store, capsys):
 def test_a_table_that_is_not_there_is_refused(wrong, message, capsys):
     assert main(["table", wrong, "--profile", "smoke"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_tables_of_entities_are_of_entities_by_default(store, capsys):
+    """Tables 3 to 7 and 9 are of entities in the paper; objects where they are asked for."""
+    assert main(["table", "3", "--profile", "smoke", "--dry-run"]) == 0
+    assert "objects" not in capsys.readouterr().out
+    assert main(["table", "3", "--profile", "smoke", "--dry-run", "--annotation", "objects"]) == 0
+    assert "entities" not in capsys.readouterr().out
+    for number in (3, 4, 5, 6, 7, 9):
+        (file,) = (paths.REPOSITORY / "notebooks").glob(f"1{number}_table*.ipynb")
+        assert 'annotation: str = \\"entities\\"' in file.read_text(), file.name
 
 
 # ---- numbers beside the paper's ----
