@@ -73,14 +73,11 @@ notebooks: .venv/ready-dev  ## execute the notebooks in place at the smoke profi
 	$(BIN)/nbstripout --keep-count --extra-keys \
 	  "metadata.papermill metadata.language_info cell.metadata.papermill cell.metadata.execution" notebooks/*.ipynb
 
-figures: .venv/ready  ## draw the README's pictures from the finished demo
-	$(BIN)/python -m cassl_lib figures $(CHAIN)
-
 report: .venv/ready  ## renew README, reports/report.md, its HTML, tables and figures from reports/results/
 	$(BIN)/python -m cassl_lib report
 
 clean-runs:  ## delete every run, checkpoint and result
 	rm -rf runs
 
-.PHONY: help demo test tables report bench lab notebooks figures clean-runs
+.PHONY: help demo test tables report bench lab notebooks clean-runs
 .DEFAULT_GOAL := help

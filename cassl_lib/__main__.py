@@ -26,6 +26,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ConfigError, DataError, MissingRun, PseudoLabelError, SceneError, WeightsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where it was", file=sys.stderr)
+        return 130
     except BrokenPipeError:
         raise
     except OSError as error:  # a full disk, a folder where a file is asked for, no permission
@@ -69,7 +72,6 @@ def _parser() -> argparse.ArgumentParser:
     regime = verb("regime", _regime, "the operating point of a profile, on tuning scenes: labeler, baseline, (G,A)")
     regime.add_argument("--jobs", type=int, default=1, help="runs side by side on this machine")
     regime.add_argument("--record", action="store_true", help="keep the numbers under reports/results/")
-    verb("figures", _figures, "draw the README's pictures from the finished chain")
     verb("report", _report, "renew README, reports/report.md, its HTML, CSVs and figures from reports/results/")
     bench = verb("bench", _bench, "seconds and memory of a training step and of detection")
     bench.add_argument("--device", default="cpu", help="cpu or cuda (bf16)")
@@ -170,17 +172,18 @@ def _scenes(parsed: argparse.Namespace) -> None:
 
 
 def _summary(parsed: argparse.Namespace) -> None:
-    from cassl_lib import paths, report
-    from cassl_lib.figures import draw
+    from cassl_lib import figures, paths, report
     from cassl_lib.summary import summarize, table
 
     config = _config(parsed)
     numbers, file = summarize(config)
     print(table(numbers))
     print(file)
+    gathered = figures.gather(config)
     if parsed.record:
         print(report.record(config, numbers))
-    _print_lines(draw(config, paths.runs() / "pictures"))
+        print(report.record(config, gathered, "pictures"))
+    _print_lines(figures.save(figures.draw(gathered), paths.runs() / "pictures"))
 
 
 def _warmups(parsed: argparse.Namespace) -> None:
@@ -205,13 +208,6 @@ def _regime(parsed: argparse.Namespace) -> None:
         file = report.RESULTS / f"regime_{config.profile}_seed{config.seed}.json"
         write_atomically(file, (json.dumps(found, indent=1) + "\n").encode())
         print(file)
-
-
-def _figures(parsed: argparse.Namespace) -> None:
-    from cassl_lib import paths
-    from cassl_lib.figures import draw
-
-    _print_lines(draw(_config(parsed), paths.REPOSITORY / "figures"))
 
 
 def _report(parsed: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from cassl_lib.evaluation.matching import match
-from cassl_lib.plots import COLOURS, GREY, TEXT, WIDTH, Figure, as_array, tidy
+from cassl_lib.plots import COLOURS, GREY, SMALL, TEXT, WIDTH, Figure, as_array, tidy
 
 FEW = 30  # points, up to which each is marked
 
@@ -102,6 +102,25 @@ def table_chart(rows: Mapping[str, Mapping[str, Sequence[float]]], printed: Mapp
         tidy(axis, f"{column}; ring: the paper", "")
     for axis in axes[len(columns) :]:
         axis.set_visible(False)
+    return panel
+
+
+def table_curves(panels: Sequence[Mapping]) -> Figure:
+    """AP along what four tables vary, as `table_view.curves` gives it: ours filled, the paper's as grey rings."""
+    panel = Figure(figsize=(WIDTH, 5.6), layout="constrained")
+    for axis, found in zip(panel.subplots(2, 2).reshape(-1), panels, strict=True):
+        for place, (name, points) in enumerate(found["lines"].items()):
+            dash = ("-", "--")[place % 2]
+            both = (("paper", GREY, "none", f"{name}, the paper"), ("here", COLOURS[3 * place], None, name))
+            for key, colour, fill, label in both:
+                if points[key]:
+                    axis.plot(*np.transpose(points[key]), dash, color=colour, marker="o", mfc=fill, label=label)
+        if axis.lines:
+            axis.legend(frameon=False, fontsize=SMALL)
+        if "pool" in found["title"]:
+            axis.set_xscale("log")
+        axis.set_title(found["title"], fontsize=TEXT, loc="left")
+        tidy(axis, found["along"], "AP")
     return panel
 
 

@@ -151,14 +151,20 @@ SMALL_MODEL = dict(
 )
 SMALL_TRAINING = dict(learning_rate=4e-3, warmup_steps=100, clip_norm=5.0, workers=0, checkpoint_every=200)
 
+# DEVIATES: entities may share pixels at the small profiles, as objects do. Masks of cells of 4 pixels are too coarse on
+# scenes of 128 to make boxes anew from them: on the tuning scenes that takes the entity AP of the labeler from 47.6,
+# where the paper's is 42.1, to 24.0.
+SMALL_OVERLAP = True
+
 SMALL_PANOPTIC = dict(min_stuff_area=64 * 64 * 128 * 128 // (480 * 640))  # the same share of a scene
 
 PROFILES: dict[str, dict] = {
     "smoke": {
         "doc": "seconds; the tests",
-        "grid": (1, 5),  # of the five lengths and strengths of Tables 3 to 5
+        "grid": (1, 5),  # of the five lengths, strengths and thresholds of the tables
         "seeds": 1,  # of the tables
         "scenes": dict(train=24, val=12, tune=4, coco=16, places_part=6, openimages_part=6, size=96),
+        "overlap": SMALL_OVERLAP,
         "model": SMALL_MODEL | dict(channels=32, mask_channels=16),
         "augment": dict(sizes=(80, 96, 112), longest=192, crop=96, test_size=96),
         "labeler": SMALL_TRAINING | dict(steps=6, batch_size=8, warmup_steps=2, checkpoint_every=2, log_every=2),
@@ -169,9 +175,10 @@ PROFILES: dict[str, dict] = {
     },
     "demo": {
         "doc": "embedded scenes on a CPU, a quarter of an hour",
-        "grid": (1, 3, 5),  # of the five lengths and strengths of Tables 3 to 5
+        "grid": (1, 3, 5),  # of the five lengths, strengths and thresholds of the tables
         "seeds": 1,  # of the tables
         "scenes": {},
+        "overlap": SMALL_OVERLAP,
         "model": SMALL_MODEL,
         "augment": dict(sizes=(96, 112, 128, 144, 160), longest=256, crop=128, test_size=128),
         "labeler": SMALL_TRAINING | dict(steps=1200),
@@ -182,9 +189,10 @@ PROFILES: dict[str, dict] = {
     },
     "gpu": {
         "doc": "embedded scenes, longer training on one GPU",
-        "grid": (1, 2, 3, 4, 5),  # of the five lengths and strengths of Tables 3 to 5
+        "grid": (1, 2, 3, 4, 5),  # of the five lengths, strengths and thresholds of the tables
         "seeds": 3,  # of the tables
         "scenes": {},
+        "overlap": SMALL_OVERLAP,
         "model": SMALL_MODEL | dict(channels=128, tower_convs=4, mask_channels=64, mask_convs=4),
         "augment": dict(sizes=(96, 112, 128, 144, 160), longest=256, crop=128, test_size=128),
         "labeler": SMALL_TRAINING | dict(steps=10_000, workers=8),
@@ -195,9 +203,10 @@ PROFILES: dict[str, dict] = {
     },
     "paper": {
         "doc": "COCO, Open Images and Places365 with the paper's schedule",
-        "grid": (1, 2, 3, 4, 5),  # of the five lengths and strengths of Tables 3 to 5
+        "grid": (1, 2, 3, 4, 5),  # of the five lengths, strengths and thresholds of the tables
         "seeds": 1,  # of the tables
         "scenes": None,
+        "overlap": None,
         "model": dict(pretrained=True, drop_path=0.2),
         "augment": {},
         "labeler": dict(epochs=36),  # UNSTATED: the labeler's schedule; taken as long as finetuning

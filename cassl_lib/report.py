@@ -48,7 +48,7 @@ WARMUP_ROWS = (
 def record(config: Config, summary: dict, kind: str = "chain") -> Path:
     """Keep a summary under `reports/results/`, with its whole configuration."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    choices = {"chain": (config.annotation, config.target, config.crowd), "warmups": (config.crowd,)}[kind]
+    choices = (config.crowd,) if kind == "warmups" else (config.annotation, config.target, config.crowd)
     odd = [choice for choice in choices if choice not in ("objects", "instances", "background")]
     file = RESULTS / f"{'_'.join([kind, config.profile, config.split, *odd])}_seed{config.seed}.json"
     write_atomically(file, (json.dumps(summary | {"config": to_json(config)}, indent=1) + "\n").encode())

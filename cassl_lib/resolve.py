@@ -78,7 +78,8 @@ def resolve(
         size: short side of the images in pixels, training sizes in proportion.
         masks: False trains plain FCOS, boxes only.
         overlap: False leaves a pixel to the object or entity with the highest score and makes boxes of what is left, in
-            labels and evaluation of labeler and warm-up; None does so for entities, as the authors' entity code.
+            labels and evaluation of labeler and warm-up, as the authors' code does for entities; None: the profile's
+            value, at the paper profile False for entities and True for objects.
         rescore: True multiplies the score by the mean probability inside the mask.
         pretrained: what the backbone starts from: imagenet (timm downloads it), none (at random), or a file of weights
             (.pth, .safetensors) under any name that `interop.load` knows.
@@ -194,7 +195,7 @@ def _from_profile(name: str, **chosen) -> Config:
     profile = PROFILES[name]
     return Config(
         **chosen,
-        overlap=None,
+        overlap=profile["overlap"],
         profile=name,
         labeled="",
         unlabeled="",

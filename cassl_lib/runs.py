@@ -32,7 +32,14 @@ WITHOUT_LOCKS = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS)
 
 
 class MissingRun(RuntimeError):
-    """An input run does not exist and may not be made on the way; the message holds the command that makes it."""
+    """An input run does not exist and may not be made on the way; the message holds the command that makes it.
+
+    `run` is where it will be, where that is known.
+    """
+
+    def __init__(self, message: str, run: Run | None = None):
+        super().__init__(message)
+        self.run = run
 
 
 @dataclass(frozen=True)
@@ -121,6 +128,18 @@ class Run:
             file.write(f"process {os.getpid()} on {platform.node()}")
             file.flush()
             yield
+
+    @property
+    def busy(self) -> bool:
+        """Whether a process holds the run at this moment."""
+        try:
+            with (self.folder / "lock").open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # nobody has begun it, or the file system has no locks
+            return False
+        return False
 
     def finish(self, result: dict) -> None:
         """Write the result, which makes the run finished, and drop the training state that nobody needs any more."""

@@ -299,7 +299,8 @@ def _run(
         write_atomically(run.folder / "config.json", json.dumps(to_json(config), indent=1).encode())
     if existing:
         command = f"python -m cassl_lib run {verb} --config {shlex.quote(str(run.folder / 'config.json'))}"
-        raise MissingRun(f"{run.id} is not there yet; make it with\n    {command}\n(--devices N for N processes)")
+        missing = f"{run.id} is not there yet; make it with\n    {command}\n(--devices N for N processes)"
+        raise MissingRun(missing, run)
     if not run.finished:
         together(run)
     with _alone(run) as unfinished:

@@ -15,7 +15,7 @@ from cassl_lib.runs import write_atomically
 
 
 def add_options(table: argparse.ArgumentParser) -> None:
-    table.add_argument("tables", nargs="+", metavar="N", help="1 to 7, 9, or all")
+    table.add_argument("tables", nargs="+", metavar="N", help="1 to 7, 9, threshold, or all")
     table.add_argument("--seeds", type=int, help="how many, from --seed on; the profile's number by default")
     table.add_argument("--jobs", type=int, default=1, help="runs side by side on this machine")
     table.add_argument("--devices", type=int, default=1, help="processes of each run; more than one starts torchrun")
@@ -27,7 +27,7 @@ def add_options(table: argparse.ArgumentParser) -> None:
 def act(parsed: argparse.Namespace, config: Config) -> int:
     """Make what is missing (or list it), show the tables; 1 if a run failed."""
     from cassl_lib import report, table_runs, table_view
-    from cassl_lib.tables import wants
+    from cassl_lib.tables import file_stem, wants
 
     numbers, seeds = chosen(parsed.tables), list(seeds_of(config, parsed.seeds))
     rows = [row for number in numbers for row in table_runs.rows_of(number, config, seeds)]
@@ -42,7 +42,7 @@ def act(parsed: argparse.Namespace, config: Config) -> int:
         collected = table_runs.collect(number, config, seeds)
         print(table_view.text(collected), end="\n\n")
         if parsed.record:
-            file = report.RESULTS / f"table{number}_{config.profile}.json"
+            file = report.RESULTS / f"{file_stem(number, config.profile)}.json"
             write_atomically(file, (json.dumps(collected, indent=1) + "\n").encode())
             print(file, end="\n\n")
     for failure in failures:
@@ -50,17 +50,17 @@ def act(parsed: argparse.Namespace, config: Config) -> int:
     return 1 if failures else 0
 
 
-def chosen(words: Sequence[str]) -> list[int]:
+def chosen(words: Sequence[str]) -> list[int | str]:
     """The tables that the shell's words name."""
     from cassl_lib.tables import ROWS
 
     if list(words) == ["all"]:
         return list(ROWS)
-    numbers = [int(word) if word.isdecimal() else 0 for word in words]
-    for word, number in zip(words, numbers, strict=True):
-        if number not in ROWS:
-            raise ConfigError(f"table {word!r} has no rows here; use all, or one of: {', '.join(map(str, ROWS))}")
-    return numbers
+    named = {str(table): table for table in ROWS}
+    for word in words:
+        if word not in named:
+            raise ConfigError(f"table {word!r} has no rows here; use all, or one of: {', '.join(named)}")
+    return [named[word] for word in words]
 
 
 def seeds_of(config: Config, count: int | None = None) -> range:
@@ -124,8 +124,9 @@ def _pace(finished: Sequence, config: Config, needed: bool) -> dict:
     return pace | {"each": each}
 
 
-def recorded(folder: Path, profile: str) -> dict[int, dict]:
+def recorded(folder: Path, profile: str) -> dict[int | str, dict]:
     """The tracked tables of a profile, by number."""
-    files = sorted(folder.glob(f"table*_{profile}.json"))
-    found = [json.loads(file.read_text()) for file in files]
-    return {each["table"]: each for each in found}
+    from cassl_lib.tables import ROWS, file_stem
+
+    files = {table: folder / f"{file_stem(table, profile)}.json" for table in ROWS}
+    return {table: json.loads(file.read_text()) for table, file in files.items() if file.exists()}

@@ -14,11 +14,11 @@ import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
-from cassl_lib import paths, regime, report, table_view
+from cassl_lib import figures, paths, regime, report, table_view
 from cassl_lib.config import PROFILES
 from cassl_lib.forecast import duration
 from cassl_lib.table_commands import recorded
-from cassl_lib.tables import ROWS
+from cassl_lib.tables import ROWS, file_stem
 
 REPORT = paths.REPOSITORY / "reports" / "report.md"
 NOTHING = report.NOTHING
@@ -48,7 +48,7 @@ def where(collected: Mapping) -> str:
     )
 
 
-def table_section(table: int) -> str:
+def table_section(table: int | str) -> str:
     """A table at every profile that has it: paper, ours, gap, row by row."""
     parts = []
     for profile in profiles():
@@ -57,8 +57,8 @@ def table_section(table: int) -> str:
             continue
         lines = [where(collected), "", "| row | column | paper | here | gap |", "|---|---|---:|---:|---:|"]
         lines += ["| " + " | ".join(line) + " |" for line in table_view.lines(collected)]
-        picture = f"table{table}_{profile}.png"
-        parts.append("\n".join([*lines, "", f"![Table {table}, profile {profile}](../figures/{picture})"]))
+        picture = f"![{table_view.heading(table)}, profile {profile}](../figures/{file_stem(table, profile)}.png)"
+        parts.append("\n".join([*lines, "", picture]))
     return "\n\n".join(parts) or NOTHING
 
 
@@ -73,6 +73,32 @@ def claims_section() -> str:
         theirs = "" if claim["paper"] is None else f"{claim['paper']:+.1f}"
         lines.append(f"| {claim['table']} | {claim['claim']} | {theirs} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def curves_section() -> str:
+    """A figure a profile: AP along the length of the warm-up, the pool, the labeler's AP, the threshold."""
+    names = {profile: f"../figures/curves_{profile}.png" for profile in profiles()}
+    return "\n\n".join(f"![Curves, profile {name}]({file})" for name, file in names.items()) or NOTHING
+
+
+def pictures_section() -> str:
+    """What each stage says of the same images, by profile."""
+    parts = []
+    for file in pictures():
+        found = json.loads(file.read_text())
+        place = found["environment"]
+        parts.append(
+            f"Profile {found['profile']}, split {found['split']}, seed {found['seed']}; {place['device']}, torch "
+            f"{place['torch']}, {place['date']}, commit {place['commit']} (`reports/results/{file.name}`).\n\n"
+            "![Truth, labeler, pseudo labels, baseline and CA-SSL](../figures/stages.png)\n\n"
+            "![Truth, baseline and CA-SSL](../figures/detections.png)"
+        )
+    return "\n\n".join(parts) or NOTHING
+
+
+def pictures() -> list[Path]:
+    """The tracked pictures: those of the demo."""
+    return sorted(report.RESULTS.glob("pictures_demo_tiny_seed0.json"))
 
 
 def regime_section() -> str:
@@ -111,7 +137,7 @@ def cost_section() -> str:
         for table, collected in tables_of(profile).items():
             runs = {name: run["seconds"] for name, run in table_view.runs_of(collected).items()}
             whole |= runs
-            lines.append(f"| {table}, {table_view.TITLES[table]} | {len(runs)} | {duration(sum(runs.values()))} |")
+            lines.append(f"| {table_view.heading(table)} | {len(runs)} | {duration(sum(runs.values()))} |")
         lines.append(f"| all, each run once | {len(whole)} | {duration(sum(whole.values()))} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts) or NOTHING
@@ -133,8 +159,11 @@ def csv_text(collected: Mapping) -> str:
     return sink.getvalue()
 
 
-GENERATED = {f"table {number}": lambda number=number: table_section(number) for number in ROWS}
+GENERATED = {
+    f"table {table}" if isinstance(table, int) else table: lambda table=table: table_section(table) for table in ROWS
+}
 GENERATED |= {"claims": claims_section, "cost": cost_section, "regime": regime_section}
+GENERATED |= {"curves": curves_section, "pictures": pictures_section}
 
 
 def files() -> dict[Path, str]:
@@ -142,14 +171,12 @@ def files() -> dict[Path, str]:
     found = {}
     for profile in profiles():
         for table, collected in tables_of(profile).items():
-            found[REPORT.parent / "tables" / f"table{table}_{profile}.csv"] = csv_text(collected)
+            found[REPORT.parent / "tables" / f"{file_stem(table, profile)}.csv"] = csv_text(collected)
     return found
 
 
 def renew() -> list[Path]:
     """Renew report, HTML, CSVs and figures; returns what was written."""
-    from cassl_lib import charts
-
     report.renew(REPORT, GENERATED)
     written = [REPORT, REPORT.with_suffix(".html")]
     written[1].write_text(page(REPORT.read_text()))
@@ -157,12 +184,22 @@ def renew() -> list[Path]:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
         written.append(file)
+    return written + figures.save(drawn(), paths.REPOSITORY / "figures")
+
+
+def drawn() -> dict:
+    """Every figure of the report by name: tables, curves, the three stages, and what they say of the same images."""
+    from cassl_lib import charts, plots
+
+    found = {"pipeline": plots.pipeline_figure()}
     for profile in profiles():
-        for table, collected in tables_of(profile).items():
-            file = paths.REPOSITORY / "figures" / f"table{table}_{profile}.png"
-            charts.table_chart(*table_view.chart_data(collected)).savefig(file, dpi=100, metadata={"Software": None})
-            written.append(file)
-    return written
+        tables = tables_of(profile)
+        found[f"curves_{profile}"] = charts.table_curves(table_view.curves(tables))
+        for table, collected in tables.items():
+            found[file_stem(table, profile)] = charts.table_chart(*table_view.chart_data(collected))
+    for file in pictures():
+        found |= figures.draw(json.loads(file.read_text()))
+    return found
 
 
 def page(text: str) -> str:

@@ -1,7 +1,8 @@
 """The runs of the paper's tables: which are there, making those that are missing, collecting their numbers.
 
 A run that fails takes no other with it: those that start from it are left out, all others go on. Stopped at any moment,
-the same command goes on where it was.
+the same command goes on where it was. Several processes, on one machine or many, share the work by the run store alone:
+each begins what no other works on.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from cassl_lib import paths
 from cassl_lib.config import TRAINED_BY, Config
 from cassl_lib.data.processes import cores
 from cassl_lib.launch import VERBS, arguments
+from cassl_lib.pseudo_labels import PseudoLabelError
 from cassl_lib.resolve import to_json
 from cassl_lib.runs import MissingRun, Run, environment, write_atomically
 from cassl_lib.tables import ROWS, Row, Want, variation, wants
@@ -57,7 +59,7 @@ def find(all_wants: Sequence[Want]) -> Found:
 def _existing(want: Want, source: Run | None) -> Run | None:
     try:
         return stage(want, source, existing=True)
-    except MissingRun:
+    except (MissingRun, PseudoLabelError):  # a damaged store fails its own run, with its reason, and no other
         return None
 
 
@@ -98,13 +100,26 @@ def make(all_wants: Sequence[Want], *, jobs: int = 1, devices: int = 1, apart: b
     if apart or jobs > 1 or devices > 1:
         return _make_apart(todo, found, jobs, devices)
     failures: list[Failure] = []
-    for want in todo:
-        source = found.source(want)
-        if want.source and source is None:
-            failures.append(Failure(want, NO_SOURCE))
-        else:
-            _take(_make_here(want, source), want, found, failures)
-    return failures
+    while ready := _ready(todo, found):
+        todo.remove(ready[0])
+        _take(_make_here(ready[0], found.source(ready[0])), ready[0], found, failures)
+    return failures + [Failure(want, NO_SOURCE) for want in todo]
+
+
+def _ready(todo: list[Want], found: Found) -> list[Want]:
+    """Those whose source is there; the ones that another process works on come last."""
+    ready = [want for want in todo if want.source is None or found.source(want)]
+    return sorted(ready, key=lambda want: _busy(want, found.source(want))) if len(ready) > 1 else ready
+
+
+def _busy(want: Want, source: Run | None) -> bool:
+    try:
+        stage(want, source, existing=True)
+        return False
+    except MissingRun as missing:
+        return missing.run is not None and missing.run.busy
+    except PseudoLabelError:
+        return False
 
 
 def _make_apart(todo: list[Want], found: Found, jobs: int, devices: int) -> list[Failure]:
@@ -113,8 +128,7 @@ def _make_apart(todo: list[Want], found: Found, jobs: int, devices: int) -> list
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(jobs) as threads:
         while todo or running:
-            ready = [want for want in todo if want.source is None or found.source(want)]
-            for want in ready[: jobs - len(running)]:
+            for want in _ready(todo, found)[: jobs - len(running)]:
                 todo.remove(want)
                 source = found.source(want)
                 running[threads.submit(_make, want, source, folder, jobs, devices)] = want
@@ -140,6 +154,8 @@ def _take(outcome: tuple[int, str], want: Want, found: Found, failures: list[Fai
 
 def _make(want: Want, source: Run | None, folder: Path, jobs: int, devices: int) -> tuple[int, str]:
     """Run the process of a want; returns its exit status and the end of what it said."""
+    if _existing(want, source):  # another process has made it in the meantime
+        return 0, ""
     file = folder / f"{hashlib.sha256(repr(want.key).encode()).hexdigest()[:12]}.json"
     write_atomically(file, json.dumps(to_json(want.config)).encode())
     words = command(want, source, file, devices=devices)

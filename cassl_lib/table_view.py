@@ -16,26 +16,37 @@ TITLES = {
     6: "Weak and strong augmentation",
     7: "Scale of the unlabelled images",
     9: "Parts initialised from the warmed-up model",
+    "threshold": "Threshold of the pseudo labels",
 }
-# (table, name, the row and column that claims to be ahead, those it claims to beat): what the paper says
+# (table, name, the row and column said to be ahead, those said to be behind): what the paper says
+DET, WARM = "finetuned det AP", "warm-up entity AP"
 CLAIMS = (
     (1, "the gap is smaller without classes", None, None),
-    (2, "a warm-up on objects (P,A) beats ImageNet", ("Objects (P,A)", "ImageNet"), "finetuned det AP"),
-    (2, "pseudo labels beat ground truth as warm-up", ("Objects (P,A)", "Objects (G,A)"), "finetuned det AP"),
-    (2, "labels without classes beat labels with them", ("Objects (P,A)", "Objects (P,S)"), "finetuned det AP"),
-    (2, "entities beat objects in box AP", ("Entities (P,A)", "Objects (P,A)"), "finetuned det AP"),
-    (2, "entities beat objects in PQ", ("Entities (P,A)", "Objects (P,A)"), "finetuned PQ"),
-    (3, "a warm-up of 60 epochs beats one of 12", ("60 (5x)", "12 (1x)"), "AP"),
-    (7, "the largest pool beats the smallest, after finetuning", ("Large", "Tiny"), "finetuned det AP"),
-    (7, "the largest pool beats the smallest, warmed up", ("Large", "Tiny"), "warm-up entity AP"),
-    (9, "the backbone alone beats nothing", ("backbone", "nothing"), "AP"),
-    (9, "neck and head add to the backbone", ("backbone, neck, head", "backbone"), "AP"),
+    (2, "a warm-up on objects (P,A) beats ImageNet", ("Objects (P,A)", DET), ("ImageNet", DET)),
+    (2, "pseudo labels beat ground truth as warm-up", ("Objects (P,A)", DET), ("Objects (G,A)", DET)),
+    (2, "labels without classes beat labels with them", ("Objects (P,A)", DET), ("Objects (P,S)", DET)),
+    (2, "entities beat objects in box AP", ("Entities (P,A)", DET), ("Objects (P,A)", DET)),
+    (2, "entities beat objects in PQ", ("Entities (P,A)", "finetuned PQ"), ("Objects (P,A)", "finetuned PQ")),
+    (3, "a warm-up of 60 epochs beats one of 12", ("60 (5x)", "AP"), ("12 (1x)", "AP")),
+    (4, "the same after finetuning for 36", ("3x", "5x"), ("3x", "1x")),
+    (5, "a stronger labeler warms up better", ("warmed-up target detector", "5"), ("warmed-up target detector", "1")),
+    (6, "a strong augmentation helps the warm-up", ("weak", f"strong, {WARM}"), ("weak", f"weak, {WARM}")),
+    (6, "strong in both stages beats weak in both", ("strong", f"strong, {DET}"), ("weak", f"weak, {DET}")),
+    (7, "the largest pool beats the smallest, warmed up", ("Large", WARM), ("Tiny", WARM)),
+    (7, "the largest pool beats the smallest, after finetuning", ("Large", DET), ("Tiny", DET)),
+    (9, "the backbone alone beats nothing", ("backbone", "AP"), ("nothing", "AP")),
+    (9, "neck and head add to the backbone", ("backbone, neck, head", "AP"), ("backbone", "AP")),
 )
 # Two-sided 95 % points of Student's t, by degrees of freedom: three seeds have two.
 STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
 
 
-def printed(table: int, row: str, column: str) -> float | None:
+def heading(table: int | str) -> str:
+    """`Table 3: Epochs of the warm-up`; what the paper has no table for stands by its own name."""
+    return f"Table {table}: {TITLES[table]}" if isinstance(table, int) else TITLES[table]
+
+
+def printed(table: int | str, row: str, column: str) -> float | None:
     """The paper's number, in percent; None where it prints none."""
     whole = {1: paper.TABLE1, 2: paper.TABLE2, 3: paper.TABLE3, 4: paper.TABLE4, 7: paper.TABLE7, 9: paper.TABLE9}
     if table == 5:
@@ -43,10 +54,10 @@ def printed(table: int, row: str, column: str) -> float | None:
     if table == 6:
         warming, _, number = column.partition(", ")
         return paper.TABLE6[row][warming][number]
-    return whole[table][row].get(column)
+    return whole[table][row].get(column) if table in whole else None
 
 
-def columns(table: int, rows: Mapping[str, Mapping]) -> list[str]:
+def columns(table: int | str, rows: Mapping[str, Mapping]) -> list[str]:
     """The columns in which the paper or any row has a number, the paper's first."""
     whole = {2: paper.TABLE2_COLUMNS, 3: paper.TABLE3["12 (1x)"], 4: paper.TABLE4["1x"], 5: "12345"}
     ours = (column for cells in rows.values() for column in cells)
@@ -91,18 +102,18 @@ def text(collected: Mapping) -> str:
     body = lines(collected)
     widths = [max(map(len, each)) for each in zip(head, *body, strict=True)]
     form = "  ".join(f"{{:{'<' if place < 2 else '>'}{width}}}" for place, width in enumerate(widths))
-    title = f"Table {collected['table']}, {TITLES[collected['table']]}: profile {collected['profile']}"
+    title = f"{heading(collected['table'])}; profile {collected['profile']}"
     runs = runs_of(collected)
     cost = f"{len(runs)} runs, {sum(run['seconds'] for run in runs.values()) / 3600:.2f} h of this machine"
     shown = [title, cost, form.format(*head), *(form.format(*line) for line in body)]
     return "\n".join(line.rstrip() for line in shown)
 
 
-def paired(rows: Mapping, ahead: str, behind: str, column: str) -> list[float]:
-    """Differences times 100 of two rows, seed by seed."""
-    first, second = (rows.get(name, {}).get(column, {}) for name in (ahead, behind))
+def paired(rows: Mapping, ahead: tuple[str, str], behind: tuple[str, str]) -> dict[str, float]:
+    """Differences times 100 of two cells, each a row and a column, by the seeds that both have."""
+    first, second = (rows.get(row, {}).get(column, {}) for row, column in (ahead, behind))
     seeds = [seed for seed in first if first[seed] is not None and second.get(seed) is not None]
-    return [100 * (first[seed] - second[seed]) for seed in seeds]
+    return {seed: 100 * (first[seed] - second[seed]) for seed in seeds}
 
 
 def verdict(differences: list[float]) -> str:
@@ -124,28 +135,76 @@ def verdict(differences: list[float]) -> str:
 def claims(collected: Mapping[int, Mapping], only: int | None = None) -> list[dict]:
     """The paper's claims, or those of one table, with the paired differences of the collected tables, by number."""
     found = []
-    for table, claim, pair, column in CLAIMS:
+    for table, claim, ahead, behind in CLAIMS:
         if only not in (None, table):
             continue
         rows = collected.get(table, {}).get("rows", {})
-        differences = _gap_difference(rows) if pair is None else paired(rows, *pair, column)
+        differences = list((paired(rows, ahead, behind) if ahead else _gap_difference(rows)).values())
         line = {"table": table, "claim": claim, "differences": differences, "verdict": verdict(differences)}
-        found.append(line | {"paper": _claimed(table, pair, column)})
+        found.append(line | {"paper": _claimed(table, ahead, behind)})
     return found
 
 
-def _claimed(table: int, pair: tuple | None, column: str | None) -> float | None:
-    if pair is None:
+def _claimed(table: int, ahead: tuple[str, str] | None, behind: tuple[str, str] | None) -> float | None:
+    if ahead is None:
         return paper.TEXT["table 1, class-specific gap"] - paper.TEXT["table 1, class-agnostic gap"]
-    ahead, behind = (printed(table, name, column) for name in pair)
-    return None if ahead is None or behind is None else ahead - behind
+    first, second = printed(table, *ahead), printed(table, *behind)
+    return None if first is None or second is None else first - second
 
 
-def _gap_difference(rows: Mapping) -> list[float]:
+def _gap_difference(rows: Mapping) -> dict[str, float]:
     """Of Table 1, seed by seed: the gap with classes minus the gap without."""
-    specific = paired(rows, "COCO train2017", "COCO unlabeled", "class-specific AP")
-    agnostic = paired(rows, "COCO train2017", "COCO unlabeled", "class-agnostic AP")
-    return [first - second for first, second in zip(specific, agnostic, strict=False)]
+    truth, pseudo = "COCO train2017", "COCO unlabeled"
+    names = ("class-specific AP", "class-agnostic AP")
+    specific, agnostic = (paired(rows, (truth, name), (pseudo, name)) for name in names)
+    return {seed: specific[seed] - agnostic[seed] for seed in specific if seed in agnostic}
+
+
+CURVES = (  # title, what runs along the axis, and lines: table, row or None for all rows, column or None for all
+    ("length of the warm-up", "epochs, the profile's own length as 60", (3, None, "AP")),
+    ("scale of the pool", "images, those of tiny as 1", (7, None, WARM), (7, None, DET)),
+    ("strength of the labeler", "AP of the labeler", (5, "warmed-up target detector", None)),
+    ("threshold of the labels", "threshold", ("threshold", None, WARM), ("threshold", None, DET)),
+)
+
+
+def curves(tables: Mapping[int | str, Mapping]) -> list[dict]:
+    """AP along what four tables vary.
+
+    Returns:
+        For each panel `title`, `along`, and `lines`: by name the points (x, AP) here and the paper's.
+    """
+    panels = []
+    for title, along, *lines in CURVES:
+        found = {}
+        for table, row, column in lines:
+            rows = tables.get(table, {}).get("rows", {})
+            cells = [(name, column) for name in rows] if row is None else [(row, each) for each in columns(table, rows)]
+            name = column if row is None else "warmed-up detector"
+            places = {cell: _place(table, cell, rows) for cell in cells}
+            ours = [(places[cell][0], values(rows[cell[0]].get(cell[1], {}))) for cell in cells]
+            theirs = [(places[cell][1], printed(table, *cell)) for cell in cells]
+            found[name] = {
+                "here": [(x, statistics.mean(numbers)) for x, numbers in ours if numbers and x is not None],
+                "paper": [(x, y) for x, y in theirs if x is not None and y is not None],
+            }
+        panels.append({"title": title, "along": along, "lines": found})
+    return panels
+
+
+def _place(table: int | str, cell: tuple[str, str], rows: Mapping) -> tuple[float | None, float | None]:
+    """Where a cell stands along its axis, here and in the paper."""
+    row, column = cell
+    if table == 3:
+        epochs = float(row.split()[0])
+        return epochs, epochs
+    if table == 5:
+        strength = values(rows.get("pseudo labeler", {}).get(column, {}))
+        return statistics.mean(strength) if strength else None, paper.TABLE5["pseudo labeler"][int(column) - 1]
+    if table == 7:  # the scenes keep the ratios up to 7 %: 1 : 5.5 : 15 : 31
+        size = paper.TABLE7[row]["images"] / paper.TABLE7["Tiny"]["images"]
+        return size, size
+    return float(row), None
 
 
 def chart_data(collected: Mapping) -> tuple[dict, dict]:

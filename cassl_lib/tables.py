@@ -2,7 +2,8 @@
 
     Want     a request for a run: a stage, its settings, and the run it starts from, itself a Want
     Cell     a number of a wanted run
-    ROWS     by the number of the paper's table, the rows for a configuration: their names as printed
+    ROWS     by the number of the paper's table, the rows for a configuration: their names as printed; and "threshold",
+             a table that the paper does not have
 
 Nothing here trains. `table_runs` finds the runs, makes those that are missing, and collects the numbers.
 """
@@ -218,7 +219,20 @@ def table9(config: Config) -> list[Row]:
     return [Row(row.name, {name: row.cells[name] for name in ("AP", "AP50", "AP75")}) for row in rows]
 
 
-ROWS: dict[int, Callable[[Config], list[Row]]] = {
+def threshold_rows(config: Config) -> list[Row]:
+    """Thresholds of the pseudo labels (eq. 3), whose value the paper does not print; every label is stored once."""
+    rows = []
+    for place, threshold in enumerate((0.3, 0.4, 0.5, 0.6, 0.7), start=1):
+        cells = {}
+        if place in grid(config):
+            source = warmup(replace(config, label=replace(config.label, threshold=threshold)))
+            cells["warm-up entity AP"] = Cell(source, "box_agnostic")
+            cells["finetuned det AP"] = Cell(finetuned(config, source), "box")
+        rows.append(Row(str(threshold), cells))
+    return rows
+
+
+ROWS: dict[int | str, Callable[[Config], list[Row]]] = {
     1: table1,
     2: table2,
     3: table3,
@@ -227,11 +241,17 @@ ROWS: dict[int, Callable[[Config], list[Row]]] = {
     6: table6,
     7: table7,
     9: table9,
+    "threshold": threshold_rows,
 }
 
 
+def file_stem(table: int | str, profile: str) -> str:
+    """`table3_demo` or `threshold_demo`: what the files of a table are called."""
+    return f"{f'table{table}' if isinstance(table, int) else table}_{profile}"
+
+
 def grid(config: Config) -> tuple[int, ...]:
-    """Which of the five lengths and strengths of Tables 3 to 5 the profile runs."""
+    """Which of the five lengths, strengths and thresholds the profile runs (Tables 3 to 5, "threshold")."""
     return PROFILES[config.profile]["grid"]
 
 

@@ -1,8 +1,11 @@
 """The report is what the results say: rendered from made-up results here, compared with the tracked ones there."""
 
+import io
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from cassl_lib import report, table_report
 from cassl_lib.table_report import csv_text
@@ -36,7 +39,9 @@ def test_a_table_has_the_papers_number_ours_and_the_gap(results):
     assert "| nothing | AP | 46.8 | 41.0 ± 1.4 (2) | -5.8 |" in lines
     assert "| nothing | AP50 | 66.2 |  |  |" in lines  # not measured: blank
     assert "| backbone, neck, head | AP | 51.5 | 46.0 | -5.5 |" in lines
-    assert lines[-1] == "![Table 9, profile demo](../figures/table9_demo.png)"
+    assert (
+        lines[-1] == "![Table 9: Parts initialised from the warmed-up model, profile demo](../figures/table9_demo.png)"
+    )
     assert table_report.table_section(3) == table_report.NOTHING
 
 
@@ -52,7 +57,7 @@ def test_claims_are_judged_by_pairs(results):
 def test_a_run_that_tables_share_is_counted_once_in_the_sum(results):
     (results / "table3_demo.json").write_text(json.dumps(collected(3, {}, seeds=(0,))))
     lines = table_report.cost_section().splitlines()
-    assert "| 3, Epochs of the warm-up | 2 | 3.0 min |" in lines
+    assert "| Table 3: Epochs of the warm-up | 2 | 3.0 min |" in lines
     assert lines[-1] == "| all, each run once | 3 | 4.5 min |"
 
 
@@ -82,7 +87,8 @@ def test_everything_is_renewed_and_prose_stays(results, tmp_path, monkeypatch):
     written = table_report.renew()
     text = (tmp_path / "reports/report.md").read_text()
     assert "A word by hand." in text and "| backbone | AP | 50.6 | 46.0 ± 1.4 (2) | -4.6 |" in text
-    assert [file.name for file in written] == ["report.md", "report.html", "table9_demo.csv", "table9_demo.png"]
+    names = ["report.md", "report.html", "table9_demo.csv", "pipeline.png", "curves_demo.png", "table9_demo.png"]
+    assert [file.name for file in written] == names
     assert "<td>" in (tmp_path / "reports/report.html").read_text() and all(file.stat().st_size for file in written)
     before = [file.read_bytes() for file in written]
     assert [file.read_bytes() for file in table_report.renew()] == before
@@ -93,6 +99,19 @@ def test_the_report_shows_the_tracked_results(name):
     begin, end = report.markers(name)
     shown = table_report.REPORT.read_text().partition(begin)[2].partition(end)[0].strip()
     assert shown == table_report.GENERATED[name](), "the report is stale: run make report"
+
+
+def test_the_tracked_figures_are_of_the_tracked_results():
+    """Drawn again and compared pixel by pixel: a machine may round a colour to its neighbour, no more."""
+    folder = report.README.parent / "figures"
+    drawn = table_report.drawn()
+    assert {file.stem for file in folder.glob("*.png")} == set(drawn), "the figures are stale: run make report"
+    for name, figure in drawn.items():
+        buffer = io.BytesIO()
+        figure.savefig(buffer, dpi=100)
+        own, tracked = (np.asarray(Image.open(file).convert("RGB"), float) for file in (buffer, folder / f"{name}.png"))
+        assert own.shape == tracked.shape, f"{name}.png is stale: run make report"
+        assert np.abs(own - tracked).mean() < 2, f"{name}.png is stale: run make report"
 
 
 def test_the_tracked_tables_are_of_the_tracked_results():

@@ -3,12 +3,13 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from cassl_lib import paper, paths, table_runs, table_view, tables
 from cassl_lib.__main__ import main
 from cassl_lib.resolve import resolve
-from cassl_lib.runs import Run
+from cassl_lib.runs import MissingRun, Run
 from cassl_lib.tables import ROWS, Want, labeler, wants, warmup
 
 PRINTED = {1: paper.TABLE1, 2: paper.TABLE2, 3: paper.TABLE3, 4: paper.TABLE4, 5: paper.TABLE5}
@@ -24,7 +25,7 @@ def named(table, config):
     return {row.name: row.cells for row in ROWS[table](config)}
 
 
-@pytest.mark.parametrize("table", ROWS)
+@pytest.mark.parametrize("table", PRINTED)
 def test_rows_are_named_as_the_paper_prints_them(table, config):
     assert list(named(table, config)) == list(PRINTED[table])
     for row in ROWS[table](config):
@@ -35,6 +36,14 @@ def test_rows_are_named_as_the_paper_prints_them(table, config):
             )
 
 
+def test_the_threshold_decides_the_warm_up_and_not_its_labels(config):
+    rows = ROWS["threshold"](config)
+    warmups = [row.cells["warm-up entity AP"].want for row in rows]
+    assert [each.config.label.threshold for each in warmups] == [float(row.name) for row in rows]
+    assert len({each.key for each in warmups}) == 5 and len({each.source.key for each in warmups}) == 1
+    assert table_view.printed("threshold", "0.5", "finetuned det AP") is None
+
+
 def test_a_run_that_tables_share_is_wanted_once(config):
     """The default chain is in all tables: labeler, labels, warm-up of 5 fifths, finetuning of 3."""
     default = warmup(config)
@@ -42,8 +51,8 @@ def test_a_run_that_tables_share_is_wanted_once(config):
         assert default.key in {want.key for want in wants(ROWS[table](config))}, table
     everything = wants([row for table in ROWS for row in ROWS[table](config)])
     assert len({want.key for want in everything}) == len(everything)
-    # 5 lengths of warm-up; 4 more by weaker labelers; with classes; entities; strong; 3 larger pools
-    assert sum(want.verb == "warm_up" for want in everything) == 5 + 4 + 1 + 1 + 1 + 3
+    # 5 lengths of warm-up; 4 more by weaker labelers; with classes; entities; strong; 3 larger pools; 4 more thresholds
+    assert sum(want.verb == "warm_up" for want in everything) == 5 + 4 + 1 + 1 + 1 + 3 + 4
     assert [want.verb for want in everything] == sorted((w.verb for w in everything), key=tables.ORDER.index)
 
 
@@ -111,6 +120,23 @@ def test_missing_runs_are_made_in_order_and_found_again(store, monkeypatch, caps
     assert table_runs.make(needed) == []
 
 
+def test_processes_share_the_runs(store):
+    """Of two runs that are ready, the one that another process holds is begun last."""
+    config = resolve(profile="smoke")
+    first, second = labeler(config), labeler(replace(config, seed=1))
+    needed = wants(
+        [tables.Row("a", {str(n): tables.Cell(want, "box_agnostic")}) for n, want in enumerate((first, second))]
+    )
+    assert table_runs._ready(needed, table_runs.find(needed)) == [first, second]
+    with pytest.raises(MissingRun) as missing:
+        table_runs.stage(first, None, existing=True)
+    with missing.value.run.lock():
+        assert missing.value.run.busy
+        assert table_runs._ready(needed, table_runs.find(needed)) == [second, first]
+    assert not missing.value.run.busy
+    assert table_runs._ready(needed, table_runs.find(needed)) == [first, second]
+
+
 @pytest.mark.parametrize("apart", [True, False])
 def test_a_failed_run_takes_only_what_starts_from_it(apart, store, monkeypatch):
     config = resolve(profile="smoke")
@@ -130,6 +156,7 @@ def test_a_failed_run_takes_only_what_starts_from_it(apart, store, monkeypatch):
     there = {}
     monkeypatch.setattr(table_runs, "_make", run)
     monkeypatch.setattr(table_runs, "_make_here", run)
+    monkeypatch.setattr(table_runs, "_busy", lambda want, source: False)
     monkeypatch.setattr(
         table_runs, "_existing", lambda want, source: there.setdefault(want.key, Run(store)) if made else None
     )
@@ -205,10 +232,9 @@ def test_a_claim_is_decided_by_paired_differences(differences, verdict):
 
 
 def test_claims_are_those_of_rows_that_the_tables_have(config):
-    for table, _, pair, column in table_view.CLAIMS:
-        if pair is not None:
-            rows = named(table, config)
-            assert all(column in rows[name] for name in pair), (table, pair)
+    for table, _, *pair in table_view.CLAIMS:
+        rows = named(table, config)
+        assert all(column in rows[row] for row, column in filter(None, pair)), (table, pair)
     found = {each["claim"]: each for each in table_view.claims({})}
     assert all(each["verdict"] == "not measured" for each in found.values())
     assert found["labels without classes beat labels with them"]["paper"] == pytest.approx(1.0)
@@ -218,4 +244,29 @@ def test_claims_are_those_of_rows_that_the_tables_have(config):
 def test_pairs_are_of_the_same_seed():
     rows = {"Objects (P,A)": {"finetuned det AP": {"0": 0.5, "1": None, "2": 0.4}}}
     rows["ImageNet"] = {"finetuned det AP": {"0": 0.4, "1": 0.1, "2": 0.45}}
-    assert table_view.paired(rows, "Objects (P,A)", "ImageNet", "finetuned det AP") == pytest.approx([10, -5])
+    first, second = (("Objects (P,A)", table_view.DET), ("ImageNet", table_view.DET))
+    assert table_view.paired(rows, first, second) == pytest.approx({"0": 10, "2": -5})
+
+
+def test_the_gaps_of_table_1_are_of_the_same_seed():
+    """By hand: seed 0 (50 - 40) - (60 - 58) = 8; seed 1 has no number without classes."""
+    names = ("class-specific AP", "class-agnostic AP")
+    truth, pseudo = ({"0": 0.5, "1": 0.6}, {"1": None, "0": 0.6}), ({"0": 0.4, "1": 0.3}, {"0": 0.58, "1": 0.2})
+    rows = {
+        "COCO train2017": dict(zip(names, truth, strict=True)),
+        "COCO unlabeled": dict(zip(names, pseudo, strict=True)),
+    }
+    (claim,) = table_view.claims({1: {"rows": rows}}, 1)
+    assert claim["differences"] == pytest.approx([8])
+
+
+def test_curves_are_where_the_tables_say():
+    rows = {"12 (1x)": {"AP": {"0": 0.40, "1": 0.44}}, "24 (2x)": {}, "60 (5x)": {"AP": {"0": 0.5, "1": None}}}
+    labelers = {"pseudo labeler": {"1": {"0": 0.30}, "5": {"0": 0.4}}, "warmed-up target detector": {"1": {"0": 0.35}}}
+    found = table_view.curves({3: {"rows": rows}, 5: {"rows": labelers}})
+    lengths, pools, labeler, thresholds = (panel["lines"] for panel in found)
+    assert np.allclose(lengths["AP"]["here"], [(12, 42), (60, 50)])
+    assert lengths["AP"]["paper"][:2] == [(12, 38.4), (24, 39.6)]
+    assert np.allclose(labeler["warmed-up detector"]["here"], [(30, 35)])
+    assert labeler["warmed-up detector"]["paper"][-1] == (42.1, 40.2)
+    assert pools[table_view.DET]["here"] == thresholds[table_view.DET]["here"] == []

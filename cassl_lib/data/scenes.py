@@ -23,7 +23,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from cassl_lib.data.drawing import LABELLED, PARTS, UNITS, SceneSpec, draw_scene
+from cassl_lib.data.drawing import LABELLED, PARTS, UNITS, Scene, SceneSpec, draw_scene
 from cassl_lib.data.drawing_coco import UnitRecords, as_png, panoptic_segments
 from cassl_lib.data.drawing_kinds import NAMED
 from cassl_lib.runs import alone
@@ -98,6 +98,12 @@ def prepare(
         for unit in _missing(files, spec, units):
             _write(files, spec, unit, progress)
     return files
+
+
+def redraw(spec: SceneSpec, image_id: int) -> Scene:
+    """The scene of an image id, which is also the stem of its file, from its number alone."""
+    unit, index = divmod(image_id, 1_000_000)
+    return draw_scene(spec, UNITS[unit - 1], index)
 
 
 def verify(root: Path) -> list[str]:
