@@ -2,7 +2,8 @@
 
 The claims of the paper can only show where things are as there: a labeler far from perfect (41.9 AP without classes), a
 baseline that is as good with classes as without, and a finetuning long enough to learn the classes. This is looked at
-before any warm-up on pseudo labels is compared, on the tuning scenes, which no table reports on.
+before any warm-up on pseudo labels is compared, on the tuning scenes, which no table reports on. The labeler of entities
+is looked at twice: with entities that may share pixels, and with one entity a pixel.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from cassl_lib.resolve import to_json
 from cassl_lib.runs import Run, environment
 from cassl_lib.tables import Want, finetuned, labeler, lengths, wants_of
 
+ENTITIES = "labeler, entities"
+ALONE = f"{ENTITIES}, one a pixel"
 UNITS = (3, 6)  # of finetuning, 3 is the profile's own; the baseline is trained for as long as labeler and finetuning
 
 
@@ -28,7 +31,7 @@ def asked(config: Config, units: Sequence[int] = UNITS) -> dict[str, Want]:
     """The runs that are looked at, by name."""
     plain = replace(config, annotation="objects", class_specific=False, target="instances")
     teacher = labeler(plain)
-    found = {"labeler": teacher}
+    found = {"labeler": teacher, ENTITIES: labeler(replace(plain, annotation="entities"))}
     for unit in units:
         longer = lengths(plain, "finetune", unit)
         found[f"(G,A), {longer.finetune.steps} steps"] = finetuned(longer, teacher)
@@ -54,15 +57,22 @@ def look(config: Config, *, jobs: int = 1, units: Sequence[int] = UNITS) -> dict
     if failures := table_runs.make(needed, jobs=jobs):
         raise DataError(f"{failures[0].want.verb} could not be made: {failures[0].reason}")
     found = table_runs.find(needed)
-    rows = {name: _row(config, found[want]) for name, want in names.items()}
+    rows = {}
+    for name, want in names.items():
+        rows[name] = _row(want.config, found[want])
+        if name == ENTITIES:
+            rows[ALONE] = _row(want.config, found[want], one_a_pixel=True)
     return {"profile": config.profile, "rows": rows, "config": to_json(config), "environment": environment()}
 
 
-def _row(config: Config, run: Run) -> dict:
+def _row(config: Config, run: Run, *, one_a_pixel: bool = False) -> dict:
+    model = stages.load_model(run)
+    if one_a_pixel:
+        model.config = replace(model.config, one_entity_per_pixel=True)
     classes = len(run.result["classes"]) > 1
     how = {"augment": config.augment, "training": config.finetune, "classes": classes}
     with tempfile.TemporaryDirectory() as folder:
-        metrics = evaluate_model(stages.load_model(run), sources.tuning_set(config), folder=Path(folder), **how)
+        metrics = evaluate_model(model, sources.tuning_set(config), folder=Path(folder), **how)
     agnostic, specific = metrics["box_agnostic"], metrics.get("box")
     row = {"agnostic": agnostic["AP"], "agnostic_75": agnostic["AP75"], "specific": specific and specific["AP"]}
     ratio = row["specific"] / row["agnostic"] if specific and row["agnostic"] else None
