@@ -2,7 +2,7 @@
 
 The claims of the paper can only show where things are as there: a labeler far from perfect (41.9 AP without classes), a
 baseline that is as good with classes as without, and a finetuning long enough to learn the classes. This is looked at
-before any warm-up on pseudo labels is compared, on the tuning scenes, which no table reports on. The labeler of entities
+before any warm-up on pseudo labels is compared, on the tuning scenes, which no table reports on. The entities' labeler
 is looked at twice: with entities that may share pixels, and with one entity a pixel.
 """
 

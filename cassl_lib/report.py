@@ -204,9 +204,11 @@ def renew(file: Path, generated: Mapping[str, Callable[[], str]]) -> None:
     text = file.read_text()
     for name, make in generated.items():
         begin, end = markers(name)
+        if text.count(begin) != 1 or text.count(end) != 1 or text.index(end) < text.index(begin):
+            raise ValueError(f"{file}: {begin} and {end} must be there, in this order and once; nothing was changed")
         before, _, rest = text.partition(begin)
         text = f"{before}{begin}\n{make()}\n{end}{rest.partition(end)[2]}"
-    file.write_text(text)
+    write_atomically(file, text.encode())
 
 
 def markers(name: str) -> tuple[str, str]:

@@ -22,6 +22,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,10 @@ class Run:
 
     @contextlib.contextmanager
     def lock(self):
-        """Hold the run; a second process says so and waits. The system frees the lock when its holder dies."""
+        """Hold the run; a second process says so and waits. The system frees the lock when its holder dies.
+
+        On a file system without locks everybody holds it.
+        """
         with (self.folder / "lock").open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -123,23 +127,14 @@ class Run:
                 holder = file.read().strip() or "another process"
                 print(f"{self.id}: {holder} works on this run; waiting for it", file=sys.stderr, flush=True)
                 fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in WITHOUT_LOCKS:
+                    raise
             file.seek(0)
             file.truncate()
             file.write(f"process {os.getpid()} on {platform.node()}")
             file.flush()
             yield
-
-    @property
-    def busy(self) -> bool:
-        """Whether a process holds the run at this moment."""
-        try:
-            with (self.folder / "lock").open() as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:  # nobody has begun it, or the file system has no locks
-            return False
-        return False
 
     def finish(self, result: dict) -> None:
         """Write the result, which makes the run finished, and drop the training state that nobody needs any more."""
@@ -228,7 +223,8 @@ def write_atomically(path: Path, data: bytes) -> None:
 @contextlib.contextmanager
 def replacing(path: Path):
     """Yield a file beside `path` to be written, which takes its place at the end; after an OSError it is removed."""
-    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
+    writer = f"{platform.node()}.{os.getpid()}.{threading.get_native_id()}"
+    temporary = path.with_name(f".{path.name}.{writer}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cassl_lib.config import Config
-from cassl_lib.resolve import ConfigError
+from cassl_lib.resolve import ConfigError, resolve, to_json
 from cassl_lib.runs import write_atomically
 
 
@@ -32,6 +32,12 @@ def act(parsed: argparse.Namespace, config: Config) -> int:
     numbers, seeds = chosen(parsed.tables), list(seeds_of(config, parsed.seeds))
     rows = [row for number in numbers for row in table_runs.rows_of(number, config, seeds)]
     needed = wants(rows)
+    if config.labels:
+        raise ConfigError(
+            f"labels={config.labels!r}: tables are of the labels that their own labelers make; leave it out"
+        )
+    if parsed.record:
+        _check_usual(config)
     if parsed.dry_run:
         print(listing(needed, config))
         return 0
@@ -42,12 +48,33 @@ def act(parsed: argparse.Namespace, config: Config) -> int:
         collected = table_runs.collect(number, config, seeds)
         print(table_view.text(collected), end="\n\n")
         if parsed.record:
-            file = report.RESULTS / f"{file_stem(number, config.profile)}.json"
-            write_atomically(file, (json.dumps(collected, indent=1) + "\n").encode())
-            print(file, end="\n\n")
+            print(_keep(collected, report.RESULTS / f"{file_stem(number, config.profile)}.json"), end="\n\n")
     for failure in failures:
         print(f"FAILED: {failure.want.verb}: {failure.reason}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def _check_usual(config: Config) -> None:
+    """Recorded tables are a profile's as it is, so that they belong together."""
+    usual = to_json(resolve(profile=config.profile, seed=config.seed, annotation="entities"))
+    if odd := [name for name, value in to_json(config).items() if value != usual[name]]:
+        raise ConfigError(
+            f"--record keeps the tables of a profile as it is; leave it out, or do not set {', '.join(odd)}"
+        )
+
+
+def _keep(collected: dict, file: Path) -> Path:
+    """Write a table's numbers, unless there are more already."""
+    if file.exists() and (before := _count(json.loads(file.read_text()))) > (now := _count(collected)):
+        raise ConfigError(f"{file} has {before} numbers, and there are {now} now; it is kept: delete it to replace it")
+    write_atomically(file, (json.dumps(collected, indent=1) + "\n").encode())
+    return file
+
+
+def _count(collected: dict) -> int:
+    return sum(
+        value is not None for row in collected["rows"].values() for cell in row.values() for value in cell.values()
+    )
 
 
 def chosen(words: Sequence[str]) -> list[int | str]:
@@ -91,37 +118,37 @@ def listing(needed: Sequence, config: Config) -> str:
     from cassl_lib.tables import variation
 
     found = table_runs.find(needed)
-    pace = _pace([found[want] for want in needed if found[want]], config, any(not found[want] for want in needed))
-    lines, total = [], 0.0
+    missing = [want for want in needed if not found[want]]
+    costs = _costs(missing, [found[want] for want in needed if found[want]])
+    lines = []
     for want in needed:
-        run = found[want]
-        seconds = 0.0 if run else table_runs.steps_of(want) * pace[want.verb] + pace["each"][want.verb]
-        total += seconds
-        state = f"there    {run.id}" if run else f"missing  {duration(seconds)}"
+        state = f"there    {found[want].id}" if found[want] else f"missing  {duration(costs[want.key])}"
         lines.append(f"{want.verb:14}{state:40}{variation(want)}, seed {want.config.seed}")
-    missing = sum(found[want] is None for want in needed)
-    lines.append(f"{len(needed)} runs, {missing} missing: {duration(total)} one after the other, without evaluation")
+    lines.append(f"{len(needed)} runs, {len(missing)} missing: {duration(sum(costs.values()))} one after the other")
     return "\n".join(lines)
 
 
-def _pace(finished: Sequence, config: Config, needed: bool) -> dict:
-    """Seconds a step by stage, and of each labelling: of finished runs where there are any, else by measurement."""
-    from cassl_lib import plan
+def _costs(missing: Sequence, finished: Sequence) -> dict[tuple, float]:
+    """Seconds of each missing run: steps, or images to label, at the pace of finished runs, else at a measured one."""
+    from cassl_lib import plan, table_runs
 
     names = {"labeler": "train_labeler", "labels": "label", "warmup": "warm_up", "finetune": "finetune"}
     seen: dict[str, list[float]] = {verb: [] for verb in names.values()}
-    for run in finished:
-        result = run.result
-        seen[names[result["stage"]]].append(result["seconds"] / (result.get("steps") or 1))
-    rows = {}
-    if needed and not all(seen.values()):
-        rows = {names.get(row.stage): row for row in plan.estimate(config).rows}
-    pace, each = {}, dict.fromkeys(seen, 0.0)
-    for verb, values in seen.items():
-        planned = rows[verb].seconds / max(rows[verb].steps, 1) if verb in rows else 0.0
-        pace[verb] = statistics.mean(values) if values else planned
-    each["label"] = pace["label"]
-    return pace | {"each": each}
+    for result in (run.result for run in finished):
+        seen[names[result["stage"]]].append(result["seconds"] / max(result.get("steps") or result.get("images", 1), 1))
+    pace = {verb: statistics.mean(values) for verb, values in seen.items() if values}
+    if any(want.verb not in pace for want in missing):
+        for row in plan.estimate(missing[0].config).rows:
+            if row.stage in names:
+                pace.setdefault(names[row.stage], row.seconds / max(row.steps or row.images, 1))
+    images: dict[tuple, dict[str, int]] = {}
+    costs = {}
+    for want in missing:
+        data = (want.config.split, want.config.annotation, want.config.target)
+        if data not in images:
+            images[data] = plan.look(want.config).images
+        costs[want.key] = table_runs.work_of(want, images[data]) * pace[want.verb]
+    return costs
 
 
 def recorded(folder: Path, profile: str) -> dict[int | str, dict]:

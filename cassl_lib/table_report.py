@@ -39,13 +39,13 @@ def where(collected: Mapping) -> str:
     runs = table_view.runs_of(collected)
     if not runs:
         return "No run of it is there."
-    facts = {name: sorted({run[name] for run in runs.values()}) for name in ("device", "torch", "date", "commit")}
+    names = ("device", "threads", "torch", "date", "commit")
+    facts = {name: ", ".join(sorted({run[name] for run in runs.values() if name in run})) for name in names}
+    on_cpu = f" (threads of a run: {facts['threads']})" if "CPU" in facts["device"] else ""
     seconds = duration(sum(run["seconds"] for run in runs.values()))
+    where = f"{facts['device']}{on_cpu}, torch {facts['torch']}, {facts['date']}, commit {facts['commit']}"
     seeds = ", ".join(map(str, collected["seeds"]))
-    return (
-        f"Profile {collected['profile']}, seeds {seeds}; {len(runs)} runs, {seconds} of {', '.join(facts['device'])}, "
-        f"torch {', '.join(facts['torch'])}, {', '.join(facts['date'])}, commit {', '.join(facts['commit'])}."
-    )
+    return f"Profile {collected['profile']}, seeds {seeds}; {len(runs)} runs, {seconds} one after the other on {where}."
 
 
 def table_section(table: int | str) -> str:
@@ -150,8 +150,11 @@ def csv_text(collected: Mapping) -> str:
     writer = csv.writer(sink, lineterminator="\n")
     writer.writerow(["row", "column", "paper", "mean", "spread", "seeds", *(f"seed {seed}" for seed in seeds)])
     for row, cells in collected["rows"].items():
-        for column, cell in cells.items():
+        for column in table_view.columns(collected["table"], collected["rows"]):
+            cell = cells.get(column, {})
             found, theirs = table_view.values(cell), table_view.printed(collected["table"], row, column)
+            if theirs is None and not cell:
+                continue
             mean = f"{statistics.mean(found):.2f}" if found else ""
             spread = f"{statistics.stdev(found):.2f}" if len(found) > 1 else ""
             each = ["" if cell.get(seed) is None else f"{100 * cell[seed]:.2f}" for seed in seeds]
@@ -176,7 +179,7 @@ def files() -> dict[Path, str]:
 
 
 def renew() -> list[Path]:
-    """Renew report, HTML, CSVs and figures; returns what was written."""
+    """Renew report, HTML, CSVs and figures; returns what was written. Figures and CSVs of no result are deleted."""
     report.renew(REPORT, GENERATED)
     written = [REPORT, REPORT.with_suffix(".html")]
     written[1].write_text(page(REPORT.read_text()))
@@ -184,7 +187,12 @@ def renew() -> list[Path]:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
         written.append(file)
-    return written + figures.save(drawn(), paths.REPOSITORY / "figures")
+    written += figures.save(drawn(), paths.REPOSITORY / "figures")
+    for stale in {*(REPORT.parent / "tables").glob("*.csv"), *(paths.REPOSITORY / "figures").glob("*.png")} - {
+        *written
+    }:
+        stale.unlink()
+    return written
 
 
 def drawn() -> dict:

@@ -7,6 +7,7 @@ each begins what no other works on.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -15,18 +16,19 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cassl_lib import paths
+from cassl_lib import engine, paths
 from cassl_lib.config import TRAINED_BY, Config
+from cassl_lib.data.coco import DataError
 from cassl_lib.data.processes import cores
 from cassl_lib.launch import VERBS, arguments
 from cassl_lib.pseudo_labels import PseudoLabelError
 from cassl_lib.resolve import to_json
-from cassl_lib.runs import MissingRun, Run, environment, write_atomically
+from cassl_lib.runs import MissingRun, Run, environment, locked, write_atomically
 from cassl_lib.tables import ROWS, Row, Want, variation, wants
 
 NO_SOURCE = "the run that it starts from could not be made"
@@ -59,7 +61,7 @@ def find(all_wants: Sequence[Want]) -> Found:
 def _existing(want: Want, source: Run | None) -> Run | None:
     try:
         return stage(want, source, existing=True)
-    except (MissingRun, PseudoLabelError):  # a damaged store fails its own run, with its reason, and no other
+    except (DataError, MissingRun, OSError, PseudoLabelError):  # the attempt to make it will say why
         return None
 
 
@@ -100,46 +102,75 @@ def make(all_wants: Sequence[Want], *, jobs: int = 1, devices: int = 1, apart: b
     if apart or jobs > 1 or devices > 1:
         return _make_apart(todo, found, jobs, devices)
     failures: list[Failure] = []
-    while ready := _ready(todo, found):
-        todo.remove(ready[0])
-        _take(_make_here(ready[0], found.source(ready[0])), ready[0], found, failures)
+    while picked := _pick(todo, found, wait=True):
+        want, claim = picked
+        with claim:
+            _take(_make_here(want, found.source(want)), want, found, failures)
     return failures + [Failure(want, NO_SOURCE) for want in todo]
-
-
-def _ready(todo: list[Want], found: Found) -> list[Want]:
-    """Those whose source is there; the ones that another process works on come last."""
-    ready = [want for want in todo if want.source is None or found.source(want)]
-    return sorted(ready, key=lambda want: _busy(want, found.source(want))) if len(ready) > 1 else ready
-
-
-def _busy(want: Want, source: Run | None) -> bool:
-    try:
-        stage(want, source, existing=True)
-        return False
-    except MissingRun as missing:
-        return missing.run is not None and missing.run.busy
-    except PseudoLabelError:
-        return False
 
 
 def _make_apart(todo: list[Want], found: Found, jobs: int, devices: int) -> list[Failure]:
     failures, running, started = [], {}, time.monotonic()
-    folder = paths.runs() / "tables"
-    folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(jobs) as threads:
         while todo or running:
-            for want in _ready(todo, found)[: jobs - len(running)]:
-                todo.remove(want)
-                source = found.source(want)
-                running[threads.submit(_make, want, source, folder, jobs, devices)] = want
+            while len(running) < jobs and (picked := _pick(todo, found, wait=not running)):
+                want, claim = picked
+                future = threads.submit(_make, want, found.source(want), jobs, devices)
+                running[future] = want, claim
             if not running:  # what is left starts from a run that failed
                 failures += [Failure(want, NO_SOURCE) for want in todo]
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                _take(future.result(), running.pop(future), found, failures)
+                want, claim = running.pop(future)
+                with claim:
+                    _take(future.result(), want, found, failures)
                 left = len(todo) + len(running)
                 print(f"  {left} left, {(time.monotonic() - started) / 60:.1f} min", file=sys.stderr, flush=True)
     return failures
+
+
+def _pick(todo: list[Want], found: Found, *, wait: bool) -> tuple[Want, contextlib.ExitStack] | None:
+    """Take the next want whose source is there out of `todo`, with the claim on it, to be closed when it is made.
+
+    Those that another process makes are passed over. None where none is ready, or without `wait` none is free.
+    """
+    ready = [want for want in todo if want.source is None or found.source(want)]
+    attempts = [(want, False) for want in ready] + [(want, True) for want in ready[:1] if wait]
+    for want, waiting in attempts:
+        claim = contextlib.ExitStack()
+        if claim.enter_context(_claimed(want, found.source(want), wait=waiting)):
+            todo.remove(want)
+            return want, claim
+        claim.close()
+    return None
+
+
+@contextlib.contextmanager
+def _claimed(want: Want, source: Run | None, *, wait: bool):
+    """Hold a want against other processes that make tables; yields whether it is held. All may label at once."""
+    run = None if want.verb == "label" else _begun(want, source)
+    if run is None:
+        yield True
+        return
+    with locked(_folder() / f"{run.id}.claim", wait=wait) as held:
+        yield held
+
+
+def _begun(want: Want, source: Run | None) -> Run | None:
+    """The run of a want as long as it is not finished; None where that cannot be said."""
+    try:
+        stage(want, source, existing=True)
+    except MissingRun as missing:
+        return missing.run
+    except (DataError, OSError, PseudoLabelError):
+        return None
+    return None
+
+
+def _folder() -> Path:
+    folder = paths.runs() / "tables"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _take(outcome: tuple[int, str], want: Want, found: Found, failures: list[Failure]) -> None:
@@ -152,16 +183,16 @@ def _take(outcome: tuple[int, str], want: Want, found: Found, failures: list[Fai
     print(f"{want.verb}: {variation(want)}\n  {run}", file=sys.stderr, flush=True)
 
 
-def _make(want: Want, source: Run | None, folder: Path, jobs: int, devices: int) -> tuple[int, str]:
+def _make(want: Want, source: Run | None, jobs: int, devices: int) -> tuple[int, str]:
     """Run the process of a want; returns its exit status and the end of what it said."""
     if _existing(want, source):  # another process has made it in the meantime
         return 0, ""
-    file = folder / f"{hashlib.sha256(repr(want.key).encode()).hexdigest()[:12]}.json"
+    file = _folder() / f"{hashlib.sha256(repr(want.key).encode()).hexdigest()[:12]}.json"
     write_atomically(file, json.dumps(to_json(want.config)).encode())
     words = command(want, source, file, devices=devices)
     threads = {"OMP_NUM_THREADS": str(max(1, cores() // jobs))} if jobs > 1 else {}
     done = subprocess.run(words, capture_output=True, text=True, env=os.environ | threads)
-    with (folder / "log.txt").open("a") as log:
+    with (_folder() / "log.txt").open("a") as log:
         log.write(f"$ {shlex.join(words)}\n{done.stdout}{done.stderr}\n")
     return done.returncode, "\n".join(done.stderr.splitlines()[-3:])
 
@@ -204,17 +235,23 @@ def number(run: Run | None, kind: str, name: str) -> float | None:
 
 def _facts(run: Run) -> dict:
     result = run.result
-    kept = {name: result["environment"][name] for name in ("device", "torch", "date", "commit")}
+    kept = {name: result["environment"][name] for name in ("device", "threads", "torch", "date", "commit")}
     return {"stage": result["stage"], "steps": result.get("steps"), "seconds": round(result["seconds"], 1), **kept}
 
 
-def steps_of(want: Want) -> int:
-    """Training steps of a want; 0 of labelling, and where epochs over images not yet known decide."""
+def work_of(want: Want, images: Mapping[str, int]) -> int:
+    """Training steps of a want, or the images it labels.
+
+    Args:
+        images: numbers of labeled, pool and warmup, as `plan.look` counts them.
+    """
     if want.verb == "label":
-        return 0
-    own = getattr(want.config, TRAINED_BY[want.verb]).steps
-    baseline = want.verb == "finetune" and want.start == "scratch"
-    return own + (want.config.warmup.steps if baseline else 0)
+        return images["pool"]
+    config = want.config
+    over = {"labeler": images["labeled"], "warmup": images["warmup"], "finetune": images["labeled"]}
+    own = TRAINED_BY[want.verb]
+    stages = (own, "warmup") if want.verb == "finetune" and want.start == "scratch" else (own,)
+    return sum(engine.number_of_steps(getattr(config, name), over[name]) for name in stages)
 
 
 def rows_of(table: int, config: Config, seeds: Sequence[int]) -> list[Row]:

@@ -10,7 +10,7 @@ from PIL import Image
 from cassl_lib import report, table_report
 from cassl_lib.table_report import csv_text
 
-RUN = {"stage": "finetune", "steps": 10, "seconds": 90.0, "device": "2 CPU cores", "torch": "2.15.0"}
+RUN = {"stage": "finetune", "steps": 10, "seconds": 90.0, "device": "2 CPU cores", "threads": "1", "torch": "2.15.0"}
 RUN |= {"date": "2026-01-02", "commit": "abc1234"}
 
 
@@ -35,7 +35,8 @@ def results(tmp_path, monkeypatch):
 
 def test_a_table_has_the_papers_number_ours_and_the_gap(results):
     lines = table_report.table_section(9).splitlines()
-    assert "seeds 0, 1; 3 runs, 4.5 min of 2 CPU cores, torch 2.15.0, 2026-01-02, commit abc1234" in lines[0]
+    assert "seeds 0, 1; 3 runs, 4.5 min one after the other on 2 CPU cores (threads of a run: 1), torch" in lines[0]
+    assert lines[0].endswith("torch 2.15.0, 2026-01-02, commit abc1234.")
     assert "| nothing | AP | 46.8 | 41.0 ± 1.4 (2) | -5.8 |" in lines
     assert "| nothing | AP50 | 66.2 |  |  |" in lines  # not measured: blank
     assert "| backbone, neck, head | AP | 51.5 | 46.0 | -5.5 |" in lines
@@ -74,7 +75,8 @@ def test_the_csv_has_every_seed():
     lines = csv_text(collected(9, ROWS)).splitlines()
     assert lines[0] == "row,column,paper,mean,spread,seeds,seed 0,seed 1"
     assert lines[1] == "nothing,AP,46.8,41.00,1.41,2,40.00,42.00" and lines[2] == "nothing,AP50,66.2,,,0,,"
-    assert lines[4] == '"backbone, neck, head",AP,51.5,46.00,,1,46.00,'
+    assert lines[4] == "backbone,AP50,69.2,,,0,,"  # blank, as in the report
+    assert lines[5] == '"backbone, neck, head",AP,51.5,46.00,,1,46.00,'
 
 
 def test_everything_is_renewed_and_prose_stays(results, tmp_path, monkeypatch):
@@ -102,16 +104,17 @@ def test_the_report_shows_the_tracked_results(name):
 
 
 def test_the_tracked_figures_are_of_the_tracked_results():
-    """Drawn again and compared pixel by pixel: a machine may round a colour to its neighbour, no more."""
+    """Drawn again and compared pixel by pixel: one moved point of a chart is some dozen pixels."""
     folder = report.README.parent / "figures"
     drawn = table_report.drawn()
     assert {file.stem for file in folder.glob("*.png")} == set(drawn), "the figures are stale: run make report"
     for name, figure in drawn.items():
         buffer = io.BytesIO()
         figure.savefig(buffer, dpi=100)
-        own, tracked = (np.asarray(Image.open(file).convert("RGB"), float) for file in (buffer, folder / f"{name}.png"))
+        own, tracked = (np.asarray(Image.open(file).convert("RGB"), int) for file in (buffer, folder / f"{name}.png"))
         assert own.shape == tracked.shape, f"{name}.png is stale: run make report"
-        assert np.abs(own - tracked).mean() < 2, f"{name}.png is stale: run make report"
+        other = (np.abs(own - tracked).max(-1) > 60).sum()  # 128 colours: few pixels are this far from their own
+        assert other < 10, f"{name}.png is stale ({other} pixels): run make report"
 
 
 def test_the_tracked_tables_are_of_the_tracked_results():

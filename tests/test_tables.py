@@ -1,15 +1,20 @@
 """The paper's tables as data: rows as printed, runs shared between tables, what is missing, failures, and claims."""
 
+import argparse
 import json
+import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from cassl_lib import paper, paths, table_runs, table_view, tables
+from cassl_lib import paper, paths, report, table_commands, table_runs, table_view, tables
 from cassl_lib.__main__ import main
-from cassl_lib.resolve import resolve
-from cassl_lib.runs import MissingRun, Run
+from cassl_lib.data.coco import DataError
+from cassl_lib.resolve import ConfigError, resolve
+from cassl_lib.runs import Run
 from cassl_lib.tables import ROWS, Want, labeler, wants, warmup
 
 PRINTED = {1: paper.TABLE1, 2: paper.TABLE2, 3: paper.TABLE3, 4: paper.TABLE4, 5: paper.TABLE5}
@@ -120,21 +125,111 @@ def test_missing_runs_are_made_in_order_and_found_again(store, monkeypatch, caps
     assert table_runs.make(needed) == []
 
 
-def test_processes_share_the_runs(store):
-    """Of two runs that are ready, the one that another process holds is begun last."""
+def test_processes_share_the_runs(store, monkeypatch):
+    """Two makers at once: each begins what the other does not make, so that they meet at the barrier every time."""
+    config = resolve(profile="smoke")
+    needed = [labeler(replace(config, seed=seed)) for seed in range(4)]
+    folders = {want.key: table_runs._begun(want, None).folder for want in needed}
+    meet, pairs = threading.Barrier(2, timeout=60), []
+
+    def run(want, source, *rest):
+        if table_runs._existing(want, source):
+            return 0, ""
+        (folders[want.key] / "result.json").write_text(json.dumps({"metrics": {}, "stage": "labeler"}))
+        pairs.append(want.config.seed)
+        meet.wait()
+        return 0, ""
+
+    monkeypatch.setattr(table_runs, "_make", run)
+    with ThreadPoolExecutor(2) as threads:
+        failures = list(threads.map(lambda _: table_runs.make(needed), range(2)))
+    assert failures == [[], []] and sorted(pairs) == [0, 1, 2, 3]
+
+
+def test_a_claimed_run_is_passed_over_and_at_last_waited_for(store):
     config = resolve(profile="smoke")
     first, second = labeler(config), labeler(replace(config, seed=1))
-    needed = wants(
-        [tables.Row("a", {str(n): tables.Cell(want, "box_agnostic")}) for n, want in enumerate((first, second))]
-    )
-    assert table_runs._ready(needed, table_runs.find(needed)) == [first, second]
-    with pytest.raises(MissingRun) as missing:
-        table_runs.stage(first, None, existing=True)
-    with missing.value.run.lock():
-        assert missing.value.run.busy
-        assert table_runs._ready(needed, table_runs.find(needed)) == [second, first]
-    assert not missing.value.run.busy
-    assert table_runs._ready(needed, table_runs.find(needed)) == [first, second]
+    found = table_runs.find([first, second])
+    with table_runs._claimed(first, None, wait=False) as held:
+        assert held
+        picked, claim = table_runs._pick([first, second], found, wait=False)
+        assert picked == second
+        claim.close()
+        assert table_runs._pick([first], found, wait=False) is None
+    picked, claim = table_runs._pick([first], found, wait=True)
+    assert picked == first
+    claim.close()
+
+
+def test_missing_data_of_one_run_fails_that_run_alone(store, monkeypatch, capsys):
+    """Table 7 where the images of one split are not there: the others are made, and what is there is shown."""
+    config, stage = resolve(profile="smoke"), table_runs.stage
+
+    def without_large(want, source, *, existing):
+        if want.verb == "label" and want.config.split == "large":
+            raise DataError("split='large' needs images that are not there")
+        return stage(want, source, existing=existing)
+
+    monkeypatch.setattr(table_runs, "stage", without_large)
+    teacher = labeler(config)
+    needed = [teacher, *(Want("label", replace(config, split=split), teacher) for split in ("tiny", "large"))]
+    (failure,) = table_runs.make(needed, apart=False)
+    assert "split='large' needs images" in failure.reason
+    assert [bool(table_runs.find(needed)[want]) for want in needed] == [True, True, False]
+
+
+def test_a_run_costs_its_steps_or_the_images_it_labels():
+    """By hand: 118,287 images in batches of 16 are 7,393 steps an epoch; the paper's 36 + 60 epochs on 123,403."""
+    config = resolve(profile="paper", split="tiny")
+    images = {"labeled": 118_287, "pool": 123_403, "warmup": 123_403}
+    short, long = math.ceil(36 * 118_287 / 16), math.ceil(60 * 123_403 / 16)
+    assert table_runs.work_of(labeler(config), images) == short
+    assert table_runs.work_of(warmup(config), images) == long
+    assert table_runs.work_of(warmup(config).source, images) == 123_403
+    assert table_runs.work_of(tables.finetuned(config), images) == long + short
+
+
+@pytest.mark.parametrize("profile", ["demo", "gpu", "paper"])
+@pytest.mark.parametrize("table", ROWS)
+def test_no_two_runs_are_said_to_be_the_same(table, profile):
+    said = [(want.verb, tables.variation(want)) for want in wants(ROWS[table](resolve(profile=profile)))]
+    assert len(set(said)) == len(said)
+
+
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        (["3", "--split", "large"], "do not set split"),
+        (["3", "--annotation", "objects"], "do not set annotation"),
+        (["7", "--unlabeled", "."], "Table 7 compares the four splits"),
+    ],
+)
+def test_what_would_not_be_a_table_of_the_profile_is_refused(more, said, store, monkeypatch, capsys):
+    monkeypatch.setattr(table_runs, "make", None)
+    assert main(["table", *more, "--profile", "smoke", "--record"]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_labels_of_others_are_refused(store):
+    asked = argparse.Namespace(tables=["3"], seeds=1, record=False, dry_run=False)
+    with pytest.raises(ConfigError, match="labels='mine': tables are of the labels that their own labelers make"):
+        table_commands.act(asked, replace(resolve(profile="smoke"), labels="mine"))
+
+
+def test_fewer_numbers_do_not_replace_more(store, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(table_runs, "make", lambda *_, **__: [])
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+    (tmp_path / "results").mkdir()
+    file = tmp_path / "results" / "table3_smoke.json"
+    file.write_text(json.dumps({"rows": {"12 (1x)": {"AP": {"0": 0.4}}}}))
+    before = file.read_bytes()
+    assert main(["table", "3", "--profile", "smoke", "--record"]) == 2
+    assert "has 1 numbers, and there are 0 now" in capsys.readouterr().err and file.read_bytes() == before
+
+
+def test_box_only_tables_ask_for_no_panoptic_run():
+    verbs = wants(ROWS[2](resolve(profile="smoke", masks=False)))
+    assert all(want.config.target == "instances" for want in verbs)
 
 
 @pytest.mark.parametrize("apart", [True, False])
@@ -156,7 +251,7 @@ def test_a_failed_run_takes_only_what_starts_from_it(apart, store, monkeypatch):
     there = {}
     monkeypatch.setattr(table_runs, "_make", run)
     monkeypatch.setattr(table_runs, "_make_here", run)
-    monkeypatch.setattr(table_runs, "_busy", lambda want, source: False)
+    monkeypatch.setattr(table_runs, "_begun", lambda want, source: None)
     monkeypatch.setattr(
         table_runs, "_existing", lambda want, source: there.setdefault(want.key, Run(store)) if made else None
     )
@@ -263,6 +358,7 @@ def test_the_gaps_of_table_1_are_of_the_same_seed():
 def test_curves_are_where_the_tables_say():
     rows = {"12 (1x)": {"AP": {"0": 0.40, "1": 0.44}}, "24 (2x)": {}, "60 (5x)": {"AP": {"0": 0.5, "1": None}}}
     labelers = {"pseudo labeler": {"1": {"0": 0.30}, "5": {"0": 0.4}}, "warmed-up target detector": {"1": {"0": 0.35}}}
+    assert all(not line["here"] for panel in table_view.curves({}) for line in panel["lines"].values())
     found = table_view.curves({3: {"rows": rows}, 5: {"rows": labelers}})
     lengths, pools, labeler, thresholds = (panel["lines"] for panel in found)
     assert np.allclose(lengths["AP"]["here"], [(12, 42), (60, 50)])

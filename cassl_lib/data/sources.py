@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from pathlib import Path
@@ -99,7 +100,14 @@ def _coco(config: Config, spec: str, unit: str, annotation: str | None) -> CocoI
     else:
         path, folder = locate(spec)
         path = sibling(path, "panoptic" if entities else "instances")
-    return EntityImages(path, folder, crowd=config.crowd) if entities else CocoImages(path, folder)
+    stamps = tuple((each.stat().st_mtime_ns, each.stat().st_size) for each in (path, folder) if each.exists())
+    return _read(path, folder, config.crowd if entities else None, stamps)
+
+
+@functools.lru_cache(maxsize=4)
+def _read(path: Path, folder: Path, crowd: str | None, stamps: tuple) -> CocoImages:
+    """Kept, because a table asks for the same sets run by run, and COCO's take half a minute each to parse."""
+    return CocoImages(path, folder) if crowd is None else EntityImages(path, folder, crowd=crowd)
 
 
 def sibling(path: Path, kind: str) -> Path:
