@@ -67,8 +67,6 @@ def _parser() -> argparse.ArgumentParser:
     scenes.add_argument("--verify", action="store_true", help="compare what is on disk with its recorded hashes")
     summary = verb("summary", _summary, "the chain's numbers as a table, and as runs/summary.json")
     summary.add_argument("--record", action="store_true", help="keep them under reports/results/ too")
-    warmups = verb("warmups", _warmups, "a warm-up on entities beside one on objects, from finished runs")
-    warmups.add_argument("--record", action="store_true", help="keep the numbers under reports/results/")
     regime = verb("regime", _regime, "the operating point of a profile, on tuning scenes: labeler, baseline, (G,A)")
     regime.add_argument("--jobs", type=int, default=1, help="runs side by side on this machine")
     regime.add_argument("--record", action="store_true", help="keep the numbers under reports/results/")
@@ -184,17 +182,6 @@ def _summary(parsed: argparse.Namespace) -> None:
         print(report.record(config, numbers))
         print(report.record(config, gathered, "pictures"))
     _print_lines(figures.save(figures.draw(gathered), paths.runs() / "pictures"))
-
-
-def _warmups(parsed: argparse.Namespace) -> None:
-    from cassl_lib import report
-    from cassl_lib.summary import warmups
-
-    config = _config(parsed)
-    numbers = warmups(config)
-    print(json.dumps({name: numbers[name] for name in ("objects", "entities")}, indent=1))
-    if parsed.record:
-        print(report.record(config, numbers, "warmups"))
 
 
 def _regime(parsed: argparse.Namespace) -> None:

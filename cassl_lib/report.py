@@ -10,7 +10,6 @@ from pathlib import Path
 from cassl_lib import paths
 from cassl_lib.bench import PUBLIC, side
 from cassl_lib.config import Config
-from cassl_lib.paper import TABLE2
 from cassl_lib.resolve import to_json
 from cassl_lib.runs import write_atomically
 
@@ -35,20 +34,10 @@ ROWS = (  # key of the summary, what the table calls it
 )
 
 
-WARMUP_ROWS = (
-    ("warmup_agnostic_ap", "warmed-up detector, class-agnostic box AP of what it learned", None),
-    ("box_ap", "finetuned on instances, box AP", "finetuned det AP"),
-    ("mask_ap", "finetuned on instances, mask AP", "finetuned mask AP"),
-    ("pq", "finetuned on the panoptic annotation, PQ", "finetuned PQ"),
-    ("pq_things", "of it, things", None),
-    ("pq_stuff", "of it, stuff", None),
-)
-
-
 def record(config: Config, summary: dict, kind: str = "chain") -> Path:
     """Keep a summary under `reports/results/`, with its whole configuration."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    choices = (config.crowd,) if kind == "warmups" else (config.annotation, config.target, config.crowd)
+    choices = (config.annotation, config.target, config.crowd)
     odd = [choice for choice in choices if choice not in ("objects", "instances", "background")]
     file = RESULTS / f"{'_'.join([kind, config.profile, config.split, *odd])}_seed{config.seed}.json"
     write_atomically(file, (json.dumps(summary | {"config": to_json(config)}, indent=1) + "\n").encode())
@@ -92,39 +81,6 @@ def section(profile: str = "demo", split: str = "tiny") -> str:
         f"spread is the standard deviation over seeds.\nMade on {'; '.join(places)}, {', '.join(dates)}; "
         f"the files are `reports/results/chain_{profile}_{split}_seed*.json`.\n\n{chain_table(found)}"
     )
-
-
-def warmup_section(profile: str = "demo", split: str = "tiny") -> str:
-    """The README's comparison of warm-ups: mean and spread over seeds, the paired difference, the paper's numbers."""
-    found = chains(profile, split, "warmups")
-    if len(found) < 2:
-        return NOTHING
-    seeds, place = ", ".join(str(each["seed"]) for each in found), found[0]["environment"]
-    lines = [
-        f"Profile {profile}, split {split}, seeds {seeds}; AP and PQ x 100 on the validation scenes, mean and standard "
-        "deviation; the difference is of pairs with the same seed.",
-        f"Made on {place['device']}, torch {place['torch']}, {place['date']}; the files are "
-        f"`reports/results/warmups_{profile}_{split}_seed*.json`.",
-        "",
-        "| | warm-up on objects | on entities | difference | paper: objects | entities |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    for key, name, column in WARMUP_ROWS:
-        values = {kind: [each[kind][key] for each in found] for kind in ("objects", "entities")}
-        paired = zip(values["entities"], values["objects"], strict=True)
-        cells = [_mean(values["objects"]), _mean(values["entities"])]
-        cells.append(_mean([None if None in pair else pair[0] - pair[1] for pair in paired], sign="+"))
-        printed = [TABLE2[row][column] if column else None for row in ("Objects (P,A)", "Entities (P,A)")]
-        cells += ["" if value is None else f"{value:.1f}" for value in printed]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _mean(values: list, sign: str = "") -> str:
-    """Mean and spread, times 100; blank where a seed lacks the number."""
-    if None in values:
-        return ""
-    return f"{100 * statistics.mean(values):{sign}.1f} ± {100 * statistics.stdev(values):.1f}"
 
 
 def speed() -> str:
@@ -189,7 +145,6 @@ def _read(file: Path) -> dict:
 GENERATED = {
     "results": section,
     "store": store,
-    "warmups": warmup_section,
     "speed": speed,
 }  # name of the markers in the README: what stands between them
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from dataclasses import replace
 from pathlib import Path
 
 from cassl_lib import paths, stages
 from cassl_lib.config import Config
 from cassl_lib.paper import TABLE2
 from cassl_lib.pseudo_labels import PseudoLabels
-from cassl_lib.runs import MissingRun, Run, write_atomically
+from cassl_lib.runs import Run, write_atomically
 
 
 def chain(config: Config) -> dict[str, Run]:
@@ -72,35 +70,6 @@ def summarize(config: Config) -> tuple[dict, Path]:
     file = paths.runs() / "summary.json"
     write_atomically(file, (json.dumps(whole, indent=1) + "\n").encode())
     return whole, file
-
-
-def warmups(config: Config) -> dict:
-    """What a warm-up on entities is worth beside one on objects (Table 2, last two rows), of finished runs.
-
-    Returns:
-        By annotation `warmup_agnostic_ap` (of what it learned), `box_ap`, `mask_ap` finetuned on instances, `pq`,
-        `pq_things`, `pq_stuff` finetuned on the panoptic annotation; None where that run is missing. AP and PQ between
-        0 and 1.
-    """
-    found = {}
-    for annotation in ("objects", "entities"):
-        of = replace(config, annotation=annotation)
-        warmup = stages.warm_up(of, existing=True)
-        metrics = {}
-        for target in stages.TARGETS:
-            with contextlib.suppress(MissingRun):
-                metrics[target] = stages.finetune(replace(of, target=target), existing=True).result["metrics"]
-        instances, panoptic = metrics.get("instances", {}), metrics.get("panoptic", {})
-        found[annotation] = {
-            "warmup_agnostic_ap": _value(warmup.result["metrics"], "box_agnostic", "AP"),
-            "box_ap": _value(instances, "box", "AP"),
-            "mask_ap": _value(instances, "mask", "AP"),
-            "pq": _value(panoptic, "panoptic", "PQ"),
-            "pq_things": _value(panoptic, "panoptic_things", "PQ"),
-            "pq_stuff": _value(panoptic, "panoptic_stuff", "PQ"),
-        }
-    origin = {"profile": config.profile, "split": config.split, "seed": config.seed}
-    return found | origin | {"environment": warmup.result["environment"]}
 
 
 def table(numbers: dict) -> str:
