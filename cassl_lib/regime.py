@@ -3,7 +3,8 @@
 The claims of the paper can only show where things are as there: a labeler far from perfect (41.9 AP without classes), a
 baseline that is as good with classes as without, and a finetuning long enough to learn the classes. This is looked at
 before any warm-up on pseudo labels is compared, on the tuning scenes, which no table reports on. The entities' labeler
-is looked at twice: with entities that may share pixels, and with one entity a pixel.
+is looked at twice: with entities that may share pixels, and with one entity a pixel. Three baselines tell how much is
+gained by training for longer alone: as long as finetuning, as long as warm-up and finetuning, and longer.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ def asked(config: Config, units: Sequence[int] = UNITS) -> dict[str, Want]:
     plain = replace(config, annotation="objects", class_specific=False, target="instances")
     teacher = labeler(plain)
     found = {"labeler": teacher, ENTITIES: labeler(replace(plain, annotation="entities"))}
+    half = replace(plain.finetune, steps=plain.finetune.steps // 2)  # a baseline is trained for warm-up and finetuning
+    found[f"from nothing, {2 * half.steps} steps"] = finetuned(replace(plain, warmup=half, finetune=half))
     for unit in units:
         longer = lengths(plain, "finetune", unit)
         found[f"(G,A), {longer.finetune.steps} steps"] = finetuned(longer, teacher)

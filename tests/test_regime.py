@@ -15,6 +15,7 @@ def test_baseline_and_ga_are_trained_for_as_long_as_each_other():
     assert list(wants) == [
         "labeler",
         "labeler, entities",
+        "from nothing, 5000 steps",
         "(G,A), 5000 steps",
         "from nothing, 15000 steps",
         "(G,A), 10000 steps",
@@ -38,9 +39,9 @@ def test_it_is_measured_on_the_tuning_scenes_and_recorded(tmp_path, monkeypatch,
 
     monkeypatch.setattr(regime, "evaluate_model", evaluate)
     assert main(["regime", "--profile", "smoke", "--record"]) == 0
-    assert len(seen) == 7 and all("tune" in name for name in seen)
-    assert [name.startswith("panoptic") for name in seen] == [False, True, True] + [False] * 4
-    assert alone == [False, False, True] + [False] * 4
+    assert len(seen) == 8 and all("tune" in name for name in seen)
+    assert [name.startswith("panoptic") for name in seen] == [False, True, True] + [False] * 5
+    assert alone == [False, False, True] + [False] * 5
     said = capsys.readouterr().out
     assert "on the tuning scenes" in said and "from nothing, 18 steps" in said  # 6 of warm-up, 12 of finetuning
     found = json.loads((tmp_path / "regime_smoke_seed0.json").read_text())
@@ -63,4 +64,4 @@ def test_without_scenes_there_is_nothing_to_look_at(tmp_path, capsys):
 
 @pytest.mark.parametrize("units", [(3,), (3, 6, 9)])
 def test_other_lengths_may_be_asked_for(units):
-    assert len(regime.asked(resolve(profile="demo"), units)) == 2 + 2 * len(units)
+    assert len(regime.asked(resolve(profile="demo"), units)) == 3 + 2 * len(units)
