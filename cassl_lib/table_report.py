@@ -75,6 +75,36 @@ def claims_section() -> str:
     return "\n".join(lines)
 
 
+def labels_section() -> str:
+    """The pseudo labels of each profile's tables against the hidden truth of their images, which no stage sees."""
+    parts = []
+    for profile in profiles():
+        found = {}
+        for collected in tables_of(profile).values():
+            for seed, runs in collected["runs"].items():
+                found |= {(run["what"], seed): run["labels"] for run in runs.values() if "labels" in run}
+        thresholds = sorted({quality["threshold"] for quality in found.values()})
+        heads = (
+            "labels of",
+            "seed",
+            "images",
+            "labels an image",
+            "precision",
+            "recall",
+            "recall at 0.75",
+            "of unnamed kinds",
+        )
+        lines = [f"Profile {profile}, labels above {', '.join(map(str, thresholds))}; things alone count.", ""]
+        lines += ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
+        for (what, seed), quality in sorted(found.items()):
+            shares = (quality.get(name) for name in ("precision", "recall", "recall_75", "recall_unnamed"))
+            cells = [what, seed, f"{quality['images']:,}", f"{quality['labels'] / max(quality['images'], 1):.1f}"]
+            cells += ["" if share is None else f"{100 * share:.1f}" for share in shares]
+            lines.append("| " + " | ".join(cells) + " |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) or NOTHING
+
+
 def curves_section() -> str:
     """A figure a profile: AP along the length of the warm-up, the pool, the labeler's AP, the threshold."""
     names = {profile: f"../figures/curves_{profile}.png" for profile in profiles()}
@@ -166,7 +196,7 @@ GENERATED = {
     f"table {table}" if isinstance(table, int) else table: lambda table=table: table_section(table) for table in ROWS
 }
 GENERATED |= {"claims": claims_section, "cost": cost_section, "regime": regime_section}
-GENERATED |= {"curves": curves_section, "pictures": pictures_section}
+GENERATED |= {"curves": curves_section, "pictures": pictures_section, "labels": labels_section}
 
 
 def files() -> dict[Path, str]:

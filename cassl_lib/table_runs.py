@@ -222,8 +222,7 @@ def collect(table: int, config: Config, seeds: Sequence[int]) -> dict:
             cells = whole["rows"].setdefault(row.name, {})
             for column, cell in row.cells.items():
                 cells.setdefault(column, {})[str(seed)] = number(found[cell.want], cell.kind, cell.number)
-        runs = [found[want] for want in needed if found[want]]
-        whole["runs"][str(seed)] = {run.id: _facts(run) for run in runs}
+        whole["runs"][str(seed)] = {found[want].id: _facts(want, found[want]) for want in needed if found[want]}
     return whole | {"config": to_json(config), "environment": environment()}
 
 
@@ -233,10 +232,15 @@ def number(run: Run | None, kind: str, name: str) -> float | None:
     return None if value is None or value < 0 else value
 
 
-def _facts(run: Run) -> dict:
+def _facts(want: Want, run: Run) -> dict:
+    """What a run is, and what it took; of labels also how good they are, where their images have a hidden truth."""
     result = run.result
     kept = {name: result["environment"][name] for name in ("device", "threads", "torch", "date", "commit")}
-    return {"stage": result["stage"], "steps": result.get("steps"), "seconds": round(result["seconds"], 1), **kept}
+    facts = {"stage": result["stage"], "what": variation(want), "steps": result.get("steps")}
+    if want.verb == "label":
+        numbers = {name: value for name, value in result["metrics"].items() if isinstance(value, (int, float))}
+        facts["labels"] = numbers | {"images": result["images"]}
+    return facts | {"seconds": round(result["seconds"], 1), **kept}
 
 
 def work_of(want: Want, images: Mapping[str, int]) -> int:

@@ -61,6 +61,17 @@ def test_a_run_that_tables_share_is_counted_once_in_the_sum(results):
     assert lines[-1] == "| all, each run once | 3 | 4.5 min |"
 
 
+def test_the_labels_are_beside_their_truth(results):
+    """By hand: 2,304 labels of 500 images are 4.6 each; entities have no precision, as things alone have a truth."""
+    quality = {"threshold": 0.5, "labels": 2304, "precision": 0.83, "recall": 0.686, "recall_75": 0.389, "images": 500}
+    labels = RUN | {"stage": "labels", "what": "tiny by objects", "labels": quality | {"recall_unnamed": 0.248}}
+    found = collected(7, {}) | {"runs": {"0": {"labels-0": labels, "finetune-0": RUN}}}
+    (results / "table7_demo.json").write_text(json.dumps(found))
+    lines = table_report.labels_section().splitlines()
+    assert lines[-1] == "| tiny by objects | 0 | 500 | 4.6 | 83.0 | 68.6 | 38.9 | 24.8 |"
+    assert sum("tiny by objects" in line for line in lines) == 1 and "labels above 0.5" in lines[0]
+
+
 def test_the_operating_point_is_shown(results):
     assert table_report.regime_section() == table_report.NOTHING
     rows = {"labeler": {"agnostic": 0.42, "agnostic_75": 0.36, "specific": None, "ratio": None, "steps": 1200}}
