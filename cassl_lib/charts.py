@@ -118,7 +118,10 @@ def table_curves(panels: Sequence[Mapping]) -> Figure:
         if axis.lines:
             axis.legend(frameon=False, fontsize=SMALL)
         if "pool" in found["title"]:
+            places = [x for points in found["lines"].values() for x, _ in points["paper"]]
             axis.set_xscale("log")
+            axis.set_xticks(places, [f"{x:.0f}" for x in places])
+            axis.minorticks_off()
         axis.set_title(found["title"], fontsize=TEXT, loc="left")
         tidy(axis, found["along"], "AP")
     return panel

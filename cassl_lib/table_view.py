@@ -180,7 +180,7 @@ def curves(tables: Mapping[int | str, Mapping]) -> list[dict]:
         for table, row, column in lines:
             rows = tables.get(table, {}).get("rows", {})
             cells = [(name, column) for name in rows] if row is None else [(row, each) for each in columns(table, rows)]
-            name = column if row is None else "warmed-up detector"
+            name = "warmed-up detector" if column in (None, "AP") else column
             places = {cell: _place(table, cell, rows) for cell in cells}
             ours = [(places[cell][0], values(rows.get(cell[0], {}).get(cell[1], {}))) for cell in cells]
             theirs = [(places[cell][1], printed(table, *cell)) for cell in cells]

@@ -361,8 +361,8 @@ def test_curves_are_where_the_tables_say():
     assert all(not line["here"] for panel in table_view.curves({}) for line in panel["lines"].values())
     found = table_view.curves({3: {"rows": rows}, 5: {"rows": labelers}})
     lengths, pools, labeler, thresholds = (panel["lines"] for panel in found)
-    assert np.allclose(lengths["AP"]["here"], [(12, 42), (60, 50)])
-    assert lengths["AP"]["paper"][:2] == [(12, 38.4), (24, 39.6)]
+    assert np.allclose(lengths["warmed-up detector"]["here"], [(12, 42), (60, 50)])
+    assert lengths["warmed-up detector"]["paper"][:2] == [(12, 38.4), (24, 39.6)]
     assert np.allclose(labeler["warmed-up detector"]["here"], [(30, 35)])
     assert labeler["warmed-up detector"]["paper"][-1] == (42.1, 40.2)
     assert pools[table_view.DET]["here"] == thresholds[table_view.DET]["here"] == []
