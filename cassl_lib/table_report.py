@@ -44,8 +44,8 @@ def where(collected: Mapping) -> str:
     on_cpu = f" (threads of a run: {facts['threads']})" if "CPU" in facts["device"] else ""
     seconds = duration(sum(run["seconds"] for run in runs.values()))
     where = f"{facts['device']}{on_cpu}, torch {facts['torch']}, {facts['date']}, commit {facts['commit']}"
-    seeds = ", ".join(map(str, collected["seeds"]))
-    return f"Profile {collected['profile']}, seeds {seeds}; {len(runs)} runs, {seconds} one after the other on {where}."
+    seeds = ("seeds " if len(collected["seeds"]) > 1 else "seed ") + ", ".join(map(str, collected["seeds"]))
+    return f"Profile {collected['profile']}, {seeds}; {len(runs)} runs, {seconds} one after the other on {where}."
 
 
 def table_section(table: int | str) -> str:

@@ -58,7 +58,7 @@ def test_one_cell_of_literal_parameters(notebook):
         "profile": "auto",
         "split": "tiny",
         "seed": 0,
-        "annotation": "objects",
+        "annotation": "entities" if re.match(r"1[3-79]_table", notebook.name) else "objects",
         "target": "instances",
         "devices": 1,
         "class_specific": False,
@@ -182,7 +182,9 @@ def test_the_makefile_runs_every_table_in_order():
     makefile = (REPOSITORY / "Makefile").read_text().replace("\\\n", " ")
     tables = re.search(r"^TABLES := (.*)$", makefile, re.M)[1].split()
     assert tables == [path.stem for path in NOTEBOOKS if "_table" in path.name]
-    assert sorted(int(re.search(r"_table(\d+)_", name)[1]) for name in tables) == sorted(ROWS)
+    assert sorted(int(re.search(r"_table(\d+)_", name)[1]) for name in tables) == [
+        row for row in ROWS if row != "threshold"
+    ]
 
 
 def test_links_lead_somewhere(notebook):

@@ -97,7 +97,7 @@ def test_entities_and_panoptic_quality_on_real_images(shared_data, folders):
     labeled, val = (f"{subset}/panoptic_{part}2017.json{os.pathsep}{subset / 'images'}" for part in ("train", "val"))
     config = resolve(
         profile="smoke", annotation="entities", target="panoptic", labeled=labeled, val=val,
-        unlabeled=str(folders["pool"]), size=64,
+        unlabeled=str(folders["pool"]), size=64, overlap=False,
     )  # fmt: skip
     config = replace(
         config,
