@@ -177,9 +177,10 @@ def _summary(parsed: argparse.Namespace) -> None:
     numbers, file = summarize(config)
     print(table(numbers))
     print(file)
-    gathered = figures.gather(config)
     if parsed.record:
         print(report.record(config, numbers))
+    gathered = figures.gather(config)
+    if parsed.record:
         print(report.record(config, gathered, "pictures"))
     _print_lines(figures.save(figures.draw(gathered), paths.runs() / "pictures"))
 

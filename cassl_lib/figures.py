@@ -99,7 +99,7 @@ def _found(run: Run, picture: Mapping) -> list[dict]:
 
 
 def _truth(scene: Scene) -> dict:
-    masks = torch.from_numpy(np.stack([thing.mask for thing in scene.things]))
+    masks = torch.from_numpy(np.array([thing.mask for thing in scene.things], bool).reshape(-1, *scene.stuff.shape))
     boxes = masks_to_boxes(masks) + torch.tensor([0, 0, 1, 1])
     return {"boxes": boxes.numpy(), "masks": masks.numpy()}
 

@@ -116,14 +116,19 @@ def pictures_section() -> str:
     parts = []
     for file in pictures():
         found = json.loads(file.read_text())
-        place = found["environment"]
         parts.append(
-            f"Profile {found['profile']}, split {found['split']}, seed {found['seed']}; {place['device']}, torch "
-            f"{place['torch']}, {place['date']}, commit {place['commit']} (`reports/results/{file.name}`).\n\n"
+            f"Profile {found['profile']}, split {found['split']}, seed {found['seed']}; {_made(found, file)}.\n\n"
             "![Truth, labeler, pseudo labels, baseline and CA-SSL](../figures/stages.png)\n\n"
             "![Truth, baseline and CA-SSL](../figures/detections.png)"
         )
     return "\n\n".join(parts) or NOTHING
+
+
+def _made(found: Mapping, file: Path) -> str:
+    """Where, with what and when a result was made, and its file."""
+    place = found["environment"]
+    made = f"{place['device']}, torch {place['torch']}, {place['date']}, commit {place['commit']}"
+    return f"{made} (`reports/results/{file.name}`)"
 
 
 def pictures() -> list[Path]:
@@ -136,10 +141,8 @@ def regime_section() -> str:
     parts = []
     for file in sorted(report.RESULTS.glob("regime_*.json")):
         found = json.loads(file.read_text())
-        place = found["environment"]
         lines = [
-            f"Profile {found['profile']}, seed {found['config']['seed']}, on the tuning scenes; {place['device']}, "
-            f"torch {place['torch']}, {place['date']}, commit {place['commit']} (`reports/results/{file.name}`).",
+            f"Profile {found['profile']}, seed {found['config']['seed']}, on the tuning scenes; {_made(found, file)}.",
             "",
             "| | steps | specific AP | agnostic AP | agnostic AP75 | ratio |",
             "|---|---:|---:|---:|---:|---:|",

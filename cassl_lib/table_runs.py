@@ -59,9 +59,22 @@ def find(all_wants: Sequence[Want]) -> Found:
 
 
 def _existing(want: Want, source: Run | None) -> Run | None:
+    run = _look(want, source)
+    return run if run and run.finished else None
+
+
+def _begun(want: Want, source: Run | None) -> Run | None:
+    run = _look(want, source)
+    return None if run is None or run.finished else run
+
+
+def _look(want: Want, source: Run | None) -> Run | None:
+    """The run of a want, finished or not; None where that cannot be said: the attempt to make it will say why."""
     try:
         return stage(want, source, existing=True)
-    except (DataError, MissingRun, OSError, PseudoLabelError):  # the attempt to make it will say why
+    except MissingRun as missing:
+        return missing.run
+    except (DataError, OSError, PseudoLabelError):
         return None
 
 
@@ -154,17 +167,6 @@ def _claimed(want: Want, source: Run | None, *, wait: bool):
         return
     with locked(_folder() / f"{run.id}.claim", wait=wait) as held:
         yield held
-
-
-def _begun(want: Want, source: Run | None) -> Run | None:
-    """The run of a want as long as it is not finished; None where that cannot be said."""
-    try:
-        stage(want, source, existing=True)
-    except MissingRun as missing:
-        return missing.run
-    except (DataError, OSError, PseudoLabelError):
-        return None
-    return None
 
 
 def _folder() -> Path:
