@@ -122,8 +122,9 @@ def show_run(run: Run) -> None:
     result = run.result
     steps = f"{result['steps']:,} steps, " if "steps" in result else ""
     print(f"{run.id}: {steps}{result['images']:,} images, {result['seconds']:.0f} s")
-    if result["unreadable"]:
-        print(f"{len(result['unreadable'])} images could not be read, such as {result['unreadable'][0]}")
+    for name, images in (("unreadable", "images"), ("unreadable_validation", "validation images")):
+        if lost := result.get(name):
+            print(f"{len(lost)} {images} could not be read, such as {lost[0]}")
 
 
 def metric(run: Run, kind: str, key: str = "AP") -> float | None:

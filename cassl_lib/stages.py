@@ -349,12 +349,14 @@ def _train(run: Run, plan: Training, config: Config, val) -> dict:
         return batches(samples, order, workers=plan.train.workers)
 
     trained = engine.train(model, loader_from, config=plan.train, steps=plan.steps, run=run, title=plan.title)
+    unreadable: list[str] = []
     how = {"augment": config.augment, "training": plan.train, "panoptic": config.panoptic, "folder": run.folder}
-    metrics = evaluate_model(model, val, classes=plan.classes, **how)
+    metrics = evaluate_model(model, val, classes=plan.classes, unreadable=unreadable, **how)
     if rank == 0:
         engine.save_weights(model, run.weights, metadata={"run": run.id, "model": asdict(plan.model)})
     return {
         "metrics": metrics,
+        "unreadable_validation": unreadable,
         "steps": plan.steps,
         "images": len(samples),
         "learning_rate": engine.scaled_rate(plan.train),

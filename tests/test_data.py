@@ -309,7 +309,7 @@ def test_a_damaged_image_is_replaced_by_the_next_and_named(found, tmp_path):
     image, target, image_id, unreadable = samples_of(found, replace=False)[(0, 0)]
     assert image is None and target is None and image_id == 70 and "a.jpg" in unreadable[0]
     (tmp_path / "images/c.jpg").unlink()
-    with pytest.raises(DataError, match="3 images in a row cannot be read, the last is .*b.jpg"):
+    with pytest.raises(DataError, match="3 images in a row cannot be used, the last is .*b.jpg"):
         samples_of(found)[(0, 2)]
 
 
@@ -322,9 +322,13 @@ def test_a_batch_leaves_out_what_could_not_be_read(found, tmp_path):
 
 
 @pytest.mark.parametrize("masks", [True, False])
-def test_annotations_of_another_size_than_the_file_are_refused(found, tmp_path, masks):
+def test_an_image_of_another_size_than_its_annotations_counts_as_damaged(found, tmp_path, masks):
     Image.new("RGB", (HEIGHT, WIDTH)).save(tmp_path / "images/a.jpg")
-    with pytest.raises(DataError, match="a.jpg is 30x20 pixels, its annotations say 20x30; the JSON belongs to other"):
+    _, _, image_id, (name,) = samples_of(found, masks=masks)[(0, 0)]
+    assert image_id != 70 and name == f"{tmp_path / 'images/a.jpg'} (30x20 pixels, listed as 20x30)"
+    for path in (tmp_path / "images").iterdir():
+        Image.new("RGB", (HEIGHT, WIDTH)).save(path)
+    with pytest.raises(DataError, match="3 images in a row cannot be used, the last is .* listed as 20x30"):
         samples_of(found, masks=masks)[(0, 0)]
 
 
@@ -337,7 +341,7 @@ def test_pseudo_labels_of_another_size_than_the_file_are_refused(tmp_path):
     assert source.image_path(0) == tmp_path / "a.png" and source.image_id(0) == 4 and image.shape[1:] == (20, 30)
     assert samples_of(source, WEAK)[(0, 0)][1]["masks"].shape == (0, 96, 96)
     Image.new("RGB", (WIDTH, HEIGHT + 1)).save(tmp_path / "a.png")
-    with pytest.raises(DataError, match="is 21x30 pixels, its annotations say 20x30"):
+    with pytest.raises(DataError, match="21x30 pixels, listed as 20x30"):
         samples_of(source)[(0, 0)]
 
 

@@ -312,11 +312,10 @@ def squares(tmp_path):
     return CocoImages(path, tmp_path / "images")
 
 
-def evaluated(squares, masks=True, classes=False):
+def evaluated(squares, masks=True, classes=False, **more):
     sizes = AugmentConfig(test_size=SIZE, longest=SIZE)
-    return evaluate_model(
-        Finder(masks), squares, augment=sizes, training=PLAIN, classes=classes, folder=squares.folder.parent
-    )
+    how = {"augment": sizes, "training": PLAIN, "classes": classes, "folder": squares.folder.parent, **more}
+    return evaluate_model(Finder(masks), squares, **how)
 
 
 def test_masks_are_judged_by_their_own_areas(squares):
@@ -359,7 +358,8 @@ def test_processes_share_the_images_to_evaluate(squares, tmp_path, monkeypatch):
     for rank in (1, 0):
         monkeypatch.setattr(engine, "rank_and_world", lambda rank=rank: (rank, 2))
         monkeypatch.setattr(engine, "of_all_processes", lambda value, world: [value] * world)
-        found = detect(Finder(), squares, folder=tmp_path / "found", augment=sizes, training=PLAIN)
+        how = {"folder": tmp_path / "found", "augment": sizes, "training": PLAIN, "unreadable": []}
+        found = detect(Finder(), squares, **how)
         assert (found is None) == (rank == 1)
     assert [result["image_id"] for result in found] == [0, 1, 2, 4]  # and 3, which is empty
     assert 3 in found.image_ids
@@ -367,6 +367,10 @@ def test_processes_share_the_images_to_evaluate(squares, tmp_path, monkeypatch):
     assert [json.loads(line)["image_id"] for line in lines] == [1, 3]
 
 
-def test_images_that_cannot_be_read_count_as_missed(squares):
+def test_images_that_cannot_be_read_count_as_missed_and_are_named(squares, capsys):
     (squares.folder / "2.png").write_text("no image")
-    assert evaluated(squares)["mask_agnostic"]["AR100"] == pytest.approx(2 / 3)
+    unreadable = []
+    assert evaluated(squares, unreadable=unreadable)["mask_agnostic"]["AR100"] == pytest.approx(2 / 3)
+    (name,) = unreadable
+    assert name.startswith(str(squares.folder / "2.png"))
+    assert f"1 of 5 images could not be read and count as missed, such as {name}" in capsys.readouterr().err

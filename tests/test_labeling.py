@@ -19,6 +19,7 @@ from pycocotools import mask as mask_api
 
 from cassl_lib import labeling, paths, runs, stages
 from cassl_lib.data import sources
+from cassl_lib.data.unlabeled import build_pool
 from cassl_lib.evaluation.masks import edges_of, edges_on_device, encode_masks
 from cassl_lib.label_shards import PseudoLabelError, finished_shards
 from cassl_lib.labeling import LabelingError
@@ -256,6 +257,20 @@ def test_images_of_any_size_share_batches_and_rows_stay_in_order(config, labeler
     assert seen == [[(96, 40), (90, 44), (61, 60)], [(50, 50), (44, 90), (40, 96)], [(50, 120)]]
     for row in rows:
         assert (row["boxes"][:, 2] <= row["width"]).all() and (row["boxes"][:, 3] <= row["height"]).all()
+
+
+def test_an_image_replaced_by_one_of_another_size_is_named_and_not_labelled(config, labeler, tmp_path, monkeypatch):
+    """Its boxes would be put into the frame of the image that the index knows."""
+    monkeypatch.setenv("CASSL_RUNS", str(tmp_path / "runs"))
+    (tmp_path / "images").mkdir()
+    for grey, name in enumerate("abc"):
+        Image.new("L", (96, 64), grey).save(tmp_path / "images" / f"{name}.png")
+    pool, _ = build_pool([str(tmp_path / "images")], tmp_path / "index")
+    Image.new("RGB", (64, 96)).save(tmp_path / "images/b.png")
+    stages.label_into(tmp_path / "store", labeler, pool, config)
+    labels = PseudoLabels(tmp_path / "store")
+    assert [Path(labels.file_name(n)).name for n in range(len(labels))] == ["a.png", "c.png"]
+    assert labels.unreadable == [f"{tmp_path / 'images/b.png'} (96x64 pixels, listed as 64x96)"]
 
 
 def test_run_lengths_are_those_of_pycocotools():

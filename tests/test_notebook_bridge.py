@@ -147,11 +147,12 @@ def test_source_is_the_functions_own(monkeypatch):
 
 def test_a_run_is_shown_with_its_unreadable_images(store, capsys):
     notebook.show_run(make_run(store, "warmup-a", steps=1200, images=34_000, seconds=12.4))
-    notebook.show_run(make_run(store, "labels-b", unreadable=["a.jpg", "b.jpg"]))
+    notebook.show_run(make_run(store, "labels-b", unreadable=["a.jpg", "b.jpg"], unreadable_validation=["c.jpg"]))
     assert capsys.readouterr().out.splitlines() == [
         "warmup-a: 1,200 steps, 34,000 images, 12 s",
         "labels-b: 3 images, 2 s",
         "2 images could not be read, such as a.jpg",
+        "1 validation images could not be read, such as c.jpg",
     ]
 
 

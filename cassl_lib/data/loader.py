@@ -40,8 +40,8 @@ class Samples(Dataset):
 
     A source has `len`, `image_path(i)`, `image_id(i)` and `annotations(i, masks=...)`: a dict of boxes, labels, masks
     and, if the source knows it, the `size` (H, W) of the image that they were made for and `ignored` (H, W), where
-    nothing is to be learned. An image that cannot be read
-    is named in `unreadable`, and replaced by the next one that can be read or, with `replace=False`, left out.
+    nothing is to be learned. An image that cannot be read or has another size is named in `unreadable`, and replaced by
+    the next one that can be used or, with `replace=False`, left out.
 
     Args:
         classes: False sets every label to 0: the class-agnostic conversion of Sec. 3.1.
@@ -56,35 +56,39 @@ class Samples(Dataset):
 
     def __getitem__(self, ticket: tuple[int, int]):
         position, index = ticket
-        at, image, unreadable = self._read(index)
+        at, image, found, unreadable = self._read(index)
         if image is None:
             return None, None, self.source.image_id(at), unreadable
-        target = self._target(at, tuple(image.shape[-2:]))
+        target = self._target(found, tuple(image.shape[-2:]))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_seed_of(self.seed, position))
             image, target = self.transform(tv_tensors.Image(image), target)
         return image, target, self.source.image_id(at), unreadable
 
     def _read(self, index: int):
-        """(index, image, unreadable) of the image at `index` or, if that is damaged, of the next one that is not."""
+        """(index, image, annotations, unreadable) of the image at `index` or, if it is damaged, of the next whole one.
+
+        An image of another size than its annotations is not the one that they were made for: it counts as damaged.
+        """
         unreadable = []
         for offset in range(min(100, len(self.source)) if self.replace else 1):
             at = (index + offset) % len(self.source)
+            path = self.source.image_path(at)
             try:
-                return at, read_image(self.source.image_path(at)), unreadable
+                image = read_image(path)
             except OSError as error:
-                unreadable.append(f"{self.source.image_path(at)} ({error})")
+                unreadable.append(f"{path} ({error})")
+                continue
+            found, (height, width) = self.source.annotations(at, masks=self.masks), image.shape[-2:]
+            expected = found.get("size", (height, width))
+            if expected == (height, width):
+                return at, image, found, unreadable
+            unreadable.append(f"{path} ({height}x{width} pixels, listed as {expected[0]}x{expected[1]})")
         if self.replace:
-            raise DataError(f"{len(unreadable)} images in a row cannot be read, the last is {unreadable[-1]}")
-        return index, None, unreadable
+            raise DataError(f"{len(unreadable)} images in a row cannot be used, the last is {unreadable[-1]}")
+        return index, None, None, unreadable
 
-    def _target(self, index: int, size: tuple[int, int]) -> dict:
-        found = self.source.annotations(index, masks=self.masks)
-        if found.get("size", size) != size:
-            raise DataError(
-                f"{self.source.image_path(index)} is {size[0]}x{size[1]} pixels, its annotations say "
-                f"{found['size'][0]}x{found['size'][1]}; the JSON belongs to other files"
-            )
+    def _target(self, found: dict, size: tuple[int, int]) -> dict:
         labels = torch.from_numpy(found["labels"].copy())
         target = {
             "boxes": tv_tensors.BoundingBoxes(torch.from_numpy(found["boxes"].copy()), format="XYXY", canvas_size=size),

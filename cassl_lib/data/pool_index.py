@@ -65,8 +65,9 @@ class Pool:
         return self._value("id", index)
 
     def annotations(self, index: int, *, masks: bool = False) -> dict:
-        """Nothing: these images have no labels. Makes a pool a source of `Samples`."""
-        return {"boxes": np.zeros((0, 4), np.float32), "labels": np.zeros(0, np.int64)}
+        """The image's `size` (H, W) and no labels. Makes a pool a source of `Samples`."""
+        size = self._value("height", index), self._value("width", index)
+        return {"size": size, "boxes": np.zeros((0, 4), np.float32), "labels": np.zeros(0, np.int64)}
 
     def _value(self, name: str, index: int):
         if not 0 <= index < len(self):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -33,23 +35,32 @@ def evaluate_model(
     classes: bool,
     folder: Path,
     panoptic: PanopticConfig | None = None,
+    unreadable: list[str] | None = None,
 ) -> dict[str, dict[str, float]]:
     """AP and AR of a detector, between 0 and 1.
+
+    An image that cannot be read counts as one in which nothing was found, and is named on stderr.
 
     Args:
         classes: whether the detector knows classes; one that does is also evaluated without them.
         folder: of all processes; holds the detections while they are evaluated, and receives the merged result as
             panoptic.json and panoptic/.
         panoptic: how instances are merged where `images` are panoptic and the detector knows their classes.
+        unreadable: receives the names of the images that cannot be read.
 
     Returns:
         By kind (`box_agnostic`, `mask_agnostic` and, with classes, `box`, `mask`) the twelve numbers of `evaluate`, and
         by `panoptic`, `panoptic_things`, `panoptic_stuff` PQ, SQ, RQ; empty in all processes but the first. No masks
         where the detector or the annotations have none.
     """
-    results = detect(model, images, folder=folder / "detections", augment=augment, training=training)
+    lost: list[str] = [] if unreadable is None else unreadable
+    how = {"folder": folder / "detections", "augment": augment, "training": training, "unreadable": lost}
+    results = detect(model, images, **how)
     if results is None:
         return {}
+    if lost:
+        line = f"{len(lost)} of {len(images)} images could not be read and count as missed, such as {lost[0]}"
+        print(f"evaluation: {line}", file=sys.stderr, flush=True)
     truth = images.truth()
     with_masks = model.config.masks and all(entry.get("segmentation") for entry in truth["annotations"])
     metrics = {}
@@ -97,11 +108,12 @@ def panoptic_metrics(results: StoredResults, images: EntityImages, *, settings: 
 
 
 def detect(
-    model, images: CocoImages, *, folder: Path, augment: AugmentConfig, training: TrainConfig
+    model, images: CocoImages, *, folder: Path, augment: AugmentConfig, training: TrainConfig, unreadable: list[str]
 ) -> StoredResults | None:
     """COCO results of every image, on disk as they are found; of all processes in the first, none in the others.
 
-    Masks are compressed run lengths. All processes must see `folder`.
+    Masks are compressed run lengths. All processes must see `folder`. `unreadable` receives the names of the images
+    that no process could read.
     """
     rank, world = engine.rank_and_world()
     size_of = {int(i): (int(h), int(w)) for i, h, w in zip(images.ids, images.heights, images.widths, strict=True)}
@@ -110,10 +122,12 @@ def detect(
     loader = batches(samples, tickets, workers=training.workers)
     predictions = engine.predict(model, loader, sizes=size_of.get, config=training, title="evaluation")
     with ResultWriter(folder, rank, world) as writer:
-        for image_id, found, _ in predictions:
+        lost = []
+        for image_id, found, names in predictions:
+            lost += names
             if image_id is not None:
                 writer.add(image_id, coco_results(image_id, found, images.category_ids))
-    engine.of_all_processes(True, world)  # all have finished their files
+    unreadable += sorted(itertools.chain(*engine.of_all_processes(lost, world)))  # all have finished their files
     return None if rank else StoredResults(folder, world)
 
 
