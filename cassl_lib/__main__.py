@@ -24,7 +24,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return parsed.act(parsed) or 0
     except (ConfigError, DataError, MissingRun, PseudoLabelError, SceneError, WeightsError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        # Of an error in a loading process the loader makes a text that ends in its traceback, and that in the message.
+        own = str(error).rpartition(f"{type(error).__name__}: ")[2].strip()
+        print(f"error: {own}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on where it was", file=sys.stderr)

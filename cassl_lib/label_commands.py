@@ -16,7 +16,7 @@ from cassl_lib.resolve import ConfigError, from_json
 from cassl_lib.runs import Run, find_run, write_atomically
 
 LABELERS = ("labeler", "warmup", "finetune")
-SHOWN = (0.05, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # thresholds
+SHOWN = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # thresholds
 
 
 def add_verbs(verbs) -> None:
@@ -26,7 +26,7 @@ def add_verbs(verbs) -> None:
     label.add_argument("--run", required=True, help="the detector: a finished run's name, its beginning, or its folder")
     label.add_argument("--images", required=True, metavar="PART", help="a folder, or any pool; several with commas")
     label.add_argument("--out", required=True, type=Path, metavar="STORE", help="folder of the store; goes on if begun")
-    label.add_argument("--keep", type=float, help="lowest score that is stored (the run's setting)")
+    label.add_argument("--keep", type=float, help="lowest score that is stored (all that it finds)")
     label.add_argument("--batch-size", type=int, help="images (the run's setting)")
     label.add_argument("--shard-size", type=int, help="images (the run's setting)")
     label.add_argument("--workers", type=int, help="processes that read images (the run's setting)")
@@ -78,10 +78,12 @@ def config_of(run: Run) -> Config:
 
 def _changed(section, parsed: argparse.Namespace, names: tuple[str, ...]):
     given = {name: getattr(parsed, name) for name in names if getattr(parsed, name) is not None}
-    lowest = {"keep": 0.0, "workers": 0, "batch_size": 1, "shard_size": 1}
+    # The masks of a shard are one column of at most 2 GB: 100 of them an image, of up to 400 bytes.
+    allowed = {"keep": (0, 1), "workers": (0, 1000), "batch_size": (1, 65_536), "shard_size": (1, 50_000)}
     for name, value in given.items():
-        if not lowest[name] <= value <= (1 if name == "keep" else 1_000_000):
-            raise ConfigError(f"--{name.replace('_', '-')} {value} is out of range; use {lowest[name]} or more")
+        low, high = allowed[name]
+        if not low <= value <= high:
+            raise ConfigError(f"--{name.replace('_', '-')} {value} is out of range; use {low} to {high:,}")
     return replace(section, **given)
 
 

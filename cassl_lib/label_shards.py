@@ -46,7 +46,13 @@ class PseudoLabelError(ValueError):
 
 
 def write_shard(
-    folder: str | Path, index: int, rows: Iterable[Mapping], labeler: str, *, unreadable: Sequence[str] = ()
+    folder: str | Path,
+    index: int,
+    rows: Iterable[Mapping],
+    labeler: str,
+    *,
+    unreadable: Sequence[str] = (),
+    request: str = "",
 ) -> dict:
     """Write shard `index` so that it is either whole or absent, and note its checksum beside it.
 
@@ -56,8 +62,9 @@ def write_shard(
             `areas` (N,), from the masks, else the boxes, if absent. Arrays or CPU tensors. N may be 0.
         labeler: identity of the model that made the labels.
         unreadable: images of this part of the pool that could not be read and have no row.
+        request: hash of what was asked for (labeler, pool, settings), so that no shard passes for one of another pool.
     Returns:
-        The shard's entry in the manifest: `file`, `rows`, `labels`, `masks`, `bytes`, `sha256`, `labeler`,
+        The shard's entry in the manifest: `file`, `rows`, `labels`, `masks`, `bytes`, `sha256`, `labeler`, `request`,
         `unreadable`.
     """
     path, rows = shard_path(folder, index), [_checked(row) for row in rows]
@@ -68,7 +75,8 @@ def write_shard(
     content = sink.getvalue()
     entry = {"file": path.name, "rows": len(rows), "labels": sum(len(row["scores"]) for row in rows)}
     entry |= {"masks": sum(len(row["masks"]) for row in rows), "bytes": content.size}
-    entry |= {"sha256": hashlib.sha256(content).hexdigest(), "labeler": labeler, "unreadable": list(unreadable)}
+    entry |= {"sha256": hashlib.sha256(content).hexdigest(), "labeler": labeler}
+    entry |= {"request": request, "unreadable": list(unreadable)}
     write_atomically(path, content)
     write_atomically(path.with_suffix(".json"), json.dumps(entry).encode())  # last: its presence means "finished"
     return entry
@@ -78,8 +86,14 @@ def shard_path(folder: str | Path, index: int) -> Path:
     return Path(folder) / f"shard-{index:05d}.arrow"
 
 
-def finished_shard(folder: str | Path, index: int, labeler: str | None = None) -> dict | None:
-    """The entry of a shard that need not be written again, None of one that must; another `labeler`'s is refused."""
+def finished_shard(
+    folder: str | Path, index: int, labeler: str | None = None, request: str | None = None
+) -> dict | None:
+    """The entry of a shard that need not be written again, None of one that must.
+
+    Raises:
+        PseudoLabelError: it is another `labeler`'s, or was made for another `request`.
+    """
     shard = shard_path(folder, index)
     note = shard.with_suffix(".json")
     if not note.is_file():
@@ -87,6 +101,8 @@ def finished_shard(folder: str | Path, index: int, labeler: str | None = None) -
     entry = read_json(note, ENTRY)
     if labeler is not None and entry["labeler"] != labeler:
         raise PseudoLabelError(f"{shard} is of labeler {entry['labeler']}, not {labeler}: label into another folder")
+    if request is not None and entry.get("request") != request:
+        raise PseudoLabelError(f"{shard} is of another pool or other settings: take it and {note.name} away")
     return entry if shard.is_file() and shard.stat().st_size == entry["bytes"] else None
 
 
@@ -148,7 +164,9 @@ def read_manifest(folder: Path) -> dict:
         if entry["labeler"] != manifest["labeler"]:
             raise PseudoLabelError(f"{shard} is of labeler {entry['labeler']}, the store of {manifest['labeler']}")
         if not shard.is_file() or shard.stat().st_size != entry["bytes"]:
-            raise PseudoLabelError(f"{shard} is missing or damaged: it should have {entry['bytes']} bytes")
+            raise PseudoLabelError(
+                f"{shard} is missing or damaged, it should have {entry['bytes']} bytes: label again, it is made anew"
+            )
     named = {entry["file"] for entry in manifest["shards"]}
     for foreign in sorted({path.name for path in folder.glob("*.arrow")} - named):
         raise PseudoLabelError(f"{folder / foreign} is not in the manifest: it belongs to another store")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import platform
@@ -22,9 +23,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from cassl_lib import engine
+from cassl_lib import engine, paths
 from cassl_lib.config import Config
+from cassl_lib.data.coco import DataError
 from cassl_lib.data.loader import Samples, batches, in_turn
+from cassl_lib.data.pool_index import Pool
 from cassl_lib.evaluation.masks import encode_masks
 from cassl_lib.label_shards import (
     AGNOSTIC,
@@ -38,6 +41,7 @@ from cassl_lib.label_shards import (
 )
 from cassl_lib.runs import alone, locked, write_atomically
 
+SAYS_EVERY = 60.0  # seconds, where no bar is shown
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -59,7 +63,7 @@ def label_pool(
     """Label every image of `samples` into the store at `store`, together with whatever other processes do so.
 
     Returns when the store is finished. Finished shards stay as they are. Detections below `config.label.keep` are not
-    stored; an image that cannot be read has no row and is named in its shard's entry.
+    stored; an image that is damaged has no row and is named in its shard's entry.
 
     Args:
         load: function without arguments that returns the model; not called where nothing is left to label.
@@ -72,21 +76,24 @@ def label_pool(
     size = config.label.shard_size
     parts = [range(start, min(start + size, len(samples))) for start in range(0, len(samples), size)]
     request = {"labeler": labeler, "pool": samples.source.fingerprint, "shard_size": size, **settings}
+    made_for = {"labeler": labeler, "request": _hash(request)}
     with _room(store):
         _begin(store, request)
         model, progress = None, _Progress(store, len(samples), labeler)
-        while missing := [shard for shard in range(len(parts)) if not finished_shard(store, shard, labeler)]:
+        while missing := [shard for shard in range(len(parts)) if not finished_shard(store, shard, **made_for)]:
             claimed = 0
             # Where all that is missing is in the hands of others, wait for the first of them to finish it, or to die.
             for shard, wait in [(shard, False) for shard in missing] + [(missing[0], True)]:
                 if wait and claimed:
                     break
+                if wait:
+                    progress.waits(len(missing))
                 with _claim(store, shard, wait=wait) as mine:
-                    if not mine or finished_shard(store, shard, labeler):
+                    if not mine or finished_shard(store, shard, **made_for):
                         continue
                     claimed += 1
                     model = model or load()
-                    log(_label_shard(model, samples, store, shard, parts[shard], config, labeler, progress))
+                    log(_label_shard(model, samples, store, shard, parts[shard], config, made_for, progress))
         progress.close()
         finish(store, labeler=labeler, pool=samples.source.fingerprint, shards=len(parts), categories=categories)
 
@@ -117,7 +124,7 @@ def labeled_images(
         unreadable.extend(lost)
         if image_id is None:
             continue
-        keep = found["scores"] >= config.label.keep
+        keep = found["scores"] >= (config.label.keep or 0.0)
         row = {"image_id": image_id, "file_name": facts[index_of[image_id]]["path"]}
         row |= dict(zip(("height", "width"), size_of(image_id), strict=True))
         row |= {name: found[name][keep] for name in ("boxes", "scores", "labels")}
@@ -126,7 +133,7 @@ def labeled_images(
         yield index_of[image_id], row
 
 
-def _label_shard(model, samples, store: Path, shard: int, indices: range, config: Config, labeler: str, progress):
+def _label_shard(model, samples, store: Path, shard: int, indices: range, config: Config, made_for: dict, progress):
     """Label and write one claimed shard; returns what the log says of it."""
     _clear(store, shard_path(store, shard).stem)
     started, unreadable, rows = time.monotonic(), [], {}
@@ -134,8 +141,12 @@ def _label_shard(model, samples, store: Path, shard: int, indices: range, config
         rows[index] = row
         progress.image()
     in_order = [rows[index] for index in sorted(rows)]
-    progress.shard(write_shard(store, shard, in_order, labeler, unreadable=sorted(unreadable)))
+    progress.shard(write_shard(store, shard, in_order, unreadable=sorted(unreadable), **made_for))
     return {"shard": shard, "images": len(indices), "seconds": round(time.monotonic() - started, 3)}
+
+
+def _hash(request: dict) -> str:
+    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _begin(store: Path, request: dict) -> None:
@@ -143,17 +154,32 @@ def _begin(store: Path, request: dict) -> None:
     store.mkdir(parents=True, exist_ok=True)
     note = store / "request.json"
     with alone(store, say=False):
+        for stem in ("request", "manifest"):
+            _clear(store, stem)
         if not note.exists():
             if there := finished_shards(store):
                 raise LabelingError(f"{store} holds {len(there)} shards of no known request: label into another folder")
             write_atomically(note, json.dumps(request, indent=1).encode())
     begun = read_json(note, set())
     if differing := [name for name in request if begun.get(name) != request[name]]:
-        name = differing[0]
+        name, remedy = differing[0], ""
+        if differing == ["pool"]:
+            index = _index_of(begun["pool"])
+            remedy = f"go on with --images {index}, " if index else "bring back "
+            remedy += "the images that were there then, "
         raise LabelingError(
-            f"{store} was begun with {name} {begun.get(name)}, not {request[name]}: label into another folder, or "
-            "delete it"
+            f"{store} was begun with {name} {begun.get(name)}, not {request[name]}: {remedy}label into another folder, "
+            "or delete it"
         )
+
+
+def _index_of(fingerprint: str) -> Path | None:
+    """The index of an earlier pool, if it is still in the run store."""
+    for index in sorted((paths.runs() / "pools").glob("pool-*/pool.parquet")):
+        with contextlib.suppress(DataError):
+            if Pool(index).fingerprint == fingerprint:
+                return index
+    return None
 
 
 def _claim(store: Path, shard: int, *, wait: bool):
@@ -165,7 +191,7 @@ def _clear(store: Path, stem: str) -> None:
     """Remove what processes of this machine that are no more have left of a shard."""
     for left in store.glob(f".{stem}.*.{platform.node()}.*.tmp"):
         try:
-            os.kill(int(left.name.split(".")[-2]), 0)
+            os.kill(int(left.name.split(".")[-3]), 0)
         except (ProcessLookupError, ValueError):
             left.unlink(missing_ok=True)
         except PermissionError:  # another user's, and alive
@@ -192,7 +218,7 @@ class _Progress:
     def __init__(self, store: Path, images: int, labeler: str):
         self.store, self.images, self.labeler = store, images, labeler
         self.begun, self.started, self.own = self._finished(), time.monotonic(), 0
-        self.warned = False
+        self.warned, self.said = False, self.started
         hidden = engine.quiet(engine.rank_and_world()[0])
         self.bar = tqdm(total=images, initial=self.begun, desc="labelling", unit="image", disable=hidden, mininterval=1)
 
@@ -203,16 +229,27 @@ class _Progress:
     def image(self) -> None:
         self.own += 1
         self.bar.update()
+        if self.bar.disable and time.monotonic() - self.said > SAYS_EVERY:
+            self.say("labelling", self.begun + self.own)
+
+    def say(self, what: str, done: int) -> None:
+        """A line where no bar is shown; `done` of all images are labelled."""
+        self.said = time.monotonic()
+        rate = (done - self.begun) / (self.said - self.started)
+        left = tqdm.format_interval((self.images - done) / rate) if rate else "?"
+        line = f"{what}: {done:,} of {self.images:,} images, {rate:.1f} images/s, {left} left"
+        print(line, file=sys.stderr, flush=True)
+
+    def waits(self, shards: int) -> None:
+        self.bar.write(f"{shards} shards are in the hands of other processes; waiting for them", sys.stderr)
 
     def shard(self, entry: dict) -> None:
         """After a shard of this process: take in what others have finished, say how far it is, look at the disk."""
-        done, seconds = self._finished(), time.monotonic() - self.started
-        rate, left = (done - self.begun) / seconds, self.images - done
-        self.bar.n = max(done, self.bar.n)
+        done = self._finished()
+        left, self.bar.n = self.images - done, max(done, self.bar.n)
         self.bar.refresh()
         if self.bar.disable:
-            line = f"{entry['file']}: {done:,} of {self.images:,} images, {rate:.1f} images/s"
-            print(f"{line}, {tqdm.format_interval(left / rate)} left", file=sys.stderr, flush=True)
+            self.say(entry["file"], done)
         needed, free = left * entry["bytes"] / max(entry["rows"], 1), shutil.disk_usage(self.store).free
         if needed > free and not self.warned:
             self.warned = True

@@ -138,9 +138,9 @@ def labelling_pace(config: Config, model: ModelConfig, labeler: Run | None, pool
         pool: images as of a `Pool`; some of them, spread over it, are labelled.
     """
     began, device = time.perf_counter(), engine.device_of_process()
-    detector = stages.load_model(labeler) if labeler else _detects_all(model, config.seed)
+    detector = stages.load_labeler(labeler, config) if labeler else _detects_all(model, config.seed)
     detector = detector.to(device, memory_format=torch.channels_last)
-    some, own, keep = Some(pool), config.label.batch_size, config.label.keep if labeler else 0.0
+    some, own, keep = Some(pool), config.label.batch_size, (config.label.keep or 0.0) if labeler else 0.0
     at_once, _ = _small_enough(own, test_canvas(config.augment, some.sizes, 1), LABEL_PIXELS)
     samples = Samples(some, test_transform(config.augment), masks=False, classes=False, replace=False)
     loader = batches(samples, some.tickets(at_once), workers=config.labeler.workers)

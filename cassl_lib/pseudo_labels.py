@@ -145,7 +145,10 @@ class PseudoLabels:
             found = tqdm(threads.map(_checksum, paths), "labels", len(paths), unit="shard", disable=hidden)
             for path, entry, checksum in zip(paths, self.manifest["shards"], found, strict=True):
                 if checksum != entry["sha256"]:
-                    raise PseudoLabelError(f"{path} is damaged or was replaced: its checksum is not the manifest's")
+                    raise PseudoLabelError(
+                        f"{path} is damaged or was replaced, its checksum is not the manifest's: delete it and label "
+                        "again, it is made anew"
+                    )
 
     def flat(self) -> dict[str, np.ndarray]:
         """All labels at once, without masks.

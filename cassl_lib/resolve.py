@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import math
 import os
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -127,7 +128,7 @@ def resolve(
         _one_of("augment", augment, ("weak", "strong"))
         config = replace(config, augment=replace(config.augment, kind=augment))
     if threshold is not None:
-        _number("threshold", threshold, (int, float), config.label.keep, 1)
+        _number("threshold", threshold, (int, float), 0 if labels else _weakest(config), 1)
         config = replace(config, label=replace(config.label, threshold=float(threshold)))
     if batch_size is not None:
         _number("batch_size", batch_size, int, 1, 65_536)
@@ -280,6 +281,14 @@ def _number(name: str, value: Any, kind, low: float, high: float, *, open_below:
         raise ConfigError(f"{name}={value!r} is not a {'whole number' if whole else 'number'}; use {low} to {high}")
     if not (low <= value <= high) or (open_below and value == low):
         raise ConfigError(f"{name}={value!r} is out of range; use {'more than ' if open_below else ''}{low} to {high}")
+
+
+def _weakest(config: Config) -> float:
+    """The lowest score of a label in the store, rounded down."""
+    if config.label.keep is not None:
+        return config.label.keep
+    lowest = math.sqrt(config.model.score_threshold) if config.model.threshold_on == "cls*ctr" else 0.0
+    return math.floor(100 * lowest) / 100
 
 
 def _backbone_weights(pretrained: str) -> bool | str:

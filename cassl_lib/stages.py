@@ -12,6 +12,7 @@ finds: it raises MissingRun, with the command that makes the run, instead of sta
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import shlex
 import sys
@@ -33,7 +34,7 @@ from cassl_lib.data.pseudo import PseudoLabeled
 from cassl_lib.data.unlabeled import Pool
 from cassl_lib.evaluation.labels import judge_labels, read_truth
 from cassl_lib.evaluation.model import evaluate_model
-from cassl_lib.label_shards import AGNOSTIC
+from cassl_lib.label_shards import AGNOSTIC, PseudoLabelError, read_manifest
 from cassl_lib.labeling import image_seconds, label_pool
 from cassl_lib.models.build import build_detector
 from cassl_lib.models.transfer import copy_parts
@@ -73,7 +74,17 @@ def label(config: Config, *, labeler: Run | None = None, pool: Pool | None = Non
     def together(run: Run) -> None:
         label_into(run.folder / "store", labeler, pool, config, log=run.log)
 
-    return _run(request, config, "label", existing, lambda run: _count_labels(run, config, pool), together)
+    work = {"together": together, "intact": _has_its_store}
+    return _run(request, config, "label", existing, lambda run: _count_labels(run, config, pool), **work)
+
+
+def _has_its_store(run: Run) -> bool:
+    """Whether no shard of a label run is missing or cut short; such a one is made anew."""
+    try:
+        return bool(read_manifest(run.folder / "store"))
+    except PseudoLabelError as error:
+        print(f"{run.id}: {error}", file=sys.stderr, flush=True)
+        return False
 
 
 def label_settings(config: Config) -> dict:
@@ -90,7 +101,8 @@ def label_into(store: Path, labeler: Run, pool: Pool, config: Config, *, log=lam
     """Label a pool into a store with a finished run's detector; goes on where it, or another process, has stopped."""
     samples = Samples(pool, test_transform(config.augment), masks=False, classes=False, replace=False)
     request = {"settings": label_settings(config), "categories": labeler.result.get("categories") or AGNOSTIC}
-    label_pool(lambda: load_model(labeler), samples, store, config=config, labeler=labeler.id, log=log, **request)
+    load = functools.partial(load_labeler, labeler, config)
+    label_pool(load, samples, store, config=config, labeler=labeler.id, log=log, **request)
 
 
 def warm_up(config: Config, *, labels: Run | None = None, existing: bool = False) -> Run:
@@ -110,6 +122,7 @@ def warm_up(config: Config, *, labels: Run | None = None, existing: bool = False
     request = Request("warmup", settings, inputs=inputs, data=data | {"val": val.fingerprint})
 
     def train(run: Run) -> dict:
+        _count_what_is_kept(store)
         if engine.rank_and_world()[0] == 0:
             store.verify()
         return _train(run, plan, config, val)
@@ -211,6 +224,19 @@ def _check_labels(store: PseudoLabels, config: Config, val) -> None:
         )
 
 
+def _count_what_is_kept(store: PseudoLabels) -> None:
+    """Say on stderr what the threshold leaves to learn from; nothing at all is refused."""
+    found = store.statistics([store.threshold])
+    labels, images = int(found["labels"][0]), int(found["images_with_labels"][0])
+    if not labels:
+        kept = found["score_edges"][1:][found["score_histogram"] > 0]
+        best = f"the highest is below {kept[-1]:.2f}; take a lower threshold" if len(kept) else "it has no label at all"
+        raise DataError(f"{store.folder}: no score is above the threshold {store.threshold}, {best}")
+    if engine.rank_and_world()[0] == 0:
+        counts = f"{labels:,} labels above {store.threshold} on {images:,} of {len(store):,} images"
+        print(f"{store.folder}: {counts}", file=sys.stderr, flush=True)
+
+
 def _readable(path: Path) -> bool:
     try:
         return read_image(path) is not None
@@ -233,6 +259,15 @@ def load_model(run: Run) -> torch.nn.Module:
     model = build_detector(model_config(run))
     model.load_state_dict(load_file(run.weights))
     return model.to(engine.device_of_process()).eval()
+
+
+def load_labeler(run: Run, config: Config) -> torch.nn.Module:
+    """The detector of a finished run, finding all that stage 2 is to store."""
+    model = load_model(run)
+    if config.label.keep is not None:
+        # The score is sqrt(cls * ctr): neither cls nor cls * ctr of a detection with this score is below its square.
+        model.config = replace(model.config, score_threshold=config.label.keep**2)
+    return model
 
 
 def model_config(run: Run) -> ModelConfig:
@@ -286,22 +321,26 @@ def _run(
     existing: bool,
     work: Callable[[Run], dict],
     together: Callable[[Run], None] = lambda run: None,
+    intact: Callable[[Run], bool] = lambda run: True,
 ) -> Run:
     """The run of a request: found finished, or made.
 
     Args:
         together: what any number of processes do at once before one of them, or those of one torchrun, `work`.
+        intact: whether what they did is still there, of a finished run; else they do it again.
     """
     run = open_run(request)
-    if run.finished and (existing or engine.rank_and_world()[1] == 1):  # to work, several processes decide together
+    whole = run.finished and intact(run)
+    if whole and (existing or engine.rank_and_world()[1] == 1):  # to work, several processes decide together
         return run
     if not run.finished:
         write_atomically(run.folder / "config.json", json.dumps(to_json(config), indent=1).encode())
     if existing:
         command = f"python -m cassl_lib run {verb} --config {shlex.quote(str(run.folder / 'config.json'))}"
-        missing = f"{run.id} is not there yet; make it with\n    {command}\n(--devices N for N processes)"
+        state = "damaged" if run.finished else "not there yet"
+        missing = f"{run.id} is {state}; make it with\n    {command}\n(--devices N for N processes)"
         raise MissingRun(missing, run)
-    if not run.finished:
+    if not whole:
         together(run)
     with _alone(run) as unfinished:
         if unfinished:

@@ -1,6 +1,8 @@
 """From files to samples: COCO JSONs as people write them, images as people keep them, order, and augmentation."""
 
+import errno
 import json
+import os
 from dataclasses import replace
 from functools import partial
 
@@ -12,11 +14,12 @@ from pycocotools import mask as mask_api
 from torchvision import tv_tensors
 
 from cassl_lib.config import AugmentConfig
-from cassl_lib.data import augment
+from cassl_lib.data import augment, loader
 from cassl_lib.data.augment import test_shape as shape_at_test_time
 from cassl_lib.data.augment import test_transform as transform_at_test_time
 from cassl_lib.data.augment import training_transform
 from cassl_lib.data.coco import CocoImages, DataError, Report, locate
+from cassl_lib.data.image_files import own_fault
 from cassl_lib.data.loader import Order, Samples, batches, in_turn, read_image
 from cassl_lib.data.pseudo import PseudoLabeled
 from cassl_lib.label_shards import finish, write_shard
@@ -311,6 +314,62 @@ def test_a_damaged_image_is_replaced_by_the_next_and_named(found, tmp_path):
     (tmp_path / "images/c.jpg").unlink()
     with pytest.raises(DataError, match="3 images in a row cannot be used, the last is .*b.jpg"):
         samples_of(found)[(0, 2)]
+
+
+def test_a_disk_that_fails_stops_instead_of_losing_images(found, tmp_path, monkeypatch):
+    """Nothing that can be read tomorrow is to be named unreadable for ever, or to be replaced by another image."""
+    samples = samples_of(found, replace=False)
+    (tmp_path / "images/a.jpg").unlink()
+    assert samples[(0, 0)][3] == [f"{tmp_path / 'images/a.jpg'} (No such file or directory)"]  # this one alone
+    for name in "bc":
+        (tmp_path / f"images/{name}.jpg").unlink()
+    with pytest.raises(DataError, match=r"a.jpg: No such file .* no fault of this one image.*\(is .*images there"):
+        samples[(0, 0)]
+    (tmp_path / "images").rmdir()
+    for replaced in (True, False):
+        with pytest.raises(DataError, match="run the same command again, it goes on"):
+            samples_of(found, replace=replaced)[(0, 0)]
+
+    def fail(path):
+        raise OSError(errno.EMFILE, "Too many open files", str(path))
+
+    monkeypatch.setattr(loader, "open_file", fail)
+    with pytest.raises(DataError, match="a.jpg: Too many open files"):
+        samples[(0, 0)]
+
+
+@pytest.mark.parametrize(
+    ("number", "there", "own"),
+    [
+        (None, False, True),  # Pillow's: the file was read, and is no image
+        (errno.ENOENT, True, True),
+        (errno.ENOENT, False, False),
+        (errno.EACCES, True, True),
+        (errno.EACCES, False, False),  # credentials that have run out
+        (errno.EIO, True, False),
+        (errno.ESTALE, True, False),
+        (errno.EMFILE, True, False),
+    ],
+)
+@pytest.mark.parametrize("member", [False, True])
+def test_whose_fault_an_unreadable_image_is(number, there, own, member, tmp_path):
+    folder = tmp_path / "images"
+    if there and member:
+        folder.write_bytes(b"archive")
+        folder = folder.rename(tmp_path / "images.tar")
+    elif there:
+        folder.mkdir()
+        (folder / "other.jpg").touch()
+    path = f"{tmp_path}/images.tar::512+100::a.jpg" if member else folder / "a.jpg"
+    error = OSError("cannot identify image file <_io.BytesIO object at 0x7f>")
+    if number is not None:
+        error = OSError(number, os.strerror(number), str(path))
+    if own:
+        expected = "cannot identify image file" if number is None else os.strerror(number)
+        assert own_fault(path, error) == expected
+    else:
+        with pytest.raises(DataError, match="no fault of this one image"):
+            own_fault(path, error)
 
 
 def test_a_batch_leaves_out_what_could_not_be_read(found, tmp_path):

@@ -19,7 +19,7 @@ from pycocotools import mask as mask_api
 
 from cassl_lib import labeling, paths, runs, stages
 from cassl_lib.data import sources
-from cassl_lib.data.unlabeled import build_pool
+from cassl_lib.data.unlabeled import Pool, build_pool
 from cassl_lib.evaluation.masks import edges_of, edges_on_device, encode_masks
 from cassl_lib.label_shards import PseudoLabelError, finished_shards
 from cassl_lib.labeling import LabelingError
@@ -102,10 +102,9 @@ def test_killed_at_any_point_the_same_command_makes_the_same_store(
     with pytest.raises(PseudoLabelError, match="run the labelling again, it continues"):
         PseudoLabels(tmp_path)
     stages.label_into(tmp_path, labeler, pool, config)
-    left = {name: content for name, content in contents(tmp_path).items() if not name.endswith(".tmp")}
-    assert left == contents(whole)
+    assert contents(tmp_path) == contents(whole)
     assert {path: path.stat().st_ino for path in finished} == finished  # nothing finished was made again
-    assert not list(tmp_path.glob(".shard-*.tmp"))  # nor does half a shard take room
+    assert not list(tmp_path.glob("*.tmp"))  # nor does half a file take room
 
 
 HOLD = """
@@ -196,13 +195,13 @@ def test_a_file_system_without_locks_is_no_obstacle(config, labeler, pool, whole
 
 def test_what_a_living_process_is_writing_stays(config, labeler, pool, tmp_path):
     node, alive = platform.node(), os.getppid()
-    mine = tmp_path / f".shard-00000.arrow.{node}.{alive}.tmp"
-    others = tmp_path / ".shard-00000.arrow.another-machine.1.tmp"
-    dead = tmp_path / f".shard-00000.json.{node}.{2**22 - 3}.tmp"
-    for file in (mine, others, dead):
-        file.write_bytes(b"half")
+    gone = 2**22 - 3
+    stay = [f".shard-00000.arrow.{node}.{alive}.{gone}.tmp", ".shard-00000.arrow.another-machine.1.1.tmp"]
+    go = [f".{name}.{node}.{gone}.{alive}.tmp" for name in ("shard-00000.json", "request.json", "manifest.json")]
+    for name in (*stay, *go):
+        (tmp_path / name).write_bytes(b"half")
     stages.label_into(tmp_path, labeler, pool, config)
-    assert mine.exists() and others.exists() and not dead.exists()
+    assert sorted(path.name for path in tmp_path.glob(".*.tmp")) == sorted(stay)
 
 
 def test_a_log_that_was_cut_short_does_no_harm(tmp_path):
@@ -229,6 +228,86 @@ def test_a_store_begun_otherwise_is_refused_before_any_work(config, labeler, poo
         stages.label_into(whole, labeler, pool, other)
     with pytest.raises(LabelingError, match="was begun with shard_size 4, not 5"):
         stages.label_into(whole, labeler, pool, replace(config, label=replace(config.label, shard_size=5)))
+
+
+def test_images_that_came_later_do_not_cost_what_is_labelled(config, labeler, tmp_path, monkeypatch):
+    monkeypatch.setenv("CASSL_RUNS", str(tmp_path / "runs"))
+    images = tmp_path / "images"
+    images.mkdir()
+    for grey in range(3):
+        Image.new("L", (96, 64), grey).save(images / f"{grey}.png")
+    first, _ = build_pool([str(images)], paths.runs() / "pools")
+    stages.label_into(tmp_path / "store", labeler, first, config)
+    Image.new("L", (96, 64), 3).save(images / "3.png")
+    later, _ = build_pool([str(images)], paths.runs() / "pools")
+    with pytest.raises(LabelingError, match=f"go on with --images {first.index}, the images that were there then"):
+        stages.label_into(tmp_path / "store", labeler, later, config)
+    stages.label_into(tmp_path / "store", labeler, Pool(first.index), config)
+    shutil.rmtree(first.index.parent)
+    with pytest.raises(LabelingError, match="bring back the images that were there then, label into another folder"):
+        stages.label_into(tmp_path / "store", labeler, later, config)
+
+
+def test_a_shard_of_another_pool_is_not_taken_for_one_of_this(config, labeler, pool, whole, tmp_path):
+    """Such as one gathered from another machine, by the same labeler."""
+    shutil.copytree(whole, tmp_path / "store")
+    other = replace(config, label=replace(config.label, keep=0.2))
+    stages.label_into(tmp_path / "other", labeler, pool, other)
+    for ending in ("arrow", "json"):
+        shutil.copy(tmp_path / f"other/shard-00002.{ending}", tmp_path / "store")
+    with pytest.raises(PseudoLabelError, match="shard-00002.arrow is of another pool .*: take it and shard-00002.json"):
+        stages.label_into(tmp_path / "store", labeler, pool, config)
+    for path in (tmp_path / "store").glob("shard-00002.*"):
+        path.unlink()
+    stages.label_into(tmp_path / "store", labeler, pool, config)
+    assert contents(tmp_path / "store").items() >= contents(whole).items()
+
+
+def test_a_damaged_shard_is_made_anew(config, labeler, pool, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "store")
+    shard = tmp_path / "store/shard-00001.arrow"
+    content = bytearray(shard.read_bytes())
+    content[-900] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(PseudoLabelError, match="delete it and label again, it is made anew"):
+        PseudoLabels(tmp_path / "store").verify()
+    shard.unlink()
+    with pytest.raises(PseudoLabelError, match="shard-00001.arrow is missing .* label again"):
+        PseudoLabels(tmp_path / "store")
+    stages.label_into(tmp_path / "store", labeler, pool, config)
+    assert contents(tmp_path / "store") == contents(whole)
+
+
+def test_keep_is_the_lowest_score_that_is_stored(config, labeler, pool, tmp_path, monkeypatch):
+    """Also below what the detector gives by itself, which here is made sqrt(0.09)."""
+    original = stages.load_model
+
+    def load(run):
+        model = original(run)
+        model.config = replace(model.config, score_threshold=0.09)
+        return model
+
+    monkeypatch.setattr(stages, "load_model", load)
+    found = {}
+    for keep in (None, 0.2, 0.34):
+        kept = replace(config, label=replace(config.label, keep=keep))
+        stages.label_into(tmp_path / str(keep), labeler, pool, kept)
+        found[keep] = PseudoLabels(tmp_path / str(keep), threshold=0.0)
+    lowest = {keep: min(item["scores"].min(initial=1) for item in labels) for keep, labels in found.items()}
+    assert 0.3 <= lowest[None] < 0.31 and 0.2 <= lowest[0.2] < 0.21 and 0.34 <= lowest[0.34] < 0.35
+    for index in range(len(pool)):
+        strong = [labels.at(0.34)[index] for labels in found.values()]
+        assert all((other["boxes"] == strong[0]["boxes"]).all() for other in strong)
+        assert all((other["scores"] == strong[0]["scores"]).all() for other in strong)
+
+
+def test_without_a_bar_a_line_tells_how_far_it_is(config, labeler, pool, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(labeling, "SAYS_EVERY", 0.0)
+    monkeypatch.setattr(labeling.engine, "quiet", lambda rank: True)
+    stages.label_into(tmp_path, labeler, pool, config)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == len(pool) + SHARDS and lines[0].startswith("labelling: 1 of 16 images, ")
+    assert lines[-1].startswith("shard-00003.arrow: 16 of 16 images, ") and lines[-1].endswith(" images/s, 00:00 left")
 
 
 def test_too_little_room_is_said_after_the_first_shard(config, labeler, pool, tmp_path, monkeypatch, capsys):
@@ -295,7 +374,8 @@ def test_run_lengths_are_those_of_pycocotools():
     [
         (["--run", "nothing"], "'nothing' is no run"),
         (["--images", "/no/such/folder"], "/no/such/folder: no such"),
-        (["--keep", "2"], "--keep 2.0 is out of range"),
+        (["--keep", "2"], "--keep 2.0 is out of range; use 0 to 1"),
+        (["--shard-size", "100000"], "--shard-size 100000 is out of range; use 1 to 50,000"),
         (["--batch-size", "0"], "--batch-size 0 is out of range"),
     ],
 )

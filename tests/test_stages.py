@@ -150,7 +150,7 @@ def test_the_summary_holds_the_chains_numbers(chain, config, in_chain):
 def names(config, chain) -> dict[str, str]:
     """What the stages call their runs with these settings; nothing is run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "_run", lambda request, *_: Run(Path(request.id)))
+        patch.setattr(stages, "_run", lambda request, *_, **__: Run(Path(request.id)))
         return {
             "labeler": stages.train_labeler(config).id,
             "labels": stages.label(config, labeler=chain["labeler"]).id,
@@ -385,11 +385,20 @@ def test_a_damaged_training_image_is_skipped_and_named(chain, config, elsewhere,
     assert len(result["unreadable"]) == 1 and name in result["unreadable"][0]
 
 
-def test_a_warm_up_without_any_label_stays_finite(chain, config, elsewhere):
-    strict = replace(config, label=replace(config.label, threshold=0.999), warmup=replace(config.warmup, steps=2))
-    run = stages.warm_up(strict, labels=chain["labels"])
-    assert run.history[-1]["loss_box"] == run.history[-1]["loss_mask"] == 0 and run.history[-1]["loss_cls"] > 0
+def test_a_warm_up_with_a_single_label_stays_finite_and_one_without_is_refused(chain, config, elsewhere, capsys):
+    labels = PseudoLabels(chain["labels"].folder / "store", threshold=0.0)
+    scores = np.sort(np.concatenate([item["scores"] for item in labels]))
+    few = replace(config.warmup, steps=2, log_every=1)
+
+    def above(threshold):
+        return replace(config, label=replace(config.label, threshold=float(threshold)), warmup=few)
+
+    run = stages.warm_up(above(scores[-2]), labels=chain["labels"])
+    assert "1 labels above" in capsys.readouterr().err
+    assert min(entry["loss_box"] for entry in run.history) == 0 and run.history[-1]["loss_cls"] > 0
     assert all(torch.isfinite(value).all() for value in load_file(run.weights).values() if value.is_floating_point())
+    with pytest.raises(DataError, match=r"no score is above the threshold 0.999, the highest is below 0\.\d+; take a"):
+        stages.warm_up(above(0.999), labels=chain["labels"])
 
 
 def test_boxes_alone_go_through_all_stages(elsewhere):

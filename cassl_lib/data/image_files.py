@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -17,12 +18,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from cassl_lib import paths
+from cassl_lib.data.coco import DataError
 from cassl_lib.data.processes import cores, several
 from cassl_lib.runs import replacing
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MEMBER = re.compile(r"(.+?\.tar)::(\d+)\+(\d+)::")  # archive, first byte, number of bytes
 DAMAGED = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises
+OF_ONE_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG)
 CHUNK = 10_000  # images, after which what is known of them is kept
 WORTH_A_PROCESS = 2_000  # images, below which a process takes longer to start than to help
 BLOCK = 4096  # bytes
@@ -41,6 +44,32 @@ def open_file(path: Path | str) -> IO[bytes]:
     with open(found[1], "rb") as archive:
         archive.seek(int(found[2]))
         return io.BytesIO(archive.read(int(found[3])))
+
+
+def own_fault(path: Path | str, error: Exception) -> str:
+    """Why an image cannot be read, where that is its own fault and will be so the next time.
+
+    Raises:
+        DataError: it is not: its folder is gone, or a disk, a network or this process (too many open files) has failed.
+    """
+    number = getattr(error, "errno", None)
+    reason = getattr(error, "strerror", None) or str(error).partition(" <")[0]  # without a file object's address
+    member_of = MEMBER.match(str(path))
+    folder = member_of[1] if member_of else os.path.dirname(path)
+    if number is None or (number in OF_ONE_FILE and _holds_something(folder)):
+        return reason
+    raise DataError(
+        f"{path}: {reason}. That is no fault of this one image; mend it (is {folder} there?) and run the same command "
+        "again, it goes on"
+    )
+
+
+def _holds_something(folder: str) -> bool:
+    """Whether a folder with something in it, or an archive, is there; where a disk is not mounted it is empty."""
+    try:
+        return os.path.isfile(folder) or any(True for _ in os.scandir(folder))
+    except OSError:
+        return False
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
@@ -75,7 +104,8 @@ def measure(path: str, height: int | None, width: int | None) -> tuple:
     except (FileNotFoundError, NotADirectoryError):
         return None, None, -1, None, "missing", ""
     except DAMAGED as error:
-        return None, None, size, None, "unreadable", str(error)
+        size = os.path.getsize(path) if size < 0 and os.path.isfile(path) else size  # no permission to open it
+        return None, None, size, None, "unreadable", own_fault(path, error)
     if height is not None and found != (height, width):
         return *found, size, ends, "other size", f"{found[0]}x{found[1]}, listed as {height}x{width}"
     return *found, size, ends, None, None

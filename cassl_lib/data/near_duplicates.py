@@ -31,7 +31,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from cassl_lib import paths
-from cassl_lib.data.image_files import DAMAGED, chunk_by_chunk, eight_bits, open_file, write_table
+from cassl_lib.data.image_files import (
+    DAMAGED,
+    chunk_by_chunk,
+    eight_bits,
+    open_file,
+    own_fault,
+    write_table,
+)
 from cassl_lib.data.pool_index import Pool, save
 from cassl_lib.runs import alone
 
@@ -97,7 +104,8 @@ def image_hash(path: str) -> tuple[int]:
         with open_file(path) as file, Image.open(file) as image:
             image.draft("L", (SIDE, SIDE))  # a JPEG is decoded at an eighth of its size, grey
             bits = imagehash.phash(eight_bits(image)).hash
-    except DAMAGED:
+    except DAMAGED as error:
+        own_fault(path, error)
         return (UNREADABLE,)
     return (int.from_bytes(np.packbits(bits).tobytes(), "big"),)
 
