@@ -23,6 +23,16 @@ def image(name: str) -> Path:
     return datasets() / name
 
 
+def file_and_folder(named: str) -> tuple[str, str | None]:
+    """FILE and FOLDER of `FILE:FOLDER`. What is there as it is written is taken whole: its name may have a colon."""
+    ends = [place for place, letter in enumerate(named) if letter == os.pathsep]
+    for end in [len(named), *ends]:
+        if Path(named[:end]).expanduser().exists():
+            return named[:end], named[end + 1 :] if end < len(named) else None
+    file, separator, folder = named.partition(os.pathsep)
+    return file, folder if separator else None
+
+
 def scenes() -> Path:
     """Root of the embedded scenes, inside `datasets()`."""
     return datasets() / "scenes"

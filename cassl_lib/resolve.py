@@ -235,10 +235,10 @@ def _data(
         raise ConfigError(f"{missing}=None beside your own data: give {missing}=JSON[:FOLDER] too, same classes")
     if heldout is not None:
         _text("heldout", heldout)
-        if heldout != "scenes" and not Path(heldout.partition(os.pathsep)[0]).expanduser().is_file():
+        if heldout != "scenes" and not Path(paths.file_and_folder(heldout)[0]).expanduser().is_file():
             raise ConfigError(f"heldout={heldout!r} is no file; give a COCO JSON, or JSON{os.pathsep}FOLDER")
         for name in ("labeled", "val") if heldout != "scenes" else ():
-            if heldout.partition(os.pathsep)[0] == found[name].partition(os.pathsep)[0]:
+            if paths.file_and_folder(heldout)[0] == paths.file_and_folder(found[name])[0]:
                 raise ConfigError(f"heldout={heldout!r} is {name} too; choose the threshold on images of their own")
     found["heldout"] = heldout or ("scenes" if found["val"] == "scenes" else None)
     return found

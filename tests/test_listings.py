@@ -162,6 +162,106 @@ def test_a_damaged_tar_and_a_mixed_folder_are_refused(tmp_path, names):
         names(tmp_path / "pool")
 
 
+def test_a_tar_is_read_to_its_end_or_refused(tmp_path, names, capsys):
+    """tarfile takes any header that it cannot read for the end."""
+    three = {f"{value}.png": png(value) for value in (1, 2, 3)}
+    whole = shard(tmp_path / "whole.tar", three).read_bytes()
+    assert len(png(1)) < 512  # so that the second header is at 1024
+    touch(tmp_path / "damaged.tar", whole[:1024] + b"x" * 512 + whole[1536:])
+    touch(tmp_path / "cut.tar", whole[:1100])
+    for name in ("damaged", "cut"):
+        with pytest.raises(DataError, match=f"{name}.tar is damaged at byte 1,024, behind 1 images"):
+            names(tmp_path / f"{name}.tar")
+    touch(tmp_path / "joined.tar", whole + whole)
+    with pytest.raises(DataError, match="joined.tar: more follows behind its end at byte 3,072; give joined"):
+        names(tmp_path / "joined.tar")
+    assert not capsys.readouterr().err
+    assert len(names(touch(tmp_path / "open.tar", whole[:2048]))) == 2  # as some programs write them
+    assert "open.tar has no end mark behind its 2 images: it may be cut" in capsys.readouterr().err
+
+
+def test_a_name_that_is_not_utf8_in_a_tar_is_refused(tmp_path, names):
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT, errors="surrogateescape") as archive:
+        archive.addfile(tarfile.TarInfo("caf\udce9.jpg"))
+    with pytest.raises(DataError, match="a.tar: the name .* is not UTF-8"):
+        names(tmp_path / "a.tar")
+
+
+def test_endings_in_capitals_are_endings(tmp_path, names):
+    shard(tmp_path / "shards/A.TAR", {"x.PNG": png(9)})
+    (name,) = names(tmp_path / "shards")
+    assert name == f"shards/A.TAR::512+{len(png(9))}::x.PNG"
+    with open_file(tmp_path / name) as file:
+        assert file.read() == png(9)
+    touch(tmp_path / "a.jpg")
+    assert names(touch(tmp_path / "LIST.TXT", b"a.jpg 3\n")) == ["a.jpg"]
+    assert names(touch(tmp_path / "LIST.CSV", b"ImageID\na\n")) == ["a.jpg"]
+
+
+@pytest.mark.parametrize("ending", ["tar.gz", "TGZ", "zip"])
+def test_packed_files_are_refused_and_passed_over_with_their_number(ending, tmp_path, names, capsys):
+    with pytest.raises(DataError, match="is compressed; unpack it"):
+        names(touch(tmp_path / f"a.{ending}"))
+    touch(tmp_path / "pool/a.jpg")
+    for number in range(3):
+        touch(tmp_path / f"pool/{number}.heic")
+    touch(tmp_path / f"pool/b.{ending}")
+    assert names(tmp_path / "pool") == ["pool/a.jpg"]
+    last = ending.rpartition(".")[2].lower()
+    assert set(capsys.readouterr().err.strip().partition("passed over ")[2].split(", ")) == {f"1 .{last}", "3 .heic"}
+
+
+def test_a_folder_that_links_to_itself_is_walked_once(tmp_path, names, capsys):
+    touch(tmp_path / "pool/a/b.jpg")
+    (tmp_path / "pool/a/again").symlink_to(tmp_path / "pool")
+    assert names(tmp_path / "pool") == ["pool/a/b.jpg"]
+    assert "passed over 1 links to a folder that they lie in" in capsys.readouterr().err
+
+
+def test_names_with_a_colon_are_taken_as_they_are(tmp_path, names):
+    for folder in ("pool", "pool:2"):
+        touch(tmp_path / folder / f"{folder[-1]}.jpg")
+    assert names(tmp_path / "pool:2") == ["pool:2/2.jpg"]
+    assert names(f"{touch(tmp_path / 'my:list.txt', b'2.jpg')}:{tmp_path / 'pool:2'}") == ["pool:2/2.jpg"]
+    with pytest.raises(DataError, match="a folder takes no folder behind a :"):
+        names(f"{tmp_path / 'pool'}:{tmp_path}")
+    for empty in ("", " "):
+        with pytest.raises(DataError, match="a part of the pool is empty"):
+            names(empty)
+    with pytest.raises(DataError, match="no such folder .* or a share of one as FOLDER@0.3"):
+        names(f"{tmp_path / 'pool'}@1.5")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cannot be read as a CSV"),
+        (b"ImageID,Subset\na\n", "cannot be read as a CSV"),
+        (b"ImageID\n\xff\xfe\n", "cannot be read as a CSV"),
+        (b'ImageID,Title\na,"open\nb,x\nc,x\n', "a quote is not closed"),
+    ],
+)
+def test_a_damaged_csv_is_refused(content, message, tmp_path, names):
+    touch(tmp_path / "a.jpg")
+    with pytest.raises(DataError, match=f"list.csv.* {message}"):
+        names(touch(tmp_path / "list.csv", content))
+
+
+def test_lists_may_begin_with_a_mark_and_must_be_utf8(tmp_path, names):
+    touch(tmp_path / "a.jpg")
+    assert names(touch(tmp_path / "marked.txt", b"\xef\xbb\xbfa.jpg 0\r\n")) == ["a.jpg"]
+    with pytest.raises(DataError, match="latin.txt is no list of Places365: not UTF-8"):
+        names(touch(tmp_path / "latin.txt", b"caf\xe9.jpg 0\n"))
+
+
+@pytest.mark.parametrize("content", [b"\x1f\x8b\x08" * 1000, b"[" * 100_000])
+def test_what_is_no_json_is_said_shortly(content, tmp_path, names):
+    (tmp_path / "images").mkdir()
+    with pytest.raises(DataError) as caught:
+        names(touch(tmp_path / "info.json", content))
+    assert str(tmp_path / "info.json") in str(caught.value) and len(str(caught.value)) < 300 + len(str(tmp_path))
+
+
 def test_paths_below_the_data_root_are_relative_to_it_also_through_links(tmp_path, monkeypatch):
     monkeypatch.setenv("CASSL_DATASETS", str(tmp_path / "data"))
     touch(tmp_path / "data/mine/a.jpg")
@@ -186,8 +286,11 @@ def test_a_json_needs_whole_numbers(tmp_path, names):
     entry = {"id": "7", "file_name": "a.jpg", "height": 3, "width": 4}
     touch(tmp_path / "info.json", json.dumps({"images": [entry]}).encode())
     with pytest.raises(
-        DataError, match="info.json: id, height or width of a.jpg is no whole number of 64 bits: .'7', 3, 4."
+        DataError, match="info.json: id, height or width of a.jpg is no whole number that can be: .'7', 3, 4."
     ):
+        names(tmp_path / "info.json")
+    touch(tmp_path / "info.json", json.dumps({"images": [entry | {"id": 7, "height": 3_000_000_000}]}).encode())
+    with pytest.raises(DataError, match="height or width of a.jpg is no whole number that can be"):
         names(tmp_path / "info.json")
 
 

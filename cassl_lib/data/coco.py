@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from cassl_lib import paths
 from cassl_lib.runs import file_fingerprint
 
 
@@ -30,11 +31,11 @@ def locate(spec: str) -> tuple[Path, Path]:
     Without a folder it is looked for where COCO's layouts have it: `images/` or a folder named like the split
     (`instances_train2017.json` -> `train2017/`), beside the JSON or beside the JSON's folder.
     """
-    name, separator, folder = spec.partition(os.pathsep)
+    name, folder = paths.file_and_folder(spec)
     path = Path(name).expanduser()
     if not path.is_file():
         raise DataError(f"{path}: no such annotation file; give a COCO JSON, or JSON{os.pathsep}FOLDER")
-    if separator:
+    if folder is not None:
         images = Path(folder).expanduser()
         if not images.is_dir():
             raise DataError(f"{images}: no such image folder (from {spec!r})")

@@ -22,8 +22,8 @@ from cassl_lib.data.coco import DataError
 from cassl_lib.data.processes import cores, several
 from cassl_lib.runs import replacing
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-MEMBER = re.compile(r"(.+?\.tar)::(\d+)\+(\d+)::")  # archive, first byte, number of bytes
+ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
+MEMBER = re.compile(r"(.+?\.[tT][aA][rR])::(\d+)\+(\d+)::")  # archive, first byte, number of bytes
 DAMAGED = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises
 OF_ONE_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG)
 CHUNK = 10_000  # images, after which what is known of them is kept

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 from pathlib import Path
 
 from cassl_lib import paper, paths
@@ -132,7 +131,7 @@ def pool(config: Config) -> Pool:
     elif Path(config.unlabeled).expanduser().exists():  # its name may have a comma
         parts = [config.unlabeled]
     else:
-        parts = [part.strip() for part in config.unlabeled.split(",") if part.strip()]
+        parts = [part.strip() for part in config.unlabeled.split(",")]
     return build_pool(parts, paths.runs() / "pools")[0]
 
 
@@ -159,7 +158,7 @@ def _expected(part: str) -> int | None:
     """Images of a published part, or of the share of it."""
     whole, share = share_of(part)
     for name, count in EXPECTED.items():
-        if whole.partition(os.pathsep)[0] in (name, *OTHER_FORMS.get(name, ())):
+        if paths.file_and_folder(whole)[0] in (name, *OTHER_FORMS.get(name, ())):
             return int(count * share)
     return None
 

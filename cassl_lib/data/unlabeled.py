@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import os
 import shutil
 import sys
@@ -23,7 +24,7 @@ from tqdm import tqdm
 from cassl_lib import paths
 from cassl_lib.data.coco import DataError, Report
 from cassl_lib.data.image_files import ENDINGS, MEASURED, MEMBER, chunk_by_chunk, content_hash, measure
-from cassl_lib.data.listings import INDEX, listed
+from cassl_lib.data.listings import INDEX, listed, share_of
 from cassl_lib.data.pool_index import (
     LEFT_OUT,
     REASONS,
@@ -58,12 +59,13 @@ def build_pool(parts: list[str], folder: Path, *, workers: int | None = None) ->
     Raises:
         DataError: a part does not exist, or holds no image.
     """
-    if len(parts) == 1 and parts[0].endswith(".parquet") and Path(parts[0]).expanduser().is_file():
+    if len(parts) == 1 and parts[0].lower().endswith(".parquet") and Path(parts[0]).expanduser().is_file():
         pool = Pool(Path(parts[0]).expanduser())
         return pool, left_out_report(pool.index)
     images, counts = _list(parts, folder)
     listing = _fingerprint(images)
-    index = folder / f"pool-{listing}" / "pool.parquet"
+    named = hashlib.sha256(json.dumps([listing, *map(_portable, parts)]).encode()).hexdigest()[:16]
+    index = folder / f"pool-{named}" / "pool.parquet"
     if not _current(index):
         index.parent.mkdir(parents=True, exist_ok=True)
         with alone(index.parent):
@@ -86,7 +88,9 @@ def _list(parts: list[str], folder: Path) -> tuple[pa.Table, list[int]]:
             except UnicodeEncodeError as error:
                 raise DataError(f"{part}: the name {error.object!r} is not UTF-8; rename this file") from error
         if not batches:
-            raise DataError(f"{part}: no image in it; endings that count are {' '.join(ENDINGS)}")
+            share = float(share_of(part)[1])
+            why = f"endings that count are {' '.join(ENDINGS)}" if share == 1 else f"a share of {share} takes none"
+            raise DataError(f"{part}: no image in it; {why}")
         tables.append(pa.concat_tables(batches))
     return pa.concat_tables(tables), [len(table) for table in tables]
 
@@ -132,13 +136,12 @@ def _count_parts(counts: list[tuple[str, int]], reasons: list[str | None], names
     for part, number in counts:
         found = Counter(reasons[start : start + number])
         if found["missing"] == number:
-            example, name = paths.image(names[start].as_py()), part.partition(os.pathsep)[0]
-            raise DataError(
-                f"{part}: none of its {number} images is there, such as {example}; give the folder that has them, as "
-                f"{name}{os.pathsep}FOLDER"
-            )
-        places = [paths.portable(Path(place).expanduser()) for place in part.split(os.pathsep)]
-        rows.append({"part": os.pathsep.join(places), "listed": number, "images": found[None]})
+            example, name = paths.image(names[start].as_py()), paths.file_and_folder(share_of(part)[0])[0]
+            remedy = f"give the folder that has them, as {name}{os.pathsep}FOLDER"
+            if name.lower().endswith(".parquet"):
+                remedy = f"bring them back, or set CASSL_DATASETS, now {paths.datasets()}"
+            raise DataError(f"{part}: none of its {number} images is there, such as {example}; {remedy}")
+        rows.append({"part": _portable(part), "listed": number, "images": found[None]})
         rows[-1] |= {reason: found[reason] for reason in REASONS}
         start += number
     if not any(row["images"] for row in rows):
@@ -147,11 +150,22 @@ def _count_parts(counts: list[tuple[str, int]], reasons: list[str | None], names
     return rows
 
 
+def _portable(part: str) -> str:
+    """A part with its paths as indices write them."""
+    whole, _ = share_of(part)
+    places = [paths.portable(Path(place).expanduser()) for place in paths.file_and_folder(whole) if place is not None]
+    return os.pathsep.join(places) + part.removeprefix(whole)
+
+
 def _ids(images: pa.Table) -> pa.ChunkedArray | pa.Array:
     """COCO's if JSONs give every image one of its own, else places, from 1."""
     known = images.column("id")
-    own = not known.null_count and pc.count_distinct(known).as_py() == len(images)
-    return known if own else pa.array(np.arange(1, len(images) + 1))
+    distinct = pc.count_distinct(known).as_py()
+    if distinct == len(images):
+        return known
+    if not known.null_count:
+        print(f"{len(images) - distinct:,} ids are given twice; the images get ids from 1 on instead", file=sys.stderr)
+    return pa.array(np.arange(1, len(images) + 1))
 
 
 def _sources(names: pa.ChunkedArray) -> pa.ChunkedArray:
