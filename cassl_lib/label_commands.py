@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+from cassl_lib import paths
 from cassl_lib.config import Config
 from cassl_lib.data.coco import DataError, locate
 from cassl_lib.label_exchange import from_coco, to_coco
+from cassl_lib.pool_command import check_writable
 from cassl_lib.pseudo_labels import PseudoLabels
 from cassl_lib.resolve import ConfigError, from_json
 from cassl_lib.runs import Run, find_run, write_atomically
 
 LABELERS = ("labeler", "warmup", "finetune")
+PICTURES = (".png", ".jpg", ".pdf", ".svg")
 SHOWN = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # thresholds
 
 
@@ -57,6 +61,7 @@ def _label(parsed: argparse.Namespace) -> None:
     config = replace(config_of(run), unlabeled=parsed.images)
     config = replace(config, label=_changed(config.label, parsed, ("keep", "batch_size", "shard_size")))
     config = replace(config, labeler=_changed(config.labeler, parsed, ("workers",)))
+    _check_store(parsed.out)
     with engine.processes():
         stages.label_into(parsed.out, run, pool(config), config)
         if engine.rank_and_world()[0]:
@@ -66,6 +71,15 @@ def _label(parsed: argparse.Namespace) -> None:
     for name in store.unreadable[:20]:
         print(f"could not be read: {name}", file=sys.stderr)
     print(f"warm up on it with: -p labels {parsed.out.resolve()} (--labels in the shell)")
+
+
+def _check_store(folder: Path) -> None:
+    """Refuse a folder that holds something else."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--out {folder} is a file; give a folder for the store")
+    if folder.is_dir() and not (folder / "request.json").exists():
+        if foreign := sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")):
+            raise ConfigError(f"--out {folder} is no store and not empty ({foreign[0]}); give another folder")
 
 
 def config_of(run: Run) -> Config:
@@ -88,12 +102,17 @@ def _changed(section, parsed: argparse.Namespace, names: tuple[str, ...]):
 
 
 def _labels(parsed: argparse.Namespace) -> None:
+    if not 0 <= parsed.threshold <= 1:
+        raise ConfigError(f"--threshold {parsed.threshold} is out of range; use 0 to 1")
+    if parsed.picture and parsed.picture.suffix.lower() not in PICTURES:
+        raise ConfigError(f"--picture {parsed.picture} is no picture; end its name in one of {' '.join(PICTURES)}")
+    for file in filter(None, (parsed.picture, parsed.export)):
+        check_writable(file)
     store = PseudoLabels(parsed.store, threshold=parsed.threshold)
     chosen = _slice(parsed.images, len(store))
     store.verify()
     _describe(store)
     if parsed.export:
-        parsed.export.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(parsed.export, json.dumps(to_coco(store, chosen)).encode())
         print(parsed.export)
     if parsed.picture:
@@ -108,6 +127,8 @@ def _slice(text: str, images: int) -> range:
         chosen = None
     if chosen is None:
         raise ConfigError(f"--images {text!r} is not A:B; give the first image and the one after the last, as 0:100")
+    if not chosen and text != ":":
+        raise ConfigError(f"--images {text!r}: none of the {images:,} images is there; give the first and one behind")
     return chosen
 
 
@@ -119,7 +140,8 @@ def _describe(store: PseudoLabels) -> None:
     print(f"{'above':>8}{'labels':>14}{'an image':>10}{'images with any':>17}")
     rows = (counted[name] for name in ("thresholds", "labels", "labels_per_image", "images_with_labels"))
     for threshold, labels, mean, images in zip(*rows, strict=True):
-        print(f"{threshold:8.2f}{labels:14,}{mean:10.2f}{images:17,}")
+        above = f"{threshold:.2f}" if threshold else "all"
+        print(f"{above:>8}{labels:14,}{mean:10.2f}{images:17,}")
 
 
 def _draw(store: PseudoLabels, chosen: range, file: Path) -> Path:
@@ -135,7 +157,6 @@ def _draw(store: PseudoLabels, chosen: range, file: Path) -> Path:
         except OSError as error:
             raise DataError(f"{source.image_path(index)}: {error}") from error
         found.append(source.annotations(index, masks=store.has_masks))
-    file.parent.mkdir(parents=True, exist_ok=True)
     plots.show_instances(images, found).savefig(file, dpi=110, bbox_inches="tight")
     return file
 
@@ -144,4 +165,10 @@ def _import(parsed: argparse.Namespace) -> None:
     if parsed.out.is_dir() and any(parsed.out.iterdir()):
         raise ConfigError(f"--out {parsed.out} is not empty; give another folder")
     path, images = locate(parsed.coco)
-    _describe(from_coco(path, parsed.out, results=parsed.results, images=images, labeler=parsed.labeler))
+    made = from_coco(path, parsed.out, results=parsed.results, images=images, labeler=parsed.labeler)
+    some = [paths.image(made.file_name(len(made) * place // 20)) for place in range(20 if len(made) else 0)]
+    if not any(file.is_file() for file in some):
+        shutil.rmtree(parsed.out)
+        example = some[0] if some else "none at all"
+        raise DataError(f"{path}: its images are not in {images}, such as {example}; give them as {path}:FOLDER")
+    _describe(made)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import numpy as np
 from pycocotools import mask as mask_api
 
 from cassl_lib import paths
-from cassl_lib.data.coco import DataError
+from cassl_lib.data.coco import DataError, Report
 from cassl_lib.label_shards import finish, write_shard
 from cassl_lib.pseudo_labels import PseudoLabels
 
@@ -50,8 +53,8 @@ def from_coco(
 ) -> PseudoLabels:
     """Make a store of any COCO instances JSON, path or dict: another tool's pseudo labels, or ground truth (score 1).
 
-    Crowd regions are not labels, and boxes without area cannot be: they are left out. Labels are the ranks of the
-    category ids.
+    Boxes are cut to their image. Crowd regions are not labels, and boxes without area in their image cannot be: they
+    are left out, and counted on stderr. Labels are the ranks of the category ids.
 
     Args:
         results: another model's detections in COCO's results format (`image_id`, `category_id`, `bbox`, `score`,
@@ -62,16 +65,23 @@ def from_coco(
     Raises:
         DataError: a file that is not of this format, a label of an unknown image or category.
     """
+    first, second = (given if isinstance(given, (str, Path)) else "COCO" for given in (coco, results))
     content, coco = _parsed(coco, dict)
-    entries = coco.get("annotations", [])
+    entries, report = coco.get("annotations", []), Report()
     if results is not None:
         more, entries = _parsed(results, list)
         content += more
-    _check_images(coco["images"])
-    entries = [_checked(entry, scored=results is not None) for entry in entries]
-    categories = sorted(coco.get("categories") or _categories_of(entries), key=lambda category: category["id"])
+    with _of(first):
+        _check_images(coco["images"])
+    with _of(first if results is None else second):
+        entries = [_checked(entry, scored=results is not None) for entry in entries]
+    with _of(first):
+        categories = _checked_categories(coco.get("categories") or _categories_of(entries))
     rank = {category["id"]: label for label, category in enumerate(categories)}
-    by_image = _by_image(coco["images"], entries, rank)
+    with _of(first if results is None else second):
+        by_image = _by_image(coco["images"], entries, rank, report)
+    if report.counts:
+        print(report, file=sys.stderr)
     prefix = Path(images).expanduser().resolve() if images is not None else None
     for index, start in enumerate(range(0, len(coco["images"]), shard_size)):
         part = coco["images"][start : start + shard_size]
@@ -79,6 +89,15 @@ def from_coco(
     pool = hashlib.sha256(content.encode()).hexdigest()
     finish(folder, labeler=labeler, pool=pool, shards=-(-len(coco["images"]) // shard_size), categories=categories)
     return PseudoLabels(folder)
+
+
+@contextlib.contextmanager
+def _of(file: str | Path):
+    """Name the file in an error about what is in it."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{file}: {error}") from error
 
 
 def _parsed(given, kind: type) -> tuple[str, dict | list]:
@@ -105,8 +124,11 @@ def _check_images(images: Sequence[Mapping]) -> None:
         if lacking:
             raise DataError(f"an image (id {image.get('id')}) lacks {', '.join(lacking)}")
         numbers = [image[name] for name in ("id", "height", "width")]
-        if not all(isinstance(number, int) and abs(number) < 2**63 for number in numbers) or min(numbers[1:]) < 1:
+        fit = all(isinstance(number, int) for number in numbers) and abs(numbers[0]) < 2**63
+        if not fit or min(numbers[1:]) < 1 or max(numbers[1:]) >= 2**31:
             raise DataError(f"image {image['file_name']!r}: id, height, width {numbers} are not whole numbers above 0")
+        if not isinstance(image["file_name"], str):
+            raise DataError(f"image {image['id']}: file_name {image['file_name']!r} is no text")
         if image["id"] in seen:
             raise DataError(f"two images have the id {image['id']}, one is {image['file_name']!r}")
         seen.add(image["id"])
@@ -125,8 +147,13 @@ def _checked(entry: Mapping, *, scored: bool) -> dict:
             entry["bbox"] = mask_api.toBbox(_to_rle(shape, *shape["size"])).tolist()
         box = np.asarray(entry["bbox"], np.float64)
         score = float(entry.get("score", 1))
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{name} has no usable box, mask or score: {error!r}") from error
+        area = float(entry.get("area", 0))
+    except Exception as error:  # of pycocotools, too
+        raise DataError(f"{name} has no usable box, mask, area or score: {error!r}") from error
+    if not all(isinstance(entry[key], int) for key in ("image_id", "category_id")):
+        raise DataError(f"{name}: image_id and category_id {entry['category_id']!r} are not whole numbers")
+    if not np.isfinite(area):
+        raise DataError(f"{name}: area {area} is no area")
     if box.shape != (4,) or not np.isfinite(box).all():
         raise DataError(f"{name}: bbox {entry['bbox']} is not x, y, width, height")
     if not 0 <= score <= 1:
@@ -139,15 +166,38 @@ def _categories_of(entries: Sequence[Mapping]) -> list[dict]:
     return [{"id": number, "name": str(number)} for number in sorted({entry["category_id"] for entry in entries})]
 
 
-def _by_image(images: Sequence[Mapping], entries: Sequence[Mapping], rank: Mapping[int, int]) -> dict[int, list]:
+def _checked_categories(categories: Sequence[Mapping]) -> list[dict]:
+    """In the order of their ids; refused where one has no id of its own or no name."""
+    for category in categories:
+        if not isinstance(category.get("id"), int) or not isinstance(category.get("name"), str):
+            raise DataError(f"a category has no whole number as id, or no name: {category}")
+    categories = sorted(categories, key=lambda category: category["id"])
+    for one, next_one in itertools.pairwise(categories):
+        if one["id"] == next_one["id"]:
+            raise DataError(f"two categories have the id {one['id']}: {one['name']} and {next_one['name']}")
+    return categories
+
+
+def _by_image(
+    images: Sequence[Mapping], entries: Sequence[dict], rank: Mapping[int, int], report: Report
+) -> dict[int, list]:
+    """The labels of each image, with their `box` xyxy cut to it; `report` counts what is left out."""
     by_image: dict[int, list] = {image["id"]: [] for image in images}
+    sizes = {image["id"]: (image["width"], image["height"]) for image in images}
     for entry in entries:
-        if entry.get("iscrowd", 0) or min(entry["bbox"][2:]) <= 0:
-            continue
         for name, known in (("image_id", by_image), ("category_id", rank)):
             if entry[name] not in known:
                 raise DataError(f"a label (id {entry.get('id')}) has the {name} {entry[name]!r}, which the JSON lacks")
-        by_image[entry["image_id"]].append(entry)
+        x, y, width, height = entry["bbox"]
+        right, bottom = sizes[entry["image_id"]]
+        entry["box"] = box = np.clip([x, y, x + width, y + height], 0, [right, bottom, right, bottom])
+        name = f"{entry.get('id', entry['bbox'])} of image {entry['image_id']}"
+        if entry.get("iscrowd", 0):
+            report.add("crowds are no labels", name)
+        elif (box[2:] <= box[:2]).any():
+            report.add("labels have no area in their image", name)
+        else:
+            by_image[entry["image_id"]].append(entry)
     return by_image
 
 
@@ -155,15 +205,15 @@ def _row(image: Mapping, entries: list[Mapping], rank: Mapping[int, int], prefix
     row = {"image_id": image["id"]} | {name: image[name] for name in ("file_name", "height", "width")}
     if prefix is not None:
         row["file_name"] = paths.portable(prefix / image["file_name"])
-    boxes = np.array([entry["bbox"] for entry in entries], np.float64).reshape(-1, 4)
-    row["boxes"] = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    row["boxes"] = np.array([entry["box"] for entry in entries], np.float64).reshape(-1, 4)
     row["scores"] = [entry.get("score", 1.0) for entry in entries]
     row["labels"] = [rank[entry["category_id"]] for entry in entries]
     shapes = [entry["segmentation"] for entry in entries if entry.get("segmentation")]
     try:
         row["rles"] = [_to_rle(shape, image["height"], image["width"]) for shape in shapes]
-        mask_api.decode(row["rles"])
-    except (KeyError, TypeError, ValueError) as error:
+        if shapes:  # of an empty list pycocotools reads memory that is not its own
+            mask_api.decode(row["rles"])
+    except Exception as error:  # pycocotools raises this very class
         raise DataError(f"image {image['file_name']!r}: a mask cannot be read: {error}") from error
     if all("area" in entry for entry in entries):
         row["areas"] = [entry["area"] for entry in entries]

@@ -41,6 +41,7 @@ from cassl_lib.label_shards import (
 )
 from cassl_lib.runs import alone, locked, write_atomically
 
+SOME = 20  # images to try before a model is loaded
 SAYS_EVERY = 60.0  # seconds, where no bar is shown
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -71,7 +72,8 @@ def label_pool(
         log: receives `shard`, `images` and `seconds` of each shard that this process has labelled.
 
     Raises:
-        LabelingError: the store was begun by another request, or the disk is full.
+        LabelingError: the store was begun by another request, the disk is full, or no image can be read.
+        DataError: a disk, a mount or the system fails in reading; what is finished stays.
     """
     size = config.label.shard_size
     parts = [range(start, min(start + size, len(samples))) for start in range(0, len(samples), size)]
@@ -92,10 +94,22 @@ def label_pool(
                     if not mine or finished_shard(store, shard, **made_for):
                         continue
                     claimed += 1
-                    model = model or load()
+                    model = model or _load_checked(load, samples)
                     log(_label_shard(model, samples, store, shard, parts[shard], config, made_for, progress))
         progress.close()
         finish(store, labeler=labeler, pool=samples.source.fingerprint, shards=len(parts), categories=categories)
+
+
+def _load_checked(load: Callable, samples: Samples):
+    """The model, once some images of the pool could be read."""
+    some = [len(samples) * place // SOME for place in range(SOME)]
+    lost = [names[0] for image, _, _, names in (samples[0, index] for index in some) if image is None]
+    if len(lost) == SOME:
+        raise LabelingError(
+            f"none of {len(samples):,} images can be read, such as {lost[0]}; names without a / before them are below "
+            f"CASSL_DATASETS, now {paths.datasets()}"
+        )
+    return load()
 
 
 def image_rows(model, samples: Samples, indices: range, config: Config) -> list[dict]:
@@ -140,6 +154,8 @@ def _label_shard(model, samples, store: Path, shard: int, indices: range, config
     for index, row in labeled_images(model, samples, indices, config, unreadable):
         rows[index] = row
         progress.image()
+    if not rows and len(indices) >= SOME:
+        raise LabelingError(f"no image of shard {shard} can be read, such as {unreadable[0]}; bring them back")
     in_order = [rows[index] for index in sorted(rows)]
     progress.shard(write_shard(store, shard, in_order, unreadable=sorted(unreadable), **made_for))
     return {"shard": shard, "images": len(indices), "seconds": round(time.monotonic() - started, 3)}

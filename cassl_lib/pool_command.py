@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from cassl_lib import paths
@@ -43,6 +44,7 @@ def _pool(parsed: argparse.Namespace) -> None:
         raise DataError("--near exclude needs --against, the images that nothing in the pool should resemble")
     if not 0 <= parsed.distance < 32:
         raise DataError(f"--distance {parsed.distance} is out of range; use 0 to 31")
+    check_writable(parsed.out)
     folder = paths.runs() / "pools"
     pool, _ = build_pool(paper_parts(parsed.split) if parsed.split else parsed.parts, folder)
     near = _near(pool, parsed.against, parsed.distance, folder) if parsed.against else []
@@ -56,6 +58,15 @@ def _pool(parsed: argparse.Namespace) -> None:
     if parsed.against:
         print(_told(near, parsed))
     print(f"{len(pool):,} images, fingerprint {pool.fingerprint}; use them with: -p unlabeled {pool.index}")
+
+
+def check_writable(file: Path) -> None:
+    """Refuse, before any work, a file that could not be written at its end; makes the folder it goes to."""
+    if file.is_dir():
+        raise DataError(f"{file} is a folder; name a file in it")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(file.parent, os.W_OK):
+        raise DataError(f"{file}: no permission to write into {file.parent}; name another folder")
 
 
 def _near(pool: Pool, part: str, distance: int, folder: Path) -> list[Near]:

@@ -139,11 +139,19 @@ IMAGE = {"id": 4, "file_name": "4.jpg", "height": 9, "width": 9}
     "change, message",
     [
         ({"score": 7}, "score 7.0 is not between 0 and 1"),
-        ({"score": None}, "no usable box, mask or score"),
+        ({"score": None}, "no usable box, mask, area or score"),
         ({"bbox": [1, 2, 3]}, "is not x, y, width, height"),
         ({"bbox": [0, 0, float("nan"), 1]}, "is not x, y, width, height"),
         ({"bbox": "wide"}, "no usable box"),
         ({"segmentation": {"size": [9, 9], "counts": "!"}}, "a mask cannot be read"),
+        ({"segmentation": [[1, 2]]}, "'4.jpg': a mask cannot be read"),
+        ({"segmentation": [[]]}, "'4.jpg': a mask cannot be read"),
+        ({"segmentation": "abc"}, "'4.jpg': a mask cannot be read"),
+        ({"area": "x"}, "no usable box, mask, area or score"),
+        ({"area": None}, "no usable box, mask, area or score"),
+        ({"area": float("nan")}, "area nan is no area"),
+        ({"category_id": "x"}, "category_id 'x' are not whole numbers"),
+        ({"category_id": [3]}, "are not whole numbers"),
     ],
 )
 def test_an_impossible_label_is_refused_by_its_image(change, message, tmp_path):
@@ -167,11 +175,35 @@ def test_a_label_that_lacks_something_is_refused(missing, tmp_path):
         ([IMAGE | {"height": -10}], "not whole numbers above 0"),
         ([IMAGE | {"id": "four"}], "not whole numbers above 0"),
         ([IMAGE | {"id": 2**70}], "not whole numbers above 0"),
+        ([IMAGE | {"height": 2**40}], "not whole numbers above 0"),
+        ([IMAGE | {"file_name": 7}], "file_name 7 is no text"),
     ],
 )
 def test_impossible_images_are_refused(images, message, tmp_path):
     with pytest.raises(DataError, match=message):
         from_coco({"images": images, "categories": []}, tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+    "categories, message",
+    [
+        ([{"id": 3, "name": "a"}, {"id": 3, "name": "b"}], "two categories have the id 3: a and b"),
+        ([{"id": 3}], "no name"),
+        ([{"name": "a"}], "no whole number as id"),
+    ],
+)
+def test_impossible_categories_are_refused(categories, message, tmp_path):
+    (tmp_path / "all.json").write_text(json.dumps({"images": [IMAGE], "categories": categories}))
+    with pytest.raises(DataError, match=f"all.json: .*{message}"):
+        from_coco(tmp_path / "all.json", tmp_path / "store")
+
+
+def test_boxes_are_cut_to_their_image_and_what_is_outside_is_counted(tmp_path, capsys):
+    coco = {"images": [IMAGE], "categories": [{"id": 3, "name": "a"}]}
+    boxes = [[-5, 2, 100, 4], [20, 0, 5, 5], [-9, -9, 9, 9], [1, 1, 0, 5], [1, 1, 2, 2]]
+    found = from_coco(coco, tmp_path / "store", results=[RESULT | {"bbox": box} for box in boxes])
+    assert found.at(0.0)[0]["boxes"].tolist() == [[0, 2, 9, 6], [1, 1, 3, 3]]
+    assert "3 labels have no area in their image: [20, 0, 5, 5] of image 4, " in capsys.readouterr().err
 
 
 def test_results_of_masks_have_their_boxes_from_them(tmp_path):
@@ -191,7 +223,7 @@ def test_the_shell_shows_draws_and_exports(store, tmp_path, capsys):
     assert main(["labels", str(store.folder), *wanted]) == 0
     said = capsys.readouterr().out.splitlines()
     assert "3 images, 1 more could not be read" in said[0] and "2 shards" in said[1] and "by labeler-1" in said[1]
-    assert said[3].split() == ["0.05", "3", "1.00", "2"] and said[5].split() == ["0.40", "1", "0.33", "1"]
+    assert said[3].split() == ["all", "3", "1.00", "2"] and said[5].split() == ["0.40", "1", "0.33", "1"]
     with Image.open(picture) as image:
         assert min(image.size) > 100
     assert [entry["score"] for entry in json.loads(exported.read_text())["annotations"]] == pytest.approx([0.9, 0.4])
@@ -205,6 +237,11 @@ def test_the_shell_imports_what_it_exported(store, tmp_path, capsys):
     again = PseudoLabels(tmp_path / "again", threshold=0.1)
     assert again.labeler == "mine" and [again.file_name(n) for n in range(3)] == [store.file_name(n) for n in range(3)]
     assert all(a["rles"] == b["rles"] for a, b in zip(again, store, strict=True))
+    (tmp_path / "elsewhere").mkdir()
+    lost = f"{exported}{os.pathsep}{tmp_path / 'elsewhere'}"
+    assert main(["import-labels", lost, "--out", str(tmp_path / "lost")]) == 2
+    assert f"its images are not in {tmp_path / 'elsewhere'}, such as" in capsys.readouterr().err
+    assert not (tmp_path / "lost").exists()
     assert main(["import-labels", given, "--out", str(tmp_path / "again")]) == 2
     assert "is not empty; give another folder" in capsys.readouterr().err
 
@@ -214,6 +251,10 @@ def test_the_shell_imports_what_it_exported(store, tmp_path, capsys):
     [
         (["--images", "3"], "--images '3' is not A:B"),
         (["--images", "a:b"], "--images 'a:b' is not A:B"),
+        (["--images", "3:4"], "--images '3:4': none of the 3 images is there"),
+        (["--threshold", "7"], "--threshold 7.0 is out of range; use 0 to 1"),
+        (["--threshold", "nan"], "--threshold nan is out of range"),
+        (["--picture", "a.xyz"], "--picture a.xyz is no picture; end its name in one of .png"),
     ],
 )
 def test_a_wrong_word_ends_at_once(wrong, message, store, capsys):
@@ -225,6 +266,7 @@ def test_errors_of_the_disk_are_a_line(store, tmp_path, capsys):
     exported = tmp_path / "new" / "part.json"
     assert main(["labels", str(store.folder), "--export", str(exported)]) == 0 and exported.is_file()
     assert main(["labels", str(store.folder), "--export", str(tmp_path)]) == 2
+    assert f"{tmp_path} is a folder; name a file in it" in capsys.readouterr().err
     assert main(["labels", str(exported)]) == 2
     error = capsys.readouterr().err
     assert "error: " in error and "is a file; give the folder of a store" in error and "Traceback" not in error

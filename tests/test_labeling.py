@@ -19,6 +19,7 @@ from pycocotools import mask as mask_api
 
 from cassl_lib import labeling, paths, runs, stages
 from cassl_lib.data import sources
+from cassl_lib.data.coco import DataError
 from cassl_lib.data.unlabeled import Pool, build_pool
 from cassl_lib.evaluation.masks import edges_of, edges_on_device, encode_masks
 from cassl_lib.label_shards import PseudoLabelError, finished_shards
@@ -246,6 +247,39 @@ def test_images_that_came_later_do_not_cost_what_is_labelled(config, labeler, tm
     shutil.rmtree(first.index.parent)
     with pytest.raises(LabelingError, match="bring back the images that were there then, label into another folder"):
         stages.label_into(tmp_path / "store", labeler, later, config)
+
+
+def test_a_pool_of_which_nothing_can_be_read_makes_no_store(config, labeler, tmp_path, monkeypatch):
+    """Else its finished, empty shards would stay when the images come back."""
+    monkeypatch.setenv("CASSL_RUNS", str(tmp_path / "runs"))
+    for root in ("first", "second"):
+        monkeypatch.setenv("CASSL_DATASETS", str(tmp_path / root))
+        (tmp_path / root / "pool").mkdir(parents=True)
+        Image.new("L", (96, 64), 7).save(tmp_path / root / f"pool/{root}.png")
+    pool, _ = build_pool([str(tmp_path / "second/pool")], tmp_path / "index")
+    monkeypatch.setenv("CASSL_DATASETS", str(tmp_path / "first"))  # it has such a folder, without this image
+    with pytest.raises(LabelingError, match="none of 1 images can be read, such as pool/second.png .*CASSL_DATASETS"):
+        stages.label_into(tmp_path / "store", labeler, pool, config)
+    monkeypatch.setenv("CASSL_DATASETS", str(tmp_path / "third"))
+    with pytest.raises(DataError, match="second.png: No such file .* no fault of this one image"):
+        stages.label_into(tmp_path / "store", labeler, pool, config)
+    monkeypatch.setenv("CASSL_DATASETS", str(tmp_path / "second"))
+    stages.label_into(tmp_path / "store", labeler, pool, config)
+    assert len(PseudoLabels(tmp_path / "store")) == 1
+
+
+def test_a_shard_of_which_nothing_can_be_read_is_not_written(config, labeler, tmp_path, monkeypatch):
+    monkeypatch.setenv("CASSL_RUNS", str(tmp_path / "runs"))
+    (tmp_path / "images").mkdir()
+    for grey in range(40):
+        Image.new("L", (96, 64), grey).save(tmp_path / f"images/{grey:02}.png")
+    pool, _ = build_pool([str(tmp_path / "images")], tmp_path / "index")
+    for grey in range(20, 40):
+        (tmp_path / f"images/{grey:02}.png").unlink()
+    half = replace(config, label=replace(config.label, shard_size=20))
+    with pytest.raises(LabelingError, match="no image of shard 1 can be read, such as .*20.png .No such file"):
+        stages.label_into(tmp_path / "store", labeler, pool, half)
+    assert sorted(finished_shards(tmp_path / "store")) == [0]
 
 
 def test_a_shard_of_another_pool_is_not_taken_for_one_of_this(config, labeler, pool, whole, tmp_path):

@@ -9,6 +9,7 @@ from PIL import Image
 
 from cassl_lib.__main__ import main
 from cassl_lib.data import near_duplicates as near
+from cassl_lib.data.coco import DataError
 from cassl_lib.data.pool_index import Pool
 from cassl_lib.data.unlabeled import build_pool
 
@@ -81,6 +82,29 @@ def test_hashes_are_kept_and_go_on(files, pool, monkeypatch):
     (files / "val/small.jpg").unlink()
     with pytest.raises(TypeError):  # other images to compare with are hashed, which is not possible here
         near.near_duplicates(pool, val(files))
+
+
+def test_an_image_that_could_not_be_read_is_counted_and_tried_again(files, pool, capsys):
+    hidden = (files / "pool/1.jpg").rename(files / "pool/1.hidden")
+    assert [pair.place for pair in near.near_duplicates(pool, val(files))] == [3]
+    lines = capsys.readouterr().err.splitlines()
+    assert f"1 of 4 images cannot be compared, such as {files / 'pool/1.jpg'}" in lines
+    hidden.rename(files / "pool/1.jpg")
+    assert [pair.place for pair in near.near_duplicates(pool, val(files))] == [1, 3]
+    assert "cannot be compared" not in capsys.readouterr().err
+
+
+def test_hashes_of_a_pool_whose_folder_is_away_are_not_kept(files, pool):
+    (files / "pool").rename(files / "away")
+    with pytest.raises(DataError, match="no fault of this one image"):
+        near.near_duplicates(pool, val(files))
+    (files / "away").rename(files / "pool")
+    assert [pair.place for pair in near.near_duplicates(pool, val(files))] == [1, 3]
+
+
+def test_a_pool_of_near_duplicates_alone_is_refused(files, pool):
+    with pytest.raises(DataError, match="all of its 4 images resemble one of those to keep out"):
+        near.exclude(pool, [near.Near(place, "a", "b", 0) for place in range(4)], files / "clean.parquet")
 
 
 def test_a_changed_image_to_keep_out_is_hashed_again(files, pool):

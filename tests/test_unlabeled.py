@@ -6,6 +6,7 @@ import pickle
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -205,6 +206,17 @@ def test_the_index_of_the_same_files_is_found_again_and_of_others_is_not(tmp_pat
     assert build(tmp_path / "pool")[0].row(1)["width"] == 200
 
 
+def test_parts_are_named_as_they_were_asked_for(tmp_path, build):
+    """The same images by other parts are the same pool, with another table."""
+    for name in "ab":
+        draw(tmp_path / f"pool/{name}/{name}.jpg", 20 + len(name), 30)
+    whole, _ = build(tmp_path / "pool")
+    halves, _ = build(tmp_path / "pool/a", tmp_path / "pool/b")
+    assert [Path(part["part"]).name for part in whole.parts] == ["pool"]
+    assert [(Path(part["part"]).name, part["images"]) for part in halves.parts] == [("a", 1), ("b", 1)]
+    assert whole.fingerprint == halves.fingerprint
+
+
 def test_a_corrected_json_makes_another_index(tmp_path, build, images):
     path = write_json(tmp_path / "info.json", [entry(1, "a.png"), entry(2, "b.png", height=19)])
     first, _ = build(path)
@@ -220,6 +232,9 @@ def test_what_is_no_pool_is_refused_by_name(tmp_path, build):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty: no image in it; endings that count are .jpg"):
         build(tmp_path / "empty")
+    draw(tmp_path / "one/a.jpg")
+    with pytest.raises(DataError, match="one@0.3: no image in it; a share of 0.3 takes none"):
+        build(f"{tmp_path / 'one'}@0.3")
     (tmp_path / "images").mkdir()
     (tmp_path / "list.json").write_text("[1, 2]")
     with pytest.raises(DataError, match="list.json is not a COCO image_info file"):
@@ -386,6 +401,10 @@ def test_the_verb_writes_an_index_and_says_how_to_use_it(tmp_path, images, capsy
     assert names(Pool(out)) == ["a.png", "b.png", "c.png"] and left_out(Pool(out))[0][1] == "duplicate"
     assert main(["pool", str(images), "--out", str(tmp_path / "pool.csv")]) == 2
     assert "pool.csv.parquet" in capsys.readouterr().err
+    assert main(["pool", str(images), "--out", str(out.parent.with_suffix(".parquet"))]) == 0
+    (tmp_path / "folder.parquet").mkdir()
+    assert main(["pool", str(images), "--out", str(tmp_path / "folder.parquet")]) == 2
+    assert "folder.parquet is a folder; name a file in it" in capsys.readouterr().err
     for arguments in ([], [str(images), "--split", "tiny"]):
         assert main(["pool", *arguments, "--out", str(out)]) == 2
         assert "give the parts of the pool, or --split" in capsys.readouterr().err

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +32,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from cassl_lib import paths
+from cassl_lib.data.coco import DataError
 from cassl_lib.data.image_files import (
     DAMAGED,
     chunk_by_chunk,
@@ -64,7 +66,7 @@ def near_duplicates(
     """Every pair of an image of `pool` and one of `against` whose hashes differ in at most `distance` bits.
 
     The hashes are kept in the run store and found again; killed and called again it goes on. Images that cannot be
-    decoded resemble nothing.
+    decoded resemble nothing, are counted on stderr, and are tried again the next time.
     """
     if not 0 <= distance < 32:
         raise ValueError(f"distance={distance} is out of range; use 0 to 31, {DISTANCE} by default")
@@ -115,6 +117,8 @@ def exclude(pool: Pool, near: list[Near], index: Path) -> Pool:
     closest: dict[int, Near] = {}
     for pair in sorted(near, key=lambda pair: pair.distance, reverse=True):
         closest[pair.place] = pair
+    if len(closest) == len(pool):
+        raise DataError(f"{pool.index}: all of its {len(pool):,} images resemble one of those to keep out")
     return save(pool, index, without={place: f"{p.distance} bits from {p.like}" for place, p in closest.items()})
 
 
@@ -134,7 +138,14 @@ def _hashes(names: pa.Table, identity: str, title: str, workers: int | None) -> 
             chunks.mkdir(exist_ok=True)
             write_table(chunk_by_chunk(image_hash, names, HASHES, chunks, title=title, workers=workers), file)
             shutil.rmtree(chunks)
-    return pq.read_table(file).column("hash").to_numpy()
+    hashes = pq.read_table(file).column("hash").to_numpy().copy()
+    lost = np.flatnonzero(hashes == UNREADABLE)
+    for place in lost.tolist():  # it may have come
+        (hashes[place],) = image_hash(str(paths.image(names.column("path")[place].as_py())))
+    if lost := [place for place in lost.tolist() if hashes[place] == UNREADABLE]:
+        example = paths.image(names.column("path")[lost[0]].as_py())
+        print(f"{len(lost):,} of {len(names):,} images cannot be compared, such as {example}", file=sys.stderr)
+    return hashes
 
 
 def _state(names: pa.Table) -> str:
