@@ -63,7 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     plan = verb("plan", _plan, "hours, disk and labels of every stage, from a short measurement on this machine")
     plan.add_argument("--devices", type=int, default=1, help="processes, each on a device like the one measured")
     plan.add_argument("--stage", dest="verb", choices=tuple(TRAINED_BY), default="", help="the stage --epochs is of")
-    plan.add_argument("--out", type=Path, help="keep the estimate as JSON")
+    plan.add_argument("--check", action="store_true", help="make the chain as well, and compare: takes its whole time")
+    plan.add_argument("--out", type=Path, help="keep the estimate, or the comparison, as JSON")
     verb("show", _show, "print the resolved configuration")
     scenes = verb("scenes", _scenes, "write the embedded scenes of a profile")
     scenes.add_argument("--verify", action="store_true", help="compare what is on disk with its recorded hashes")
@@ -138,12 +139,21 @@ def _run(parsed: argparse.Namespace) -> int | None:
 
 
 def _plan(parsed: argparse.Namespace) -> None:
-    from cassl_lib import plan
+    from cassl_lib import plan, plan_check
 
-    found = plan.estimate(_config(parsed), devices=parsed.devices)
-    print(plan.table(found))
+    config = _config(parsed)
+    if parsed.check and parsed.devices > 1:
+        raise ConfigError(f"--devices {parsed.devices}: --check runs the stages in this process, on one device")
+    if parsed.check:
+        compared = plan_check.check(config)
+        print(plan_check.table(compared))
+        content = plan_check.to_json(config, compared)
+    else:
+        found = plan.estimate(config, devices=parsed.devices)
+        print(plan.table(found))
+        content = found.to_json()
     if parsed.out:
-        parsed.out.write_text(json.dumps(found.to_json(), indent=1) + "\n")
+        parsed.out.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def _table(parsed: argparse.Namespace) -> int:

@@ -75,28 +75,30 @@ def label_pool(
         LabelingError: the store was begun by another request, the disk is full, or no image can be read.
         DataError: a disk, a mount or the system fails in reading; what is finished stays.
     """
+    if not len(samples):
+        raise LabelingError(f"{store} cannot be labelled: the pool has no image")
     size = config.label.shard_size
     parts = [range(start, min(start + size, len(samples))) for start in range(0, len(samples), size)]
     request = {"labeler": labeler, "pool": samples.source.fingerprint, "shard_size": size, **settings}
     made_for = {"labeler": labeler, "request": _hash(request)}
     with _room(store):
         _begin(store, request)
-        model, progress = None, _Progress(store, len(samples), labeler)
-        while missing := [shard for shard in range(len(parts)) if not finished_shard(store, shard, **made_for)]:
-            claimed = 0
-            # Where all that is missing is in the hands of others, wait for the first of them to finish it, or to die.
-            for shard, wait in [(shard, False) for shard in missing] + [(missing[0], True)]:
-                if wait and claimed:
-                    break
-                if wait:
-                    progress.waits(len(missing))
-                with _claim(store, shard, wait=wait) as mine:
-                    if not mine or finished_shard(store, shard, **made_for):
-                        continue
-                    claimed += 1
-                    model = model or _load_checked(load, samples)
-                    log(_label_shard(model, samples, store, shard, parts[shard], config, made_for, progress))
-        progress.close()
+        with _Progress(store, len(samples), labeler) as progress:
+            model = None
+            while missing := [shard for shard in range(len(parts)) if not finished_shard(store, shard, **made_for)]:
+                claimed = 0
+                # Where all that is missing is in the hands of others, wait for the first to be finished, or to be free.
+                for shard, wait in [(shard, False) for shard in missing] + [(missing[0], True)]:
+                    if wait and claimed:
+                        break
+                    if wait:
+                        progress.waits(len(missing))
+                    with _claim(store, shard, wait=wait) as mine:
+                        if not mine or finished_shard(store, shard, **made_for):
+                            continue
+                        claimed += 1
+                        model = model or _load_checked(load, samples)
+                        log(_label_shard(model, samples, store, shard, parts[shard], config, made_for, progress))
         finish(store, labeler=labeler, pool=samples.source.fingerprint, shards=len(parts), categories=categories)
 
 
@@ -274,9 +276,13 @@ class _Progress:
                 f"warning: {line}; it will stop when the disk is full and go on when there is room", sys.stderr
             )
 
-    def close(self) -> None:
-        self.bar.n = self.images
-        self.bar.refresh()
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, error, *_) -> None:
+        if error is None:
+            self.bar.n = self.images
+            self.bar.refresh()
         self.bar.close()
 
 

@@ -124,9 +124,9 @@ def look(config: Config) -> Data:
         where["pool"] = "still to be drawn: counted as they will be, measured on those of split tiny"
     labeler = store = None
     if labeled is not None and val is not None:
-        labeler = _finished(lambda: stages.train_labeler(config, existing=True))
+        labeler = finished(lambda: stages.train_labeler(config, existing=True))
     if config.labels or (labeler and drawn and pool is not None):
-        store = _finished(lambda: stages.labels_of(config, existing=True)[0])
+        store = finished(lambda: stages.labels_of(config, existing=True)[0])
     if config.labels:
         images["pool"], where["pool"] = 0, f"none to label: {config.labels} has labels"
     images["warmup"] = len(store) if store else images["pool"]
@@ -144,8 +144,8 @@ def _found(load, own: bool):
         raise
 
 
-def _finished(find):
-    """What `find` returns; None where a run is missing that it needs."""
+def finished(find):
+    """What `find` returns of finished runs; None where one is missing."""
     with contextlib.suppress(MissingRun):
         return find()
 

@@ -121,6 +121,7 @@ def store() -> str:
         "own memory of a process that has it open, MB": lambda m: f"{m['open']['own_mb']:.1f}",
         "the same after 40,000 random rows, MB": lambda m: f"{m['read']['own_mb']:.1f}",
         "a random row, median microseconds": lambda m: f"{m['read']['second_us']:.0f}",
+        "the same when its shard is first opened, half of it from disk": lambda m: f"{m['read']['first_us']:.0f}",
         "counts at five thresholds, seconds": lambda m: f"{m['statistics']['seconds']:.1f}",
         "all checksums, seconds": lambda m: f"{m['verify']['seconds']:.1f}",
         "training from it, own memory of the trainer, MB": lambda m: f"{m['train']['own_mb'][0]:,}",
@@ -138,12 +139,33 @@ def store() -> str:
     return "\n".join(lines)
 
 
+def plan() -> str:
+    """The README's table of `plan --check`."""
+    file = RESULTS / "plan_check_demo.json"
+    if not file.exists():
+        return NOTHING
+    found = _read(file)
+    place = found["environment"]
+    lines = [
+        f"Profile {found['profile']}, split {found['split']}, on {place['device']}, {place['date']} "
+        f"(`reports/results/{file.name}`).",
+        "",
+        "| | planned | real | off |",
+        "|---|---:|---:|---:|",
+    ]
+    for row in found["rows"]:
+        off = f"{row['planned'] / row['real'] - 1:+.0%}" if row["real"] else ""
+        lines.append(f"| {row['name']} | {row['planned']:,.0f} | {row['real']:,.0f} | {off} |")
+    return "\n".join(lines)
+
+
 def _read(file: Path) -> dict:
     return json.loads(file.read_text())
 
 
 GENERATED = {
     "results": section,
+    "plan": plan,
     "store": store,
     "speed": speed,
 }  # name of the markers in the README: what stands between them

@@ -421,3 +421,28 @@ def test_a_wrong_word_in_the_shell_ends_at_once(wrong, message, config, labeler,
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "store").exists()
+
+
+def test_what_fails_in_a_loading_process_is_one_line_too(config, labeler, tmp_path, monkeypatch, capsys):
+    from cassl_lib.__main__ import main
+
+    monkeypatch.setenv("CASSL_RUNS", str(tmp_path / "runs"))
+    (tmp_path / "images").mkdir()
+    Image.new("L", (96, 64), 7).save(tmp_path / "images/a.png")
+    pool, _ = build_pool([str(tmp_path / "images")], tmp_path / "index")
+    shutil.rmtree(tmp_path / "images")
+    monkeypatch.setattr(labeling, "_load_checked", lambda load, samples: load())
+    arguments = command(config, labeler, pool.index, tmp_path / "store")
+    assert main([*arguments, "--workers", "1"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: {tmp_path / 'images/a.png'}: No such file") and "goes on" in error
+
+
+def test_a_store_goes_into_a_folder_of_its_own(config, labeler, pool, tmp_path, capsys):
+    from cassl_lib.__main__ import main
+
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.tex").write_text("important")
+    for out, message in (("mine", "is no store and not empty (thesis.tex)"), ("mine/thesis.tex", "is a file")):
+        assert main(command(config, labeler, pool.image_path(0).parent, tmp_path / out)) == 2
+        assert f"--out {tmp_path / out} {message}" in capsys.readouterr().err

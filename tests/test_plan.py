@@ -16,6 +16,7 @@ from cassl_lib.data.loader import Samples
 from cassl_lib.data.stand_ins import StandIns
 from cassl_lib.forecast import Estimate, Row
 from cassl_lib.pace import Labels, Pace
+from cassl_lib.pseudo_labels import PseudoLabels
 from cassl_lib.resolve import ConfigError, resolve
 
 # 2 seconds an image in training, half a second in labelling, a quarter in evaluation.
@@ -261,6 +262,24 @@ def test_labels_are_counted_with_the_finished_labeler(trained):
     assert any(f"by the finished {labeler.id}" in note for note in after.notes)
     written = sum(file.stat().st_size for file in (labels.folder / "store").glob("shard-*.arrow"))
     assert 0.3 < row.kept / written < 1.5  # such small shards are half frame
+
+
+def test_a_plan_is_checked_by_making_the_chain(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CASSL_RUNS", str(tmp_path / "runs"))
+    command = ["plan", "--profile", "smoke", "--check", "--out", str(tmp_path / "check.json")]
+    assert main(command) == 0
+    rows = {row["name"]: row for row in json.loads((tmp_path / "check.json").read_text())["rows"]}
+    times = {f"{stage}, seconds" for stage in ("labeler", "labels", "warmup", "finetune", "baseline")}
+    assert rows.keys() == times | {"labels in the store", "labels above the threshold", "bytes of the store"}
+    config = resolve(profile="smoke")
+    run = stages.label(config, existing=True)
+    assert rows["labels in the store"]["real"] == PseudoLabels(run.folder / "store").manifest["labels"]
+    trained = stages.train_labeler(config, existing=True).result["seconds"]
+    assert rows["labeler, seconds"]["real"] > trained  # evaluation and weights are in it
+    capsys.readouterr()
+    assert main(command) == 2
+    assert "labeler is finished already; check in another run store" in capsys.readouterr().err
+    assert main([*command, "--devices", "2"]) == 2
 
 
 @pytest.mark.parametrize(("split", "count"), [("tiny", 16), ("small", 34), ("base", 60), ("large", 136)])

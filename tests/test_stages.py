@@ -391,7 +391,8 @@ def test_a_warm_up_with_a_single_label_stays_finite_and_one_without_is_refused(c
     few = replace(config.warmup, steps=2, log_every=1)
 
     def above(threshold):
-        return replace(config, label=replace(config.label, threshold=float(threshold)), warmup=few)
+        label = replace(config.label, threshold=float(threshold))
+        return replace(config, profile="demo", label=label, warmup=few)
 
     run = stages.warm_up(above(scores[-2]), labels=chain["labels"])
     assert "1 labels above" in capsys.readouterr().err
