@@ -88,15 +88,15 @@ def _labels_row(config: Config, pool: int, pace: Pace, labels: Labels, devices: 
 
 def table(found: Estimate) -> str:
     """The estimate as text: a line for every stage, the total of CA-SSL, disk, labels, and what was assumed."""
-    lines = [found.title, "", f"{'stage':14}{'images':>14}{'steps':>12}{'time':>10}{'evaluation':>12}{'disk':>10}"]
+    lines = [found.title, "", f"{'stage':14}{'images':>14}{'steps':>12}{'time':>14}{'evaluation':>12}{'disk':>10}"]
     for row in found.rows:
         steps = f"{row.steps:,}" if row.steps else ""
         lines.append(
-            f"{row.stage:14}{row.images:14,}{steps:>12}{duration(row.seconds):>10}"
+            f"{row.stage:14}{row.images:14,}{steps:>12}{duration(row.seconds):>14}"
             f"{duration(row.evaluation) if row.evaluation else '':>12}{size(row.kept):>10}"
         )
     ours = [row for row in found.rows if row.stage != "baseline"]
-    total = f"{duration(sum(row.seconds for row in ours)):>36}{'':12}{size(sum(row.kept for row in ours)):>10}"
+    total = f"{duration(sum(row.seconds for row in ours)):>40}{'':12}{size(sum(row.kept for row in ours)):>10}"
     labels = next(row for row in found.rows if row.stage == "labels")
     lines += [f"{'CA-SSL':14}{total}", ""]
     lines.append(f"labels: {labels.labels:,} in the store, {labels.labels_used:,} above the threshold")

@@ -65,20 +65,17 @@ def from_coco(
     Raises:
         DataError: a file that is not of this format, a label of an unknown image or category.
     """
-    first, second = (given if isinstance(given, (str, Path)) else "COCO" for given in (coco, results))
+    names = [given if isinstance(given, (str, Path)) else "COCO" for given in (results, coco) if given is not None]
     content, coco = _parsed(coco, dict)
     entries, report = coco.get("annotations", []), Report()
     if results is not None:
         more, entries = _parsed(results, list)
         content += more
-    with _of(first):
+    with _naming(" for the images of ".join(map(str, names))):
         _check_images(coco["images"])
-    with _of(first if results is None else second):
         entries = [_checked(entry, scored=results is not None) for entry in entries]
-    with _of(first):
         categories = _checked_categories(coco.get("categories") or _categories_of(entries))
-    rank = {category["id"]: label for label, category in enumerate(categories)}
-    with _of(first if results is None else second):
+        rank = {category["id"]: label for label, category in enumerate(categories)}
         by_image = _by_image(coco["images"], entries, rank, report)
     if report.counts:
         print(report, file=sys.stderr)
@@ -92,12 +89,12 @@ def from_coco(
 
 
 @contextlib.contextmanager
-def _of(file: str | Path):
-    """Name the file in an error about what is in it."""
+def _naming(files: str):
+    """Name the files in an error about what is in them."""
     try:
         yield
     except DataError as error:
-        raise DataError(f"{file}: {error}") from error
+        raise DataError(f"{files}: {error}") from error
 
 
 def _parsed(given, kind: type) -> tuple[str, dict | list]:

@@ -26,9 +26,9 @@ from cassl_lib.models.build import build_detector
 from cassl_lib.models.condinst import SIZE_DIVISOR
 from cassl_lib.runs import Run
 
-UNCOUNTED, COUNTED = 10, 20  # batches; on a CPU the first ten steps of a process take up to half as long again
+UNCOUNTED, COUNTED = 10, 40  # batches; on a CPU the first ten steps of a process take up to half as long again
 FEWEST = 3  # counted batches, however long they take
-PATIENCE = 12.0  # seconds for one measurement, a third of them for batches that are not counted
+PATIENCE = 15.0  # seconds for one measurement, a third of them for batches that are not counted
 # Of a batch measured on a CPU. A training step of one photograph at 800 pixels takes ten seconds there: images are
 # made smaller for it. In labelling they are not, for the labels depend on it.
 TRAIN_PIXELS, LABEL_PIXELS = 2**18, 2**20

@@ -10,6 +10,7 @@ from pathlib import Path
 from cassl_lib import paths
 from cassl_lib.bench import PUBLIC, side
 from cassl_lib.config import Config
+from cassl_lib.paper import IMAGES
 from cassl_lib.resolve import to_json
 from cassl_lib.runs import write_atomically
 
@@ -121,7 +122,7 @@ def store() -> str:
         "own memory of a process that has it open, MB": lambda m: f"{m['open']['own_mb']:.1f}",
         "the same after 40,000 random rows, MB": lambda m: f"{m['read']['own_mb']:.1f}",
         "a random row, median microseconds": lambda m: f"{m['read']['second_us']:.0f}",
-        "the same when its shard is first opened, half of it from disk": lambda m: f"{m['read']['first_us']:.0f}",
+        "the same in a first pass, which opens the shards": lambda m: f"{m['read']['first_us']:.0f}",
         "counts at five thresholds, seconds": lambda m: f"{m['statistics']['seconds']:.1f}",
         "all checksums, seconds": lambda m: f"{m['verify']['seconds']:.1f}",
         "training from it, own memory of the trainer, MB": lambda m: f"{m['train']['own_mb'][0]:,}",
@@ -140,22 +141,23 @@ def store() -> str:
 
 
 def plan() -> str:
-    """The README's table of `plan --check`."""
-    file = RESULTS / "plan_check_demo.json"
-    if not file.exists():
+    """The README's table of `plan --check`, each split that was checked beside the others."""
+    found = sorted(map(_read, RESULTS.glob("plan_check_*.json")), key=lambda each: IMAGES[each["split"]])
+    if not found:
         return NOTHING
-    found = _read(file)
-    place = found["environment"]
+    place = found[0]["environment"]
     lines = [
-        f"Profile {found['profile']}, split {found['split']}, on {place['device']}, {place['date']} "
-        f"(`reports/results/{file.name}`).",
+        f"Profile {found[0]['profile']}, on {place['device']}, {place['date']} (`reports/results/plan_check_*.json`).",
         "",
-        "| | planned | real | off |",
-        "|---|---:|---:|---:|",
+        "| " + "".join(f"| split {each['split']}, planned | real | off " for each in found) + "|",
+        "|---|" + "---:|---:|---:|" * len(found),
     ]
-    for row in found["rows"]:
-        off = f"{row['planned'] / row['real'] - 1:+.0%}" if row["real"] else ""
-        lines.append(f"| {row['name']} | {row['planned']:,.0f} | {row['real']:,.0f} | {off} |")
+    for rows in zip(*(each["rows"] for each in found), strict=True):
+        cells = ""
+        for row in rows:
+            off = f"{row['planned'] / row['real'] - 1:+.0%}" if row["real"] else ""
+            cells += f" {row['planned']:,.0f} | {row['real']:,.0f} | {off} |"
+        lines.append(f"| {rows[0]['name']} |{cells}")
     return "\n".join(lines)
 
 

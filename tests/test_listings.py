@@ -223,6 +223,8 @@ def test_names_with_a_colon_are_taken_as_they_are(tmp_path, names):
         touch(tmp_path / folder / f"{folder[-1]}.jpg")
     assert names(tmp_path / "pool:2") == ["pool:2/2.jpg"]
     assert names(f"{touch(tmp_path / 'my:list.txt', b'2.jpg')}:{tmp_path / 'pool:2'}") == ["pool:2/2.jpg"]
+    touch(tmp_path / "holiday.jpg/1.jpg")
+    assert names(tmp_path / "holiday.jpg") == ["holiday.jpg/1.jpg"]
     with pytest.raises(DataError, match="a folder takes no folder behind a :"):
         names(f"{tmp_path / 'pool'}:{tmp_path}")
     for empty in ("", " "):

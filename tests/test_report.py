@@ -1,5 +1,7 @@
 """The README's table is what the tracked results say."""
 
+import json
+
 import pytest
 
 from cassl_lib import report
@@ -28,6 +30,19 @@ def test_the_readme_shows_the_tracked_results(name):
     begin, end = report.markers(name)
     shown = report.README.read_text().partition(begin)[2].partition(end)[0].strip()
     assert shown == report.GENERATED[name](), "the README is stale: run python -m cassl_lib report"
+
+
+def test_checks_of_a_plan_stand_beside_each_other(monkeypatch, tmp_path):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    assert report.plan() == report.NOTHING
+    for split, real in (("base", 0), ("tiny", 160.0)):
+        rows = [{"name": "labeler, seconds", "planned": 152.0, "real": real}]
+        place = {"device": "2 CPU cores", "date": "2026-01-01"}
+        content = {"profile": "demo", "split": split, "rows": rows, "environment": place}
+        (tmp_path / f"plan_check_{split}.json").write_text(json.dumps(content))
+    *_, head, _, row = report.plan().splitlines()
+    assert head == "| | split tiny, planned | real | off | split base, planned | real | off |"
+    assert row == "| labeler, seconds | 152 | 160 | -5% | 152 | 0 |  |"
 
 
 def test_one_seed_is_no_table(monkeypatch, tmp_path):

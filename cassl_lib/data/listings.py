@@ -66,9 +66,9 @@ def _whole(part: str, cache: Path) -> Images:
             f"{path}: no such folder or JSON, CSV, .txt list, .tar or .parquet index; give a folder of images, a list "
             f"as LIST{os.pathsep}FOLDER, or a share of one as FOLDER@0.3"
         )
-    if path.name.lower().endswith(ENDINGS):
+    if path.is_file() and path.name.lower().endswith(ENDINGS):
         raise DataError(f"{path} is one image; give its folder, {path.parent}")
-    if path.name.lower().endswith(PACKED):
+    if path.is_file() and path.name.lower().endswith(PACKED):
         raise DataError(f"{path} is compressed; unpack it, to a .tar or a folder")
     ending = "folder" if path.is_dir() else path.suffix.lower()
     if ending in ("folder", ".tar", ".parquet"):
@@ -82,9 +82,9 @@ def folder(path: Path, cache: Path) -> Images:
     """Every image below a folder, by path; or, if it holds .tar files instead, every image in these."""
     passed: Counter[str] = Counter()
     files = _walk(str(path), _prefix(path), (), passed)
-    first = next(files, None)
-    for name, size in itertools.chain([first] if first else [], files):
-        are_tars = first[0].lower().endswith(".tar")
+    first = next(files, ("", 0))
+    are_tars = first[0].lower().endswith(".tar")
+    for name, size in itertools.chain([first] if first[0] else [], files):
         if name.lower().endswith(".tar") != are_tars:
             raise DataError(f"{path} holds images and .tar files, {first[0]} and {name}; name the ones that you mean")
         if are_tars:
@@ -148,13 +148,13 @@ def _members(path: Path, size: int) -> list[tuple[int, int, str]]:
                     rows.append((entry.offset_data, entry.size, entry.name))
                 archive.members = []  # else it keeps all of them
                 bar.update(archive.offset - bar.n)
-            _check_end(path, archive.offset, size, len(rows))
+            _check_end(path, archive.offset, len(rows))
     except tarfile.TarError as error:
         raise DataError(f"{path} cannot be read as a tar ({error}); fetch it again, or gunzip a .tar.gz") from error
     return rows
 
 
-def _check_end(path: Path, at: int, size: int, images: int) -> None:
+def _check_end(path: Path, at: int, images: int) -> None:
     """Refuse an archive whose reading ended for another reason than its end: tarfile takes any bad header for one."""
     with path.open("rb") as file:
         file.seek(at)
