@@ -12,6 +12,7 @@ from pathlib import Path
 from cassl_lib import paths
 from cassl_lib.config import Config
 from cassl_lib.data.coco import DataError, locate
+from cassl_lib.data.image_files import spread
 from cassl_lib.label_exchange import from_coco, to_coco
 from cassl_lib.pool_command import check_writable
 from cassl_lib.pseudo_labels import PseudoLabels
@@ -151,7 +152,7 @@ def _draw(store: PseudoLabels, chosen: range, file: Path) -> Path:
     from cassl_lib.data.pseudo import PseudoLabeled
 
     source, images, found = PseudoLabeled(store), [], []
-    for index in [chosen[place * len(chosen) // 12] for place in range(min(12, len(chosen)))]:
+    for index in [chosen[place] for place in spread(len(chosen), 12)]:
         try:
             images.append(read_image(source.image_path(index)))
         except OSError as error:
@@ -166,7 +167,7 @@ def _import(parsed: argparse.Namespace) -> None:
         raise ConfigError(f"--out {parsed.out} is not empty; give another folder")
     path, images = locate(parsed.coco)
     made = from_coco(path, parsed.out, results=parsed.results, images=images, labeler=parsed.labeler)
-    some = [paths.image(made.file_name(len(made) * place // 20)) for place in range(20 if len(made) else 0)]
+    some = [paths.image(made.file_name(index)) for index in spread(len(made))]
     if not any(file.is_file() for file in some):
         shutil.rmtree(parsed.out)
         example = some[0] if some else "none at all"

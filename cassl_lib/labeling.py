@@ -26,6 +26,7 @@ from tqdm import tqdm
 from cassl_lib import engine, paths
 from cassl_lib.config import Config
 from cassl_lib.data.coco import DataError
+from cassl_lib.data.image_files import spread
 from cassl_lib.data.loader import Samples, batches, in_turn
 from cassl_lib.data.pool_index import Pool
 from cassl_lib.evaluation.masks import encode_masks
@@ -41,7 +42,7 @@ from cassl_lib.label_shards import (
 )
 from cassl_lib.runs import alone, locked, write_atomically
 
-SOME = 20  # images to try before a model is loaded
+MANY = 20  # images that are not all damaged by themselves
 SAYS_EVERY = 60.0  # seconds, where no bar is shown
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -104,9 +105,9 @@ def label_pool(
 
 def _load_checked(load: Callable, samples: Samples):
     """The model, once some images of the pool could be read."""
-    some = [len(samples) * place // SOME for place in range(SOME)]
-    lost = [names[0] for image, _, _, names in (samples[0, index] for index in some) if image is None]
-    if len(lost) == SOME:
+    some = [samples[0, index] for index in spread(len(samples))]
+    lost = [names[0] for image, _, _, names in some if image is None]
+    if len(lost) == len(some):
         raise LabelingError(
             f"none of {len(samples):,} images can be read, such as {lost[0]}; names without a / before them are below "
             f"CASSL_DATASETS, now {paths.datasets()}"
@@ -156,7 +157,7 @@ def _label_shard(model, samples, store: Path, shard: int, indices: range, config
     for index, row in labeled_images(model, samples, indices, config, unreadable):
         rows[index] = row
         progress.image()
-    if not rows and len(indices) >= SOME:
+    if not rows and len(indices) >= MANY:
         raise LabelingError(f"no image of shard {shard} can be read, such as {unreadable[0]}; bring them back")
     in_order = [rows[index] for index in sorted(rows)]
     progress.shard(write_shard(store, shard, in_order, unreadable=sorted(unreadable), **made_for))

@@ -29,6 +29,7 @@ from cassl_lib.config import PARTS, Config, ModelConfig, TrainConfig
 from cassl_lib.data import sources
 from cassl_lib.data.augment import test_transform, training_transform
 from cassl_lib.data.coco import DataError
+from cassl_lib.data.image_files import spread
 from cassl_lib.data.loader import Order, Samples, batches, read_image
 from cassl_lib.data.pseudo import PseudoLabeled
 from cassl_lib.data.unlabeled import Pool
@@ -216,7 +217,7 @@ def _check_labels(store: PseudoLabels, config: Config, val) -> None:
     names = [category["name"] for category in store.categories]
     if config.class_specific and names != list(val.classes):
         raise DataError(f"{store.folder}: its classes {names} are not those of {val.path}, {list(val.classes)}")
-    some = [paths.image(store.file_name(len(store) * place // 20)) for place in range(20)] if len(store) else []
+    some = [paths.image(store.file_name(index)) for index in spread(len(store))]
     if not any(map(_readable, some)):
         raise DataError(
             f"{store.folder}: none of its images can be read, such as {some[0] if some else 'none at all'}; "

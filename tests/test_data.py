@@ -19,7 +19,7 @@ from cassl_lib.data.augment import test_shape as shape_at_test_time
 from cassl_lib.data.augment import test_transform as transform_at_test_time
 from cassl_lib.data.augment import training_transform
 from cassl_lib.data.coco import CocoImages, DataError, Report, locate
-from cassl_lib.data.image_files import own_fault
+from cassl_lib.data.image_files import own_fault, spread
 from cassl_lib.data.loader import Order, Samples, batches, in_turn, read_image
 from cassl_lib.data.pseudo import PseudoLabeled
 from cassl_lib.label_shards import finish, write_shard
@@ -370,6 +370,11 @@ def test_whose_fault_an_unreadable_image_is(number, there, own, member, tmp_path
     else:
         with pytest.raises(DataError, match="no fault of this one image"):
             own_fault(path, error)
+
+
+def test_places_are_spread_over_all_that_is_there():
+    assert spread(5) == [0, 1, 2, 3, 4] and spread(0) == []
+    assert spread(100, 4) == [0, 25, 50, 75] and len(spread(3_660_000)) == 20
 
 
 def test_a_batch_leaves_out_what_could_not_be_read(found, tmp_path):

@@ -126,6 +126,11 @@ def content_hash(path: str) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
+def spread(length: int, count: int = 20) -> list[int]:
+    """At most `count` places at even distances in a sequence: a look at some stands for all."""
+    return [length * place // min(count, length) for place in range(min(count, length))]
+
+
 def chunk_by_chunk(
     act: Callable, images: pa.Table, schema: pa.Schema, folder: Path, *, title: str, workers: int | None = None
 ) -> pa.Table:
