@@ -75,17 +75,17 @@ class Samples(Dataset):
         for offset in range(min(100, len(self.source)) if self.replace else 1):
             at = (index + offset) % len(self.source)
             path = self.source.image_path(at)
-            name = paths.portable(path)
             try:
                 image = read_image(path)
             except OSError as error:
-                unreadable.append(f"{name} ({own_fault(path, error)})")
+                unreadable.append(f"{paths.portable(path)} ({own_fault(path, error)})")
                 continue
             found, (height, width) = self.source.annotations(at, masks=self.masks), image.shape[-2:]
             expected = found.get("size", (height, width))
             if expected == (height, width):
                 return at, image, found, unreadable
-            unreadable.append(f"{name} ({height}x{width} pixels, listed as {expected[0]}x{expected[1]})")
+            problem = f"{height}x{width} pixels, listed as {expected[0]}x{expected[1]}"
+            unreadable.append(f"{paths.portable(path)} ({problem})")
         if self.replace:
             raise DataError(f"{len(unreadable)} images in a row cannot be used, the last is {unreadable[-1]}")
         return index, None, None, unreadable
