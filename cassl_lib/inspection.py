@@ -1,7 +1,7 @@
 """What a notebook looks at: images of a source, what a run finds on them, its errors, chosen pseudo labels.
 
 Images are (3, H, W) uint8 tensors; instances are dicts of boxes (N, 4) xyxy pixels, labels, scores and masks, as
-`plots.show_instances` draws them.
+`plotting.show_instances` draws them.
 """
 
 from __future__ import annotations
@@ -16,19 +16,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cassl_lib import paths, stages
+from cassl_lib import paths
 from cassl_lib.config import AugmentConfig, Config
-from cassl_lib.data import sources
+from cassl_lib.data import datasets
 from cassl_lib.data.augment import test_transform, training_transform
-from cassl_lib.data.coco import CocoImages, DataError
+from cassl_lib.data.coco import CocoImages
 from cassl_lib.data.entities import EntityImages
 from cassl_lib.data.loader import Order, Samples, batches, read_image
 from cassl_lib.data.panoptic import PanopticFiles
-from cassl_lib.data.pseudo import PseudoLabeled
-from cassl_lib.data.unlabeled import ENDINGS
+from cassl_lib.data.pool.build import ENDINGS
+from cassl_lib.data.pseudo_labeled import PseudoLabeled
+from cassl_lib.errors import DataError
 from cassl_lib.evaluation.matching import box_iou, match
-from cassl_lib.pseudo_labels import PseudoLabels
+from cassl_lib.labels.store import PseudoLabels
 from cassl_lib.runs import Run
+from cassl_lib.stages import all_stages as stages
 
 MARKS = ("found", "wrong class", "poorly placed", "spurious", "missed")  # what `mark_errors` says of a box
 FOUND, WRONG_CLASS, POORLY_PLACED, SPURIOUS, MISSED = range(len(MARKS))
@@ -57,10 +59,10 @@ def first_batch(source, config: Config, *, classes: bool) -> tuple[list[torch.Te
 
 
 def objects_and_entities(config: Config, count: int) -> tuple[list[torch.Tensor], dict[str, list[dict]]]:
-    """Labelled images and, by annotation, their instances; objects alone where there is no panoptic annotation."""
-    found = {"objects": sources.labeled_set(config, "objects")}
+    """Labeled images and, by annotation, their instances; objects alone where there is no panoptic annotation."""
+    found = {"objects": datasets.labeled_set(config, "objects")}
     with contextlib.suppress(DataError):
-        found["entities"] = sources.labeled_set(config, "entities")
+        found["entities"] = datasets.labeled_set(config, "entities")
     shared = functools.reduce(np.intersect1d, (each.ids for each in found.values()))
     chosen = shared[_spread(len(shared), count)]
     masks = config.model.masks
@@ -77,7 +79,7 @@ def objects_and_entities(config: Config, count: int) -> tuple[list[torch.Tensor]
 def validation_of(config: Config, run: Run) -> CocoImages:
     """The validation images with the annotation that the run was trained and evaluated on."""
     learns = json.loads((run.folder / "request.json").read_text())["settings"].get("learns")
-    return sources.validation_set(config, "entities" if learns in ("entities", "panoptic") else "objects")
+    return datasets.validation_set(config, "entities" if learns in ("entities", "panoptic") else "objects")
 
 
 def panoptic_maps(validation: EntityImages, runs: Mapping[str, Run], count: int) -> tuple[list[torch.Tensor], dict]:
@@ -117,7 +119,7 @@ def detections(run: Run, images: Sequence[torch.Tensor], *, above: float = 0.3) 
 
 
 def shared_names(*classes: Sequence[str]) -> list[str] | None:
-    """The names of the labels where all agree on more than one class; None, and so a colour an instance, elsewhere."""
+    """The names of the labels where all agree on more than one class; None, and so a color an instance, elsewhere."""
     names = list(classes[0])
     return names if len(names) > 1 and all(list(other) == names for other in classes) else None
 

@@ -9,7 +9,8 @@ import textwrap
 from collections.abc import Mapping
 
 from cassl_lib.config import Config
-from cassl_lib.resolve import ConfigError, describe, resolve, why_profile
+from cassl_lib.errors import ConfigError
+from cassl_lib.resolve import describe, resolve, why_profile
 from cassl_lib.runs import Run, find_run
 
 COUNTS = {"devices": "processes", "jobs": "runs", "seeds": "seeds"}  # parameters of notebooks that are numbers
@@ -90,7 +91,7 @@ def named_run(name: str, *allowed: str) -> Run:
 
 
 def show_source(*functions) -> None:
-    """Show the source of library functions, coloured: the very code that the stage runs."""
+    """Show the source of library functions, colored: the very code that the stage runs."""
     from IPython.display import Code, display
 
     for function in functions:

@@ -5,12 +5,12 @@ so the names of columns are reconstructed.
 """
 
 SOURCES = {"coco_unlabeled": 123_403, "places365": 1_803_460, "open_images": 1_743_042}
-"""Images of the three unlabelled sources, from their own publications."""
+"""Images of the three unlabeled sources, from their own publications."""
 
 # UNSTATED: Sec. 4, of small, base and large the paper gives the sizes (Table 7) and the three sources; these
 # compositions are the ones that fit: tiny + 3/10 of Places365; Open Images; everything.
 IMAGES = {"train": 118_287, "tiny": 123_403, "small": 664_441, "base": 1_743_042, "large": 3_669_905}
-"""Images of COCO train2017 (labelled) and of the four unlabelled splits."""
+"""Images of COCO train2017 (labeled) and of the four unlabeled splits."""
 
 EPOCHS = {"warmup": 60, "finetune": 36}
 """Epochs of the two trainings "unless specified" (Sec. 4); Tables 3 and 4 vary them in steps of 12."""
@@ -108,7 +108,7 @@ TABLE7 = {
     "Base": {"images": 1_740_000, "warm-up entity AP": 41.4, "finetuned det AP": 49.7},
     "Large": {"images": 3_660_000, "warm-up entity AP": 42.0, "finetuned det AP": 50.6},
 }
-"""Scale of the unlabelled images, weak augmentation."""
+"""Scale of the unlabeled images, weak augmentation."""
 
 
 def _table8(kind, images, model, *, baseline=None, ap=None, gain=None, note="the AP cell is lost") -> dict:
@@ -165,11 +165,11 @@ TABLE9 = {
     "backbone, neck, head": _table9(3, 51.5, 69.5, 55.3),
     "backbone, neck, head, classifier": _table9(4, 51.5, 69.6, 55.4),
 }
-"""Parts initialised from the warmed-up model (large, strong augmentation), finetuned FCOS Swin-T; nothing: ImageNet."""
+"""Parts initialized from the warmed-up model (large, strong augmentation), finetuned FCOS Swin-T; nothing: ImageNet."""
 
 
-def _table10(initialised: str, metric: str, imagenet: float, cassl: float, gain: float) -> dict:
-    return {"initialised": initialised, "metric": metric, "ImageNet": imagenet, "CA-SSL": cassl, "gain": gain}
+def _table10(initialized: str, metric: str, imagenet: float, cassl: float, gain: float) -> dict:
+    return {"initialized": initialized, "metric": metric, "ImageNet": imagenet, "CA-SSL": cassl, "gain": gain}
 
 
 TABLE10 = {
@@ -183,7 +183,7 @@ TABLE10 = {
     "Panop, PanopticFPN": _table10("P", "PQ", 39.5, 41.5, 2.0),
 }
 """Transfer to other tasks and frameworks, Swin-T. The types are not explained in print: E is probably "entirely
-initialised", P "partially" (backbone and neck)."""
+initialized", P "partially" (backbone and neck)."""
 
 TEXT = {
     "table 1, class-specific gap": 5.1,

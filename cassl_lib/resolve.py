@@ -10,16 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from cassl_lib import paths
-from cassl_lib.config import (
-    PROFILES,
-    SPLITS,
-    AugmentConfig,
-    Config,
-    LabelConfig,
-    ModelConfig,
-    PanopticConfig,
-    TrainConfig,
-)
+from cassl_lib.config import SPLITS, AugmentConfig, Config, LabelConfig, ModelConfig, PanopticConfig, TrainConfig
+from cassl_lib.errors import ConfigError
+from cassl_lib.profiles import PROFILES
 
 ANNOTATIONS, TARGETS, CROWDS = ("objects", "entities"), ("instances", "panoptic"), ("background", "ignore")
 STAGES = ("labeler", "warmup", "finetune")
@@ -27,10 +20,6 @@ COCO = {  # detectron2's layout below the data root
     "labeled": "coco/annotations/instances_train2017.json",
     "val": "coco/annotations/instances_val2017.json",
 }
-
-
-class ConfigError(ValueError):
-    """A parameter that cannot be used; the message names it, its value and what is allowed."""
 
 
 def resolve(
@@ -62,7 +51,7 @@ def resolve(
 
     Args:
         profile: smoke, demo, gpu, paper, or auto ($CASSL_PROFILE, else paper where COCO is found, else demo).
-        split: tiny, small, base or large pool of unlabelled images (Sec. 4).
+        split: tiny, small, base or large pool of unlabeled images (Sec. 4).
         annotation: what labeler and warm-up learn: objects (instances JSON) or entities (panoptic JSON and PNGs).
         target: what finetuning learns: instances of thing classes, or panoptic, things and stuff.
         crowd: pixels of crowds and without annotation, in entities: background (public code) or ignore. A choice of
@@ -71,7 +60,7 @@ def resolve(
             panoptic_NAME.json in one folder either may be given, the other is found.
         unlabeled: a folder of images or of .tar files, a .tar, a COCO image_info JSON, Open Images' CSV, a list of
             Places365, an index made by the verb `pool`, or several of them with commas between; FOLDER@0.3 is 3 in 10.
-        heldout: labelled images, JSON or JSON:FOLDER, that neither training nor evaluation sees: the threshold of the
+        heldout: labeled images, JSON or JSON:FOLDER, that neither training nor evaluation sees: the threshold of the
             pseudo labels is chosen on them.
         labels: a store of pseudo labels to warm up on, its folder or a run of stage 2, instead of the labeler's.
         class_specific: True has labeler and warm-up learn classes too: Objects (P,S) of Table 2.
@@ -112,8 +101,8 @@ def resolve(
         config = replace(config, augment=_resized(config.augment, size))
     if masks is not None:
         _boolean("masks", masks)
-        threshold_on, centre = ("cls*ctr", "mask") if masks else ("cls", "box")
-        config = replace(config, model=replace(config.model, masks=masks, threshold_on=threshold_on, centre=centre))
+        threshold_on, center = ("cls*ctr", "mask") if masks else ("cls", "box")
+        config = replace(config, model=replace(config.model, masks=masks, threshold_on=threshold_on, center=center))
     if overlap is not None:
         _boolean("overlap", overlap)
         config = replace(config, overlap=overlap)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import errno
 import fcntl
 import hashlib
 import json
@@ -22,25 +21,13 @@ import os
 import platform
 import subprocess
 import sys
-import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cassl_lib import paths
-
-WITHOUT_LOCKS = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS)
-
-
-class MissingRun(RuntimeError):
-    """An input run does not exist and may not be made on the way; the message holds the command that makes it.
-
-    `run` is where it will be, where that is known.
-    """
-
-    def __init__(self, message: str, run: Run | None = None):
-        super().__init__(message)
-        self.run = run
+from cassl_lib.errors import MissingRun
+from cassl_lib.files import WITHOUT_LOCKS, write_atomically
 
 
 @dataclass(frozen=True)
@@ -175,71 +162,6 @@ def find_run(name: str) -> Run:
 def finished_runs() -> list[str]:
     """Names of the finished runs in the store."""
     return sorted(path.parent.name for path in paths.runs().glob("*/result.json"))
-
-
-@contextlib.contextmanager
-def locked(path: Path, *, wait: bool):
-    """Hold a lock on a file; yields whether it is held. The system frees it when its holder dies.
-
-    On a file system without locks everybody holds it.
-    """
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        except OSError as error:
-            if error.errno not in WITHOUT_LOCKS:
-                raise
-        yield True
-
-
-@contextlib.contextmanager
-def alone(folder: Path, *, say: bool = True):
-    """Hold a folder against other processes; they say so and wait."""
-    with locked(folder / ".lock", wait=False) as held:
-        if held:
-            yield
-            return
-    if say:
-        print(f"another process works in {folder}; waiting for it", file=sys.stderr)
-    with locked(folder / ".lock", wait=True):
-        yield
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old content or the new, never a part.
-
-    Raises:
-        OSError: such as a full disk; what was written of it is removed.
-    """
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def replacing(path: Path):
-    """Yield a file beside `path` to be written, which takes its place at the end; after an OSError it is removed."""
-    writer = f"{platform.node()}.{os.getpid()}.{threading.get_native_id()}"
-    temporary = path.with_name(f".{path.name}.{writer}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def file_fingerprint(path: Path) -> str:
-    """Hash of a file's bytes."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()[:16]
 
 
 def environment() -> dict[str, str]:

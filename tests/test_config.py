@@ -6,9 +6,10 @@ import json
 import pytest
 
 from cassl_lib import paper
-from cassl_lib.config import PROFILES
-from cassl_lib.data import sources
-from cassl_lib.resolve import ConfigError, choose_profile, describe, from_json, resolve, to_json, why_profile
+from cassl_lib.data import datasets
+from cassl_lib.errors import ConfigError
+from cassl_lib.profiles import PROFILES
+from cassl_lib.resolve import choose_profile, describe, from_json, resolve, to_json, why_profile
 
 
 def test_the_paper_profile_has_the_papers_values():
@@ -28,7 +29,7 @@ def test_the_paper_profile_has_the_papers_values():
 @pytest.mark.parametrize("split", ["tiny", "small", "base", "large"])
 def test_the_pools_of_the_paper_have_its_sizes(split):
     size_of = {"coco": "coco_unlabeled", "places365": "places365", "openimages": "open_images"}
-    images = sum(paper.SOURCES[size_of[name.split("/")[0]]] * share for name, share in sources.SPLITS[split])
+    images = sum(paper.SOURCES[size_of[name.split("/")[0]]] * share for name, share in datasets.SPLITS[split])
     assert round(images) == paper.IMAGES[split]
 
 
@@ -123,7 +124,7 @@ def test_a_parameter_changes_what_it_says_and_nothing_else():
     assert changed(split="base", seed=3) == {"split": "base", "seed": 3}
     assert changed(threshold=0.77) == {"label.threshold": 0.77}
     assert changed(augment="strong") == {"augment.kind": "strong"}
-    assert changed(masks=False) == {"model.masks": False, "model.centre": "box", "model.threshold_on": "cls"}
+    assert changed(masks=False) == {"model.masks": False, "model.center": "box", "model.threshold_on": "cls"}
     assert changed(masks=True) == {}
     assert changed(pretrained="imagenet") == {"model.pretrained": True} and changed(pretrained="none") == {}
     assert changed(stage="warmup", epochs=2) == {"warmup.epochs": 2.0, "warmup.steps": 0}
@@ -155,10 +156,10 @@ def test_settings_survive_json(profile):
 
 def test_json_of_other_settings_is_refused():
     data = to_json(resolve(profile="smoke"))
-    with pytest.raises(TypeError, match="colour"):
-        from_json(data | {"colour": 1})
-    with pytest.raises(TypeError, match="colour"):
-        from_json(data | {"model": data["model"] | {"colour": 1}})
+    with pytest.raises(TypeError, match="color"):
+        from_json(data | {"color": 1})
+    with pytest.raises(TypeError, match="color"):
+        from_json(data | {"model": data["model"] | {"color": 1}})
     with pytest.raises(KeyError, match="label"):
         from_json({name: value for name, value in data.items() if name != "label"})
 

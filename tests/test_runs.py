@@ -10,7 +10,9 @@ import sys
 import pytest
 
 from cassl_lib import paths, runs
-from cassl_lib.runs import MissingRun, Request, Run, file_fingerprint, find_run, finished_runs, open_run
+from cassl_lib.errors import MissingRun
+from cassl_lib.files import file_fingerprint
+from cassl_lib.runs import Request, Run, find_run, finished_runs, open_run
 
 SPAWN = multiprocessing.get_context("spawn")
 PATIENCE = 60  # seconds until a process that does not answer is a failure

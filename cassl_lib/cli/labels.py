@@ -10,14 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from cassl_lib import paths
+from cassl_lib.cli.pool import check_writable
 from cassl_lib.config import Config
-from cassl_lib.data.coco import DataError, locate
+from cassl_lib.data.coco import locate
 from cassl_lib.data.image_files import spread
-from cassl_lib.label_exchange import from_coco, to_coco
-from cassl_lib.pool_command import check_writable
-from cassl_lib.pseudo_labels import PseudoLabels
-from cassl_lib.resolve import ConfigError, from_json
-from cassl_lib.runs import Run, find_run, write_atomically
+from cassl_lib.errors import ConfigError, DataError
+from cassl_lib.files import write_atomically
+from cassl_lib.labels.coco import from_coco, to_coco
+from cassl_lib.labels.store import PseudoLabels
+from cassl_lib.resolve import from_json
+from cassl_lib.runs import Run, find_run
 
 LABELERS = ("labeler", "warmup", "finetune")
 PICTURES = (".png", ".jpg", ".pdf", ".svg")
@@ -53,8 +55,9 @@ def add_verbs(verbs) -> None:
 
 
 def _label(parsed: argparse.Namespace) -> None:
-    from cassl_lib import engine, stages
-    from cassl_lib.data.sources import pool
+    from cassl_lib.data.datasets import pool
+    from cassl_lib.stages import all_stages as stages
+    from cassl_lib.training import engine
 
     run = find_run(parsed.run)
     if run.result["stage"] not in LABELERS:
@@ -147,9 +150,9 @@ def _describe(store: PseudoLabels) -> None:
 
 def _draw(store: PseudoLabels, chosen: range, file: Path) -> Path:
     """At most 12 of the images, at even distances, with their labels above the store's threshold."""
-    from cassl_lib import plots
+    from cassl_lib import plotting
     from cassl_lib.data.loader import read_image
-    from cassl_lib.data.pseudo import PseudoLabeled
+    from cassl_lib.data.pseudo_labeled import PseudoLabeled
 
     source, images, found = PseudoLabeled(store), [], []
     for index in [chosen[place] for place in spread(len(chosen), 12)]:
@@ -158,7 +161,7 @@ def _draw(store: PseudoLabels, chosen: range, file: Path) -> Path:
         except OSError as error:
             raise DataError(f"{source.image_path(index)}: {error}") from error
         found.append(source.annotations(index, masks=store.has_masks))
-    plots.show_instances(images, found).savefig(file, dpi=110, bbox_inches="tight")
+    plotting.show_instances(images, found).savefig(file, dpi=110, bbox_inches="tight")
     return file
 
 

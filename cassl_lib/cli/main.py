@@ -8,17 +8,18 @@ import json
 import sys
 from pathlib import Path
 
-from cassl_lib.config import PARTS, PROFILES, SPLITS, TRAINED_BY, Config
-from cassl_lib.resolve import ConfigError, describe, from_json, resolve, why_profile
+from cassl_lib.cli import labels, pool, table
+from cassl_lib.config import PARTS, SPLITS, TRAINED_BY, Config
+from cassl_lib.errors import ConfigError
+from cassl_lib.profiles import PROFILES
+from cassl_lib.report import readme, report
+from cassl_lib.resolve import describe, from_json, resolve, why_profile
+from cassl_lib.tools.plan import check, estimate
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse and obey; errors a user can act on are printed without a traceback."""
-    from cassl_lib.data.coco import DataError
-    from cassl_lib.data.scenes import SceneError
-    from cassl_lib.models.weights import WeightsError
-    from cassl_lib.pseudo_labels import PseudoLabelError
-    from cassl_lib.runs import MissingRun
+    from cassl_lib.errors import DataError, MissingRun, PseudoLabelError, SceneError, WeightsError
 
     parsed = _parser().parse_args(arguments)
     try:
@@ -39,7 +40,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from cassl_lib import label_commands, pool_command, table_commands
 
     parser = argparse.ArgumentParser(prog="python -m cassl_lib", description=__doc__)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
@@ -57,9 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--input", metavar="RUN", help="the finished run to start from, instead of what the options mean")
     run.add_argument("--parts", nargs="+", default=PARTS[:3], choices=PARTS, help="of finetune: what is copied")
     run.add_argument("--devices", type=int, default=1, help="processes; more than one starts torchrun")
-    table_commands.add_options(verb("table", _table, "a table of the paper: what it needs, making it, its numbers"))
-    label_commands.add_verbs(verbs)
-    pool_command.add_verb(verbs)
+    table.add_options(verb("table", _table, "a table of the paper: what it needs, making it, its numbers"))
+    labels.add_verbs(verbs)
+    pool.add_verb(verbs)
     plan = verb("plan", _plan, "hours, disk and labels of every stage, from a short measurement on this machine")
     plan.add_argument("--devices", type=int, default=1, help="processes, each on a device like the one measured")
     plan.add_argument("--stage", dest="verb", choices=tuple(TRAINED_BY), default="", help="the stage --epochs is of")
@@ -122,8 +122,9 @@ def _config(parsed: argparse.Namespace) -> Config:
 
 
 def _run(parsed: argparse.Namespace) -> int | None:
-    from cassl_lib import engine, launch
     from cassl_lib.runs import find_run
+    from cassl_lib.stages import launch
+    from cassl_lib.training import engine
 
     with engine.processes():
         try:
@@ -139,25 +140,24 @@ def _run(parsed: argparse.Namespace) -> int | None:
 
 
 def _plan(parsed: argparse.Namespace) -> None:
-    from cassl_lib import plan, plan_check
 
     config = _config(parsed)
     if parsed.check and parsed.devices > 1:
         raise ConfigError(f"--devices {parsed.devices}: --check runs the stages in this process, on one device")
     if parsed.check:
-        compared = plan_check.check(config)
-        print(plan_check.table(compared))
-        content = plan_check.to_json(config, compared)
+        compared = check.check(config)
+        print(check.table(compared))
+        content = check.to_json(config, compared)
     else:
-        found = plan.estimate(config, devices=parsed.devices)
-        print(plan.table(found))
+        found = estimate.estimate(config, devices=parsed.devices)
+        print(estimate.table(found))
         content = found.to_json()
     if parsed.out:
         parsed.out.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def _table(parsed: argparse.Namespace) -> int:
-    from cassl_lib.table_commands import act
+    from cassl_lib.cli.table import act
 
     return act(parsed, _config(parsed))
 
@@ -169,58 +169,58 @@ def _show(parsed: argparse.Namespace) -> None:
 
 
 def _scenes(parsed: argparse.Namespace) -> None:
-    from cassl_lib.data import scenes, sources
+    from cassl_lib.data import datasets, scenes
 
     config = _config(parsed)
     if not config.scenes and config.labeled != "scenes":
         raise ConfigError(f"profile {config.profile} has no scenes; use smoke, demo or gpu")
-    sources.scene_files(config, ("train", "val", "tune", *scenes.SPLITS[config.split]))
-    root = sources.scene_folder(config)
+    datasets.scene_files(config, ("train", "val", "tune", *scenes.SPLITS[config.split]))
+    root = datasets.scene_folder(config)
     if parsed.verify:
         scenes.verify(root)
     print(root)
 
 
 def _summary(parsed: argparse.Namespace) -> None:
-    from cassl_lib import figures, paths, report
-    from cassl_lib.summary import summarize, table
+    from cassl_lib import paths
+    from cassl_lib.report import pictures
+    from cassl_lib.tables.summary import summarize, table
 
     config = _config(parsed)
     numbers, file = summarize(config)
     print(table(numbers))
     print(file)
     if parsed.record:
-        print(report.record(config, numbers))
-    gathered = figures.gather(config)
+        print(readme.record(config, numbers))
+    gathered = pictures.gather(config)
     if parsed.record:
-        print(report.record(config, gathered, "pictures"))
-    _print_lines(figures.save(figures.draw(gathered), paths.runs() / "pictures"))
+        print(readme.record(config, gathered, "pictures"))
+    _print_lines(pictures.save(pictures.draw(gathered), paths.runs() / "pictures"))
 
 
 def _regime(parsed: argparse.Namespace) -> None:
-    from cassl_lib import regime, report
-    from cassl_lib.runs import write_atomically
+    from cassl_lib.files import write_atomically
+    from cassl_lib.tables import operating_point
 
     config = _config(parsed)
-    found = regime.look(config, jobs=parsed.jobs)
-    print(regime.text(found))
+    found = operating_point.look(config, jobs=parsed.jobs)
+    print(operating_point.text(found))
     if parsed.record:
-        file = report.RESULTS / f"regime_{config.profile}_seed{config.seed}.json"
+        file = readme.RESULTS / f"regime_{config.profile}_seed{config.seed}.json"
         write_atomically(file, (json.dumps(found, indent=1) + "\n").encode())
         print(file)
 
 
 def _report(parsed: argparse.Namespace) -> None:
-    from cassl_lib import table_report
-    from cassl_lib.report import README, update_readme
+    from cassl_lib.report.readme import README, update_readme
 
     update_readme()
-    _print_lines([README, *table_report.renew()])
+    _print_lines([README, *report.renew()])
 
 
 def _bench(parsed: argparse.Namespace) -> None:
-    from cassl_lib.bench import bench
     from cassl_lib.runs import environment
+    from cassl_lib.tools.bench_detector import bench
 
     settings = {name: value for name, value in vars(parsed).items() if name not in ("act", "out")}
     found = bench(**settings)
@@ -229,8 +229,8 @@ def _bench(parsed: argparse.Namespace) -> None:
 
 
 def _bench_store(parsed: argparse.Namespace) -> None:
-    from cassl_lib.bench_store import bench_store
     from cassl_lib.runs import environment
+    from cassl_lib.tools.bench_store import bench_store
 
     settings = {name: getattr(parsed, name) for name in ("images", "labels", "folder", "workers")}
     found = bench_store(**settings)

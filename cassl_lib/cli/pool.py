@@ -1,4 +1,4 @@
-"""The shell's verb `pool`: index unlabelled images once, and keep the validation images out of them."""
+"""The shell's verb `pool`: index unlabeled images once, and keep the validation images out of them."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 
 from cassl_lib import paths
 from cassl_lib.config import SPLITS
-from cassl_lib.data.coco import DataError
-from cassl_lib.data.near_duplicates import DISTANCE, Near, exclude, near_duplicates, write_pairs
-from cassl_lib.data.pool_index import REASONS, Pool, left_out_file, left_out_report, save
-from cassl_lib.data.sources import paper_parts, split_counts
-from cassl_lib.data.unlabeled import build_pool
+from cassl_lib.data.datasets import paper_parts, split_counts
+from cassl_lib.data.pool.build import build_pool
+from cassl_lib.data.pool.index import REASONS, Pool, left_out_file, left_out_report, save
+from cassl_lib.data.pool.near_duplicates import DISTANCE, Near, exclude, near_duplicates, write_pairs
+from cassl_lib.errors import DataError
 
 SHOWN = 5  # pairs
 
 
 def add_verb(verbs) -> None:
     """Add `pool` to the parser's verbs."""
-    pool = verbs.add_parser("pool", help="index unlabelled images as one Parquet file, of any number of parts")
+    pool = verbs.add_parser("pool", help="index unlabeled images as one Parquet file, of any number of parts")
     pool.set_defaults(act=_pool)
     pool.add_argument(
         "parts",

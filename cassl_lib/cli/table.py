@@ -10,8 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cassl_lib.config import Config
-from cassl_lib.resolve import ConfigError, resolve, to_json
-from cassl_lib.runs import write_atomically
+from cassl_lib.errors import ConfigError
+from cassl_lib.files import write_atomically
+from cassl_lib.report import readme
+from cassl_lib.resolve import resolve, to_json
+from cassl_lib.tools.plan import estimate
 
 
 def add_options(table: argparse.ArgumentParser) -> None:
@@ -26,11 +29,11 @@ def add_options(table: argparse.ArgumentParser) -> None:
 
 def act(parsed: argparse.Namespace, config: Config) -> int:
     """Make what is missing (or list it), show the tables; 1 if a run failed."""
-    from cassl_lib import report, table_runs, table_view
-    from cassl_lib.tables import file_stem, wants
+    from cassl_lib.tables import compare, runner
+    from cassl_lib.tables.definitions import file_stem, wants
 
     numbers, seeds = chosen(parsed.tables), list(seeds_of(config, parsed.seeds))
-    rows = [row for number in numbers for row in table_runs.rows_of(number, config, seeds)]
+    rows = [row for number in numbers for row in runner.rows_of(number, config, seeds)]
     needed = wants(rows)
     if config.labels:
         raise ConfigError(
@@ -43,12 +46,12 @@ def act(parsed: argparse.Namespace, config: Config) -> int:
         return 0
     if parsed.jobs < 1:
         raise ConfigError(f"--jobs {parsed.jobs} is out of range; use 1 or more")
-    failures = table_runs.make(needed, jobs=parsed.jobs, devices=parsed.devices)
+    failures = runner.make(needed, jobs=parsed.jobs, devices=parsed.devices)
     for number in numbers:
-        collected = table_runs.collect(number, config, seeds)
-        print(table_view.text(collected), end="\n\n")
+        collected = runner.collect(number, config, seeds)
+        print(compare.text(collected), end="\n\n")
         if parsed.record:
-            print(_keep(collected, report.RESULTS / f"{file_stem(number, config.profile)}.json"), end="\n\n")
+            print(_keep(collected, readme.RESULTS / f"{file_stem(number, config.profile)}.json"), end="\n\n")
     for failure in failures:
         print(f"FAILED: {failure.want.verb}: {failure.reason}", file=sys.stderr)
     return 1 if failures else 0
@@ -79,7 +82,7 @@ def _count(collected: dict) -> int:
 
 def chosen(words: Sequence[str]) -> list[int | str]:
     """The tables that the shell's words name."""
-    from cassl_lib.tables import ROWS
+    from cassl_lib.tables.definitions import ROWS
 
     if list(words) == ["all"]:
         return list(ROWS)
@@ -92,7 +95,7 @@ def chosen(words: Sequence[str]) -> list[int | str]:
 
 def seeds_of(config: Config, count: int | None = None) -> range:
     """So many seeds of the whole chain, the profile's number by default, from the configuration's own on."""
-    from cassl_lib.config import PROFILES
+    from cassl_lib.profiles import PROFILES
 
     count = PROFILES[config.profile]["seeds"] if count is None else count
     if count < 1:
@@ -102,7 +105,7 @@ def seeds_of(config: Config, count: int | None = None) -> range:
 
 def states(needed: Sequence, found) -> str:
     """A line a run: its name, or that it is missing, and what it is."""
-    from cassl_lib.tables import variation
+    from cassl_lib.tables.definitions import variation
 
     lines = []
     for want in needed:
@@ -113,11 +116,11 @@ def states(needed: Sequence, found) -> str:
 
 def listing(needed: Sequence, config: Config) -> str:
     """A line a run: there with its name, or missing with what it will cost; and the sum of what is missing."""
-    from cassl_lib import table_runs
-    from cassl_lib.forecast import duration
-    from cassl_lib.tables import variation
+    from cassl_lib.tables import runner
+    from cassl_lib.tables.definitions import variation
+    from cassl_lib.tools.plan.cost import duration
 
-    found = table_runs.find(needed)
+    found = runner.find(needed)
     missing = [want for want in needed if not found[want]]
     costs = _costs(missing, [found[want] for want in needed if found[want]])
     lines = []
@@ -130,7 +133,7 @@ def listing(needed: Sequence, config: Config) -> str:
 
 def _costs(missing: Sequence, finished: Sequence) -> dict[tuple, float]:
     """Seconds of each missing run: steps, or images to label, at the pace of finished runs, else at a measured one."""
-    from cassl_lib import plan, table_runs
+    from cassl_lib.tables import runner
 
     names = {"labeler": "train_labeler", "labels": "label", "warmup": "warm_up", "finetune": "finetune"}
     seen: dict[str, list[float]] = {verb: [] for verb in names.values()}
@@ -138,7 +141,7 @@ def _costs(missing: Sequence, finished: Sequence) -> dict[tuple, float]:
         seen[names[result["stage"]]].append(result["seconds"] / max(result.get("steps") or result.get("images", 1), 1))
     pace = {verb: statistics.mean(values) for verb, values in seen.items() if values}
     if any(want.verb not in pace for want in missing):
-        for row in plan.estimate(missing[0].config).rows:
+        for row in estimate.estimate(missing[0].config).rows:
             if row.stage in names:
                 pace.setdefault(names[row.stage], row.seconds / max(row.steps or row.images, 1))
     images: dict[tuple, dict[str, int]] = {}
@@ -146,14 +149,14 @@ def _costs(missing: Sequence, finished: Sequence) -> dict[tuple, float]:
     for want in missing:
         data = (want.config.split, want.config.annotation, want.config.target)
         if data not in images:
-            images[data] = plan.look(want.config).images
-        costs[want.key] = table_runs.work_of(want, images[data]) * pace[want.verb]
+            images[data] = estimate.look(want.config).images
+        costs[want.key] = runner.work_of(want, images[data]) * pace[want.verb]
     return costs
 
 
 def recorded(folder: Path, profile: str) -> dict[int | str, dict]:
     """The tracked tables of a profile, by number."""
-    from cassl_lib.tables import ROWS, file_stem
+    from cassl_lib.tables.definitions import ROWS, file_stem
 
     files = {table: folder / f"{file_stem(table, profile)}.json" for table in ROWS}
     return {table: json.loads(file.read_text()) for table, file in files.items() if file.exists()}

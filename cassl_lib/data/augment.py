@@ -1,6 +1,6 @@
 """Weak and strong augmentation (Sec. 4, Table 6): boxes, masks and pixels move together, by torchvision's transforms.
 
-Weak is conventional multi-scale training with a flip. Strong adds what the paper names by citation: one colour
+Weak is conventional multi-scale training with a flip. Strong adds what the paper names by citation: one color
 operation, one geometric operation and erased patches, with Soft Teacher's numbers.
 """
 
@@ -67,17 +67,17 @@ def _sane(image, target):
     return image.as_subclass(torch.Tensor), kept
 
 
-# ---- strong: one colour operation and one geometric operation in random order, then 1 to 4 erased patches ----
+# ---- strong: one color operation and one geometric operation in random order, then 1 to 4 erased patches ----
 
 
 # UNSTATED: which of the cited operations the paper used, and how strong.
 def strong(image, target):
     """Soft Teacher's student augmentation on top of the weak one."""
-    steps = [_colour, _geometry] if torch.rand(()) < 0.5 else [_geometry, _colour]
+    steps = [_color, _geometry] if torch.rand(()) < 0.5 else [_geometry, _color]
     return _apply([*steps, _erase], image, target)
 
 
-def _colour(image, target):
+def _color(image, target):
     """One of nine operations, uniformly; magnitude a whole number m from 1 to 9, of 10."""
     m = int(torch.randint(1, 10, ()))
     factor = 1.8 * m / 10 + 0.1
@@ -108,10 +108,10 @@ def _geometry(image, target):
         angle = _uniform(-30, 30)
     else:  # the shear factor is tanh of an angle in radians; torchvision wants the angle whose tangent it is
         shear = [math.degrees(math.atan(math.tanh(math.radians(_uniform(-30, 30))))) for _ in range(2)]
-    grey = {tv_tensors.Image: 125, tv_tensors.Mask: 0}
+    gray = {tv_tensors.Image: 125, tv_tensors.Mask: 0}
 
     def move(value):
-        fill = grey.get(type(value))
+        fill = gray.get(type(value))
         return F.affine(value, angle=angle, translate=translate, scale=1.0, shear=shear, fill=fill)
 
     moved = {name: move(value) if name != "labels" else value for name, value in target.items()}
@@ -119,7 +119,7 @@ def _geometry(image, target):
 
 
 def _erase(image, target):
-    """1 to 4 patches of one side ratio up to a fifth: grey in the image, nothing in the masks; boxes stay."""
+    """1 to 4 patches of one side ratio up to a fifth: gray in the image, nothing in the masks; boxes stay."""
     image, target = image.clone(), dict(target)
     if "masks" in target:
         target["masks"] = target["masks"].clone()

@@ -1,4 +1,4 @@
-"""COCO JSON as flat arrays: images, boxes and masks of a labelled set, checked when they are read.
+"""COCO JSON as flat arrays: images, boxes and masks of a labeled set, checked when they are read.
 
 Masks stay polygons or run lengths, packed in two arrays, until a sample is drawn. Nothing is kept as Python objects for
 each annotation, so worker processes share the arrays.
@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 from collections import Counter
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -18,11 +17,8 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from cassl_lib import paths
-from cassl_lib.runs import file_fingerprint
-
-
-class DataError(ValueError):
-    """Data that cannot be used; the message names the file, the value and the remedy."""
+from cassl_lib.errors import DataError, LeftOut
+from cassl_lib.files import file_fingerprint
 
 
 def locate(spec: str) -> tuple[Path, Path]:
@@ -48,29 +44,8 @@ def locate(spec: str) -> tuple[Path, Path]:
     raise DataError(f"{path}: no image folder found beside it; give it as {path}{os.pathsep}FOLDER")
 
 
-@dataclass(frozen=True)
-class Report:
-    """What was left out while reading, by reason; printed once, kept with the result."""
-
-    counts: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, list[str]] = field(default_factory=dict)
-
-    def add(self, reason: str, what: object) -> None:
-        self.counts[reason] = self.counts.get(reason, 0) + 1
-        shown = self.examples.setdefault(reason, [])
-        if len(shown) < 5:
-            shown.append(str(what))
-
-    def __str__(self) -> str:
-        lines = []
-        for reason, count in self.counts.items():
-            shown = self.examples[reason]
-            lines.append(f"{count} {reason}: {', '.join(shown)}{', ...' if count > len(shown) else ''}")
-        return "\n".join(lines)
-
-
 class CocoImages:
-    """A labelled set.
+    """A labeled set.
 
     Attributes:
         path, folder: the JSON and its image folder.
@@ -82,7 +57,7 @@ class CocoImages:
     """
 
     def __init__(self, path: Path | str, folder: Path | str):
-        self.path, self.folder, self.report = Path(path), Path(folder), Report()
+        self.path, self.folder, self.report = Path(path), Path(folder), LeftOut()
         data = _read(self.path)
         categories = sorted(data["categories"], key=lambda category: category["id"])
         self.category_ids = np.array([category["id"] for category in categories], np.int64)

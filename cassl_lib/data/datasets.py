@@ -9,11 +9,12 @@ from pathlib import Path
 from cassl_lib import paper, paths
 from cassl_lib.config import Config
 from cassl_lib.data import scenes
-from cassl_lib.data.coco import CocoImages, DataError, locate
+from cassl_lib.data.coco import CocoImages, locate
 from cassl_lib.data.entities import EntityImages
-from cassl_lib.data.listings import share_of
-from cassl_lib.data.pool_index import REASONS, Pool
-from cassl_lib.data.unlabeled import build_pool
+from cassl_lib.data.pool.build import build_pool
+from cassl_lib.data.pool.formats import share_of
+from cassl_lib.data.pool.index import REASONS, Pool
+from cassl_lib.errors import DataError
 
 COCO_UNLABELED = "coco/annotations/image_info_unlabeled2017.json"
 
@@ -52,7 +53,7 @@ def scene_folder(config: Config) -> Path:
 
 
 def labeled_set(config: Config, annotation: str | None = None) -> CocoImages:
-    """The labelled training images, with objects or entities; None takes the configuration's `annotation`."""
+    """The labeled training images, with objects or entities; None takes the configuration's `annotation`."""
     return _coco(config, config.labeled, "train", annotation)
 
 
@@ -70,7 +71,7 @@ def tuning_set(config: Config, annotation: str | None = None) -> CocoImages:
 
 
 def heldout_set(config: Config, annotation: str | None = None) -> CocoImages | None:
-    """Labelled images to choose the pseudo labels' threshold on; None where there are none.
+    """Labeled images to choose the pseudo labels' threshold on; None where there are none.
 
     Raises:
         DataError: one of them is also trained on or reported on.
@@ -121,7 +122,7 @@ def sibling(path: Path, kind: str) -> Path:
 
 
 def pool(config: Config) -> Pool:
-    """The unlabelled images of the configuration's split, or the user's own."""
+    """The unlabeled images of the configuration's split, or the user's own."""
     if config.unlabeled == "scenes":
         units = scenes.SPLITS[config.split]
         files = scene_files(config, units)

@@ -18,13 +18,14 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from cassl_lib import paths
-from cassl_lib.data.coco import CocoImages, DataError, Report, decode_masks
+from cassl_lib.data.coco import CocoImages, decode_masks
 from cassl_lib.data.panoptic import PanopticFiles, check_segments, count_values, pngs_of, read_ids
 from cassl_lib.data.processes import cores, several
-from cassl_lib.label_exchange import to_coco
-from cassl_lib.label_shards import finish, finished_shards, write_shard
-from cassl_lib.pseudo_labels import PseudoLabels
-from cassl_lib.runs import alone, file_fingerprint
+from cassl_lib.errors import DataError, LeftOut
+from cassl_lib.files import alone, file_fingerprint
+from cassl_lib.labels.coco import to_coco
+from cassl_lib.labels.shards import finish, finished_shards, write_shard
+from cassl_lib.labels.store import PseudoLabels
 
 SHARD_SIZE = 1000  # images
 VERSION = 3  # of the conversion: to be raised whenever the same annotation gives another store
@@ -45,7 +46,7 @@ class EntityImages(CocoImages):
     """
 
     def __init__(self, path: Path | str, folder: Path | str, *, crowd: str = "background"):
-        self.path, self.folder, self.report, self.crowd = Path(path), Path(folder), Report(), crowd
+        self.path, self.folder, self.report, self.crowd = Path(path), Path(folder), LeftOut(), crowd
         self.store = entity_store(self.path)
         self.categories = self.store.categories
         self.category_ids = np.array([category["id"] for category in self.categories], np.int64)

@@ -18,9 +18,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from cassl_lib import paths
-from cassl_lib.data.coco import DataError
 from cassl_lib.data.processes import cores, several
-from cassl_lib.runs import replacing
+from cassl_lib.errors import DataError
+from cassl_lib.files import replacing
 
 ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MEMBER = re.compile(r"(.+?\.[tT][aA][rR])::(\d+)\+(\d+)::")  # archive, first byte, number of bytes

@@ -18,14 +18,14 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 
 from cassl_lib import paths
-from cassl_lib.data.coco import DataError
 from cassl_lib.data.image_files import eight_bits, open_file, own_fault
+from cassl_lib.errors import DataError
 
 
 def read_image(path: Path) -> torch.Tensor:
     """(3, H, W) uint8 RGB of an image file, or of an image inside a tar that a pool names.
 
-    Grey, palette and CMYK are converted. Raises OSError if unreadable.
+    Gray, palette and CMYK are converted. Raises OSError if unreadable.
     """
     # By Pillow: as fast as torchvision's decode_image, with the same pixels, but a damaged JPEG can crash that one.
     try:
@@ -141,7 +141,7 @@ def batches(samples: Samples, order, *, workers: int) -> DataLoader:
 
 
 def in_turn(indices: Iterable[int], batch_size: int) -> list[list[tuple[int, int]]]:
-    """Tickets that visit these images once, in order, for testing and labelling."""
+    """Tickets that visit these images once, in order, for testing and labeling."""
     mine = [(index, index) for index in indices]
     return [mine[at : at + batch_size] for at in range(0, len(mine), batch_size)]
 
@@ -153,5 +153,5 @@ def _collate(samples):
 
 
 def _seed_of(seed: int, position: int) -> int:
-    """A 63-bit seed for one sample: neighbouring positions must not give related streams."""
+    """A 63-bit seed for one sample: neighboring positions must not give related streams."""
     return int.from_bytes(hashlib.blake2b(f"{seed}/{position}".encode(), digest_size=8).digest(), "little") >> 1

@@ -1,4 +1,4 @@
-"""COCO's panoptic format: a JSON that lists each image's segments, and a folder of PNGs whose colours are segment ids.
+"""COCO's panoptic format: a JSON that lists each image's segments, and a folder of PNGs whose colors are segment ids.
 
 A pixel's id is R + 256 G + 256^2 B, 0 is void. `PanopticFiles` reads the truth and the results of any tool;
 `write_image` and `write_json` write what any tool can score.
@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cassl_lib.data.coco import DataError
-from cassl_lib.data.drawing_coco import as_png, tight_box
-from cassl_lib.runs import write_atomically
+from cassl_lib.data.scenes.records import as_png, tight_box
+from cassl_lib.errors import DataError
+from cassl_lib.files import write_atomically
 
-ID_LIMIT = 256**3  # of three colour channels
+ID_LIMIT = 256**3  # of three color channels
 # (H, W) integer segment ids, 0 for void, and the `segments_info` of exactly those ids
 Panoptic = tuple[np.ndarray, list[dict]]
 
@@ -100,7 +100,7 @@ def read_ids(png: Path | str) -> np.ndarray:
     try:
         with Image.open(png) as image:
             if image.mode not in ("RGB", "RGBA", "P"):
-                raise PanopticError(f"{png} is a {image.mode!r} image; ids are colours, R + 256 G + 256^2 B: write RGB")
+                raise PanopticError(f"{png} is a {image.mode!r} image; ids are colors, R + 256 G + 256^2 B: write RGB")
             # Four bytes a pixel are one little-endian number: several times faster than a sum over channels.
             pixels, shape = image.convert("RGBA").tobytes(), (image.height, image.width)
     except (OSError, SyntaxError) as error:  # a broken PNG gives either
@@ -111,7 +111,7 @@ def read_ids(png: Path | str) -> np.ndarray:
 def count_values(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The different values of an array, ascending, and how often each occurs, int64.
 
-    Equal neighbours in a map come in long runs, so only the starts of runs are sorted.
+    Equal neighbors in a map come in long runs, so only the starts of runs are sorted.
     """
     flat = values.ravel()
     starts = np.flatnonzero(np.append(True, flat[1:] != flat[:-1])[: flat.size])

@@ -8,7 +8,7 @@ import numpy as np
 
 from cassl_lib import paths
 from cassl_lib.data.coco import decode_masks
-from cassl_lib.pseudo_labels import PseudoLabels
+from cassl_lib.labels.store import PseudoLabels
 
 
 class PseudoLabeled:

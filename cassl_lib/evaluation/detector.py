@@ -1,4 +1,4 @@
-"""A detector's numbers on a labelled set: run it over the images, turn detections into COCO results, evaluate."""
+"""A detector's numbers on a labeled set: run it over the images, turn detections into COCO results, evaluate."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cassl_lib import engine
 from cassl_lib.config import AugmentConfig, PanopticConfig, TrainConfig
 from cassl_lib.data.augment import test_transform
 from cassl_lib.data.coco import CocoImages, decode_masks
@@ -18,10 +17,11 @@ from cassl_lib.data.entities import EntityImages
 from cassl_lib.data.loader import Samples, batches, in_turn
 from cassl_lib.data.panoptic import PanopticFiles, write_image, write_json
 from cassl_lib.evaluation.coco import evaluate
-from cassl_lib.evaluation.masks import encode_masks
-from cassl_lib.evaluation.merging import merge_panoptic
-from cassl_lib.evaluation.panoptic import count_images, quality
+from cassl_lib.evaluation.panoptic_merge import merge_panoptic
+from cassl_lib.evaluation.panoptic_quality import count_images, quality
 from cassl_lib.evaluation.results import ResultWriter, StoredResults
+from cassl_lib.evaluation.rle import encode_masks
+from cassl_lib.training import engine
 
 TEST_BATCH = 16
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from cassl_lib.data.coco import CocoImages
 from cassl_lib.evaluation.matching import edge_errors, label_quality
-from cassl_lib.pseudo_labels import PseudoLabels
+from cassl_lib.labels.store import PseudoLabels
 
 UNNAMED = "unnamed"  # supercategory of the kinds that no label names
 
@@ -52,7 +52,7 @@ def judge_labels(
 
 
 def truth_of(images: CocoImages) -> dict[int, np.ndarray]:
-    """Boxes (N, 4) xyxy by image id of a labelled set."""
+    """Boxes (N, 4) xyxy by image id of a labeled set."""
     return {images.image_id(i): images.boxes[images.first[i] : images.first[i + 1]] for i in range(len(images))}
 
 

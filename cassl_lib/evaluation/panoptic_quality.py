@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cassl_lib.data.coco import DataError
 from cassl_lib.data.panoptic import ID_LIMIT, Panoptic, PanopticFiles, check_segments, count_values
+from cassl_lib.errors import DataError
 
 IMAGES_AT_ONCE = 16  # that a process is given
 Files = PanopticFiles | tuple[Path | str, Path | str] | Path | str

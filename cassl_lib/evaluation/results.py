@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from cassl_lib.runs import write_atomically
+from cassl_lib.files import write_atomically
 
 
 class ResultWriter:

@@ -14,9 +14,9 @@ import numpy as np
 from pycocotools import mask as mask_api
 
 from cassl_lib import paths
-from cassl_lib.data.coco import DataError, Report
-from cassl_lib.label_shards import finish, write_shard
-from cassl_lib.pseudo_labels import PseudoLabels
+from cassl_lib.errors import DataError, LeftOut
+from cassl_lib.labels.shards import finish, write_shard
+from cassl_lib.labels.store import PseudoLabels
 
 SHARD_SIZE = 10_000  # images
 
@@ -67,7 +67,7 @@ def from_coco(
     """
     names = [given if isinstance(given, (str, Path)) else "COCO" for given in (results, coco) if given is not None]
     content, coco = _parsed(coco, dict)
-    entries, report = coco.get("annotations", []), Report()
+    entries, report = coco.get("annotations", []), LeftOut()
     if results is not None:
         more, entries = _parsed(results, list)
         content += more
@@ -176,7 +176,7 @@ def _checked_categories(categories: Sequence[Mapping]) -> list[dict]:
 
 
 def _by_image(
-    images: Sequence[Mapping], entries: Sequence[dict], rank: Mapping[int, int], report: Report
+    images: Sequence[Mapping], entries: Sequence[dict], rank: Mapping[int, int], report: LeftOut
 ) -> dict[int, list]:
     """The labels of each image, with their `box` xyxy cut to it; `report` counts what is left out."""
     by_image: dict[int, list] = {image["id"]: [] for image in images}

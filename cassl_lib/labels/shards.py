@@ -19,7 +19,8 @@ import numpy as np
 import pyarrow as pa
 from pycocotools import mask as mask_api
 
-from cassl_lib.runs import write_atomically
+from cassl_lib.errors import PseudoLabelError
+from cassl_lib.files import write_atomically
 
 FORMAT, VERSION = "cassl pseudo labels", 2
 AGNOSTIC = ({"id": 1, "name": "object"},)
@@ -39,10 +40,6 @@ SCHEMA = pa.schema(
 )
 ENTRY = {"file", "rows", "labels", "masks", "bytes", "sha256", "labeler", "unreadable"}
 PER_LABEL = ("boxes", "scores", "labels", "areas")
-
-
-class PseudoLabelError(ValueError):
-    """A store that is unfinished, damaged, or holds what does not belong to it; the message names the file."""
 
 
 def write_shard(
@@ -124,14 +121,14 @@ def finish(
     """Close the store: write `manifest.json` and return it.
 
     Args:
-        pool: fingerprint of the unlabelled pool.
+        pool: fingerprint of the unlabeled pool.
         shards: how many there must be; None takes those that are there, which must be numbered without a gap.
         categories: COCO categories in the order of the labels, `categories[label]`.
     """
     folder, finished = Path(folder), finished_shards(folder, labeler)
     shards = max(finished, default=-1) + 1 if shards is None else shards
     for index in sorted(finished.keys() ^ set(range(shards))):
-        problem = "is one too many" if index in finished else "is missing: labelling has not finished"
+        problem = "is one too many" if index in finished else "is missing: labeling has not finished"
         raise PseudoLabelError(f"{shard_path(folder, index)} {problem}, {shards} shards are expected")
     entries = [finished[index] for index in range(shards)]
     manifest = {"format": FORMAT, "version": VERSION, "labeler": labeler, "pool": pool}
@@ -150,7 +147,7 @@ def read_manifest(folder: Path) -> dict:
         raise PseudoLabelError(f"{folder} is a file; give the folder of a store of pseudo labels")
     if not path.is_file():
         there = f"{len(finished_shards(folder))} shards are finished" if folder.is_dir() else "there is no such folder"
-        raise PseudoLabelError(f"{path} is missing ({there}): run the labelling again, it continues")
+        raise PseudoLabelError(f"{path} is missing ({there}): run the labeling again, it continues")
     manifest = read_json(path, {"format", "version"})
     if (manifest["format"], manifest["version"]) != (FORMAT, VERSION):
         raise PseudoLabelError(

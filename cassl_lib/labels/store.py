@@ -19,7 +19,8 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from cassl_lib.label_shards import PER_LABEL, SCHEMA, PseudoLabelError, read_manifest
+from cassl_lib.errors import PseudoLabelError
+from cassl_lib.labels.shards import PER_LABEL, SCHEMA, read_manifest
 
 AREA_LIMITS = (32**2, 96**2)  # pixels; COCO's small, medium and large
 OPEN_SHARDS = 400  # at most, each a file handle; enough for 4 million images

@@ -3,6 +3,6 @@
 from cassl_lib.config import ModelConfig
 from cassl_lib.models.build import build_detector
 from cassl_lib.models.condinst import CondInst
-from cassl_lib.models.transfer import TransferReport, copy_parts
+from cassl_lib.models.weights.transfer import TransferReport, copy_parts
 
 __all__ = ["CondInst", "ModelConfig", "TransferReport", "build_detector", "copy_parts"]

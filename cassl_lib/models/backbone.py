@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torchvision.ops import misc
 
 from cassl_lib.config import ModelConfig
-from cassl_lib.models.weights import WeightsError, load_backbone
+from cassl_lib.errors import WeightsError
+from cassl_lib.models.weights.load import load_backbone
 
 STAGE_STRIDES = (4, 8, 16, 32)
 
@@ -49,7 +50,7 @@ class PaddedSwinBlock(SwinTransformerBlock):
 class Backbone(nn.Module):
     """images (B, 3, H, W), H and W multiples of 32 -> four maps (B, channels[i], H / s, W / s), s = 4, 8, 16, 32.
 
-    `channels` lists the width of each stage. Stages below `first_stage` are computed on the way but not normalised.
+    `channels` lists the width of each stage. Stages below `first_stage` are computed on the way but not normalized.
     """
 
     def __init__(self, config: ModelConfig, first_stage: int = 0):

@@ -11,7 +11,7 @@ CHOICES = {
     "backbone_norm": ("default", "frozen_bn", "gn"),
     "head_norm": ("gn", "bn"),
     "mask_norm": ("bn", "gn"),
-    "centre": ("mask", "box"),
+    "center": ("mask", "box"),
     "class_normalizer": ("positives", "moving", "locations"),
     "threshold_on": ("cls*ctr", "cls"),
 }
@@ -32,7 +32,7 @@ def check(config: ModelConfig) -> None:
     strides = tuple(config.strides)
     starts = [i for i, stride in enumerate(STRIDES[:4]) if strides and stride == strides[0]]
     if not starts or strides != STRIDES[starts[0] : starts[0] + len(strides)]:
-        raise ValueError(f"strides={strides}, expected neighbours from {STRIDES} that start at 32 or below")
+        raise ValueError(f"strides={strides}, expected neighbors from {STRIDES} that start at 32 or below")
     if len(config.ranges) != len(strides) - 1:
         raise ValueError(f"{len(strides)} strides need {len(strides) - 1} ranges, not {len(config.ranges)}")
     if config.num_classes < 1:

@@ -6,9 +6,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cassl_lib import losses
 from cassl_lib.config import ModelConfig
+from cassl_lib.models import losses
 from cassl_lib.models.backbone import STAGE_STRIDES, Backbone
+from cassl_lib.models.condinst_masks import (
+    box_centers,
+    dynamic_parameters,
+    enlarge_masks,
+    mask_boxes,
+    mask_centers,
+    mask_logits,
+    pixel_matrix,
+    sample_masks,
+)
 from cassl_lib.models.fcos import (
     Head,
     Locations,
@@ -20,16 +30,6 @@ from cassl_lib.models.fcos import (
     select_detections,
 )
 from cassl_lib.models.fpn import FPN
-from cassl_lib.models.masks import (
-    box_centres,
-    dynamic_parameters,
-    enlarge_masks,
-    mask_boxes,
-    mask_centres,
-    mask_logits,
-    pixel_matrix,
-    sample_masks,
-)
 
 SIZE_DIVISOR = 32  # the coarsest backbone stage
 MOVING_START, MOVING_SHARE = 100.0, 0.9  # of the moving average of positives, where that divides the class loss
@@ -43,7 +43,7 @@ class CondInst(nn.Module):
 
     images: list of (3, H, W) RGB, uint8 or float in [0, 1]; sizes may differ.
     targets: list of dicts: boxes (N, 4) xyxy in pixels; labels (N,) int64 from 0; masks (N, H, W) bool or uint8,
-        needed when `config.masks`, and for centre sampling by mask; perhaps ignored (H, W), pixels that are not to be
+        needed when `config.masks`, and for center sampling by mask; perhaps ignored (H, W), pixels that are not to be
         learned as background. N = 0 is ordinary.
     losses: dict of float32 scalars loss_cls, loss_box, loss_centerness and, with masks, loss_mask.
     detections: list of dicts: boxes (N, 4), scores (N,) descending, labels (N,) and, with masks, masks (N, H, W) bool.
@@ -73,7 +73,7 @@ class CondInst(nn.Module):
         features = self.head.mask_branch(pyramid) if self.config.masks else None
         with torch.autocast(batch.device.type, enabled=False):
             truth = self.gather_targets(targets, locations)
-            matched = assign_targets(locations, truth.boxes, truth.centres, self.config.centre_radius)
+            matched = assign_targets(locations, truth.boxes, truth.centers, self.config.center_radius)
             result = fcos_losses(
                 predictions, locations=locations, matched=matched, targets=truth, class_count=self.class_count
             )
@@ -124,18 +124,18 @@ class CondInst(nn.Module):
         return results
 
     def make_batch(self, images: list[Tensor]) -> Tensor:
-        """Normalise, then pad right and bottom with zeros to one size, a multiple of 32: (B, 3, H, W) float32."""
+        """Normalize, then pad right and bottom with zeros to one size, a multiple of 32: (B, 3, H, W) float32."""
         height = -(-max(image.shape[-2] for image in images) // SIZE_DIVISOR) * SIZE_DIVISOR
         width = -(-max(image.shape[-1] for image in images) // SIZE_DIVISOR) * SIZE_DIVISOR
         if all(image.shape[-2:] == (height, width) and image.dtype == images[0].dtype for image in images):
-            batch = self.normalise(torch.stack(list(images)))
+            batch = self.normalize(torch.stack(list(images)))
         else:
-            padded = [F.pad(self.normalise(x), (0, width - x.shape[-1], 0, height - x.shape[-2])) for x in images]
+            padded = [F.pad(self.normalize(x), (0, width - x.shape[-1], 0, height - x.shape[-2])) for x in images]
             batch = torch.stack(padded)
         # The order in which convolutions are faster on every device, and which they keep.
         return batch.contiguous(memory_format=torch.channels_last)
 
-    def normalise(self, image: Tensor) -> Tensor:
+    def normalize(self, image: Tensor) -> Tensor:
         image = image.to(self.pixel_mean.device, non_blocking=True)
         image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
         return (image - self.pixel_mean) / self.pixel_std
@@ -144,18 +144,18 @@ class CondInst(nn.Module):
         return make_locations([x.shape[-2:] for x in pyramid], self.config, pyramid[0].device)
 
     def gather_targets(self, targets: list[dict], locations: Locations | None = None) -> Targets:
-        """Pad the boxes, labels and centres of a batch to one length, at least 1; look up what is ignored."""
+        """Pad the boxes, labels and centers of a batch to one length, at least 1; look up what is ignored."""
         device = self.pixel_mean.device
         boxes = [target["boxes"].to(device, torch.float32) for target in targets]
         labels = [target["labels"].to(device) for target in targets]
-        centres = []
+        centers = []
         for target, box in zip(targets, boxes, strict=True):
-            by_mask = self.config.centre == "mask" and target.get("masks") is not None
-            centres.append(mask_centres(target["masks"].to(device), box) if by_mask else box_centres(box))
+            by_mask = self.config.center == "mask" and target.get("masks") is not None
+            centers.append(mask_centers(target["masks"].to(device), box) if by_mask else box_centers(box))
         ignored = None
         if any("ignored" in target for target in targets):
             ignored = torch.stack([ignored_at(target.get("ignored"), locations) for target in targets])
-        return Targets(*(pad_rows(values) for values in (boxes, labels, centres)), ignored)
+        return Targets(*(pad_rows(values) for values in (boxes, labels, centers)), ignored)
 
     def class_count(self, positives: Tensor, matched: Tensor) -> Tensor:
         """What the class loss is divided by (`config.class_normalizer`)."""
@@ -175,7 +175,7 @@ class CondInst(nn.Module):
             drawn = torch.randperm(len(images), device=images.device)[: self.config.mask_proposals].sort().values
             images, positions = images[drawn], positions[drawn]
         # DEVIATES: divided by the mean count over processes; public code averages per process, so that the weight of
-        # an instance depends on its neighbours on the same device. Equal with one process.
+        # an instance depends on its neighbors on the same device. Equal with one process.
         count = losses.mean_over_processes(features.new_tensor(float(len(images)), dtype=torch.float32)).clamp(min=1)
         parameters = dynamic_parameters(self.head.controller, predictions.box_maps, images, positions)
         stride = self.config.strides[0]
@@ -209,7 +209,7 @@ class CondInst(nn.Module):
         `config.one_entity_per_pixel` a pixel belongs to the first mask that has it.
         """
         stride = self.config.strides[0]
-        # Features beyond the image (and the cell that its last pixels are interpolated towards) would be cropped.
+        # Features beyond the image (and the cell that its last pixels are interpolated toward) would be cropped.
         rows, columns = (-(-side // stride) + 1 for side in image_size)
         features = features[None, :, :rows, :columns]
         cells = features.shape[-2] * features.shape[-1]

@@ -74,7 +74,7 @@ def enlarging_matrix(length: int, factor: int, device: torch.device) -> Tensor:
 def dynamic_parameters(controller: nn.Conv2d, box_maps: list[Tensor], images: Tensor, positions: Tensor) -> Tensor:
     """The controller's output at N chosen locations only: (N, 169) float32.
 
-    The 3x3 convolution needs 169 channels at a few hundred of many thousand locations, so their neighbourhoods
+    The 3x3 convolution needs 169 channels at a few hundred of many thousand locations, so their neighborhoods
     are gathered and multiplied instead.
 
     Args:
@@ -91,9 +91,9 @@ def dynamic_parameters(controller: nn.Conv2d, box_maps: list[Tensor], images: Te
     cells = torch.cat([F.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1).flatten(1, 2) for x in box_maps], 1)
     row, column = torch.arange(9, device=device) // 3, torch.arange(9, device=device) % 3
     corner, pitch = torch.cat(corners)[positions, None], torch.cat(pitches)[positions, None]
-    neighbourhoods = cells[images[:, None], corner + row * pitch + column].flatten(1)
+    neighborhoods = cells[images[:, None], corner + row * pitch + column].flatten(1)
     weight = controller.weight.permute(0, 2, 3, 1).flatten(1)
-    return F.linear(neighbourhoods, weight, controller.bias).float()
+    return F.linear(neighborhoods, weight, controller.bias).float()
 
 
 def mask_logits(
@@ -193,16 +193,16 @@ def extents(flags: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(flags, places - 1, last[:, None]).amin(1), last
 
 
-def mask_centres(masks: Tensor, boxes: Tensor) -> Tensor:
-    """Centroids (N, 2) x, y of full-resolution masks (N, H, W), in pixels; of an empty mask, its box's centre."""
+def mask_centers(masks: Tensor, boxes: Tensor) -> Tensor:
+    """Centroids (N, 2) x, y of full-resolution masks (N, H, W), in pixels; of an empty mask, its box's center."""
     # Moments of a large mask exceed 2^24, what float32 counts exactly.
     columns, rows = (masks.sum(axis, dtype=torch.int32).double() for axis in (1, 2))
     moments = [values @ torch.arange(values.shape[1], device=masks.device).double() for values in (columns, rows)]
     area = rows.sum(1)[:, None]
-    return torch.where(area > 0, (torch.stack(moments, 1) / area).float(), box_centres(boxes))
+    return torch.where(area > 0, (torch.stack(moments, 1) / area).float(), box_centers(boxes))
 
 
-def box_centres(boxes: Tensor) -> Tensor:
+def box_centers(boxes: Tensor) -> Tensor:
     return (boxes[:, :2] + boxes[:, 2:]) / 2
 
 

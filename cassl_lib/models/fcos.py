@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
-from cassl_lib import losses
 from cassl_lib.config import INFINITE, ModelConfig
+from cassl_lib.models import losses
 from cassl_lib.models.backbone import group_norm
-from cassl_lib.models.masks import MaskBranch, count_dynamic_parameters
+from cassl_lib.models.condinst_masks import MaskBranch, count_dynamic_parameters
 
 PRIOR = 0.01  # probability of every class that the fresh classifier gives
 SURE_BACKGROUND = -1e4  # logit
@@ -129,17 +129,17 @@ def make_locations(shapes: list[tuple[int, int]], config: ModelConfig, device: t
     return Locations(torch.cat(points), *columns.unbind(0), counts)
 
 
-def assign_targets(locations: Locations, boxes: Tensor, centres: Tensor, radius: float) -> Tensor:
+def assign_targets(locations: Locations, boxes: Tensor, centers: Tensor, radius: float) -> Tensor:
     """Which box each location answers for.
 
     A location is eligible for a box when it lies strictly inside the square of half side `radius` strides around the
-    box's centre, clipped to the box, and the largest of its distances to the sides is within its level's range,
+    box's center, clipped to the box, and the largest of its distances to the sides is within its level's range,
     ends included. Of several boxes the one of the smallest area wins, of equal ones the first.
 
     Args:
         locations: P locations.
         boxes: (B, M, 4) xyxy, pixels; rows of zeros are padding.
-        centres: (B, M, 2) x, y of the sample regions, pixels.
+        centers: (B, M, 2) x, y of the sample regions, pixels.
         radius: in strides.
     Returns:
         (B, P) int64, index of the box, -1 for background.
@@ -147,11 +147,11 @@ def assign_targets(locations: Locations, boxes: Tensor, centres: Tensor, radius:
     (batch, boxes_per_image, _), total = boxes.shape, len(locations.points)
     at_once = max(1, PAIRS_AT_ONCE // (total * boxes_per_image))
     if batch > at_once:
-        parts = zip(boxes.split(at_once), centres.split(at_once), strict=True)
+        parts = zip(boxes.split(at_once), centers.split(at_once), strict=True)
         return torch.cat([assign_targets(locations, b, c, radius) for b, c in parts])
     x, y = locations.points[:, :1], locations.points[:, 1:]
     x1, y1, x2, y2 = boxes[:, None].unbind(-1)
-    cx, cy = centres[:, None].unbind(-1)
+    cx, cy = centers[:, None].unbind(-1)
     half = radius * locations.strides[:, None]
     inside = (x > torch.maximum(cx - half, x1)) & (x < torch.minimum(cx + half, x2))
     inside &= (y > torch.maximum(cy - half, y1)) & (y < torch.minimum(cy + half, y2))
@@ -184,22 +184,22 @@ def fcos_losses(
     positive, index = matched >= 0, matched.clamp(min=0)
     boxes = targets.boxes.gather(1, index[..., None].expand(-1, -1, 4))
     distances = torch.where(positive[..., None], box_distances(locations, boxes), 1.0)
-    centre_target = losses.centerness(distances) * positive
-    counts = losses.mean_over_processes(torch.stack([positive.sum().float(), centre_target.sum()]))
+    center_target = losses.centerness(distances) * positive
+    counts = losses.mean_over_processes(torch.stack([positive.sum().float(), center_target.sum()]))
     positives, weight = counts[0].clamp(min=1), counts[1].clamp(min=1e-6)
 
     classes = torch.arange(predictions.class_logits.shape[-1], device=matched.device)
     present = (targets.labels.gather(1, index)[..., None] == classes) & positive[..., None]
     giou = losses.giou_loss(predictions.distances, distances)
-    centre = F.binary_cross_entropy_with_logits(predictions.centerness, centre_target, reduction="none")
+    center = F.binary_cross_entropy_with_logits(predictions.centerness, center_target, reduction="none")
     divisor = class_count(positives, matched) if class_count else positives
     logits = predictions.class_logits
     if targets.ignored is not None:  # so sure to be background that neither loss nor gradient is left
         logits = logits.masked_fill((targets.ignored & ~positive)[..., None], SURE_BACKGROUND)
     return {
         "loss_cls": losses.focal_loss(logits, present) / divisor,
-        "loss_box": (giou * centre_target).sum() / weight,
-        "loss_centerness": (centre * positive).sum() / positives,
+        "loss_box": (giou * center_target).sum() / weight,
+        "loss_centerness": (center * positive).sum() / positives,
     }
 
 
@@ -209,7 +209,7 @@ class Targets:
 
     boxes: Tensor  # (B, M, 4) xyxy, pixels
     labels: Tensor  # (B, M)
-    centres: Tensor  # (B, M, 2) x, y of the sample regions, pixels
+    centers: Tensor  # (B, M, 2) x, y of the sample regions, pixels
     ignored: Tensor | None = None  # (B, P) bool, locations that are no background
 
 

@@ -31,9 +31,9 @@ def focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
         logits: (..., classes), any shape.
         targets: bool, the same shape; True where the class is present.
     """
-    towards_target = torch.where(targets, logits, -logits)
+    toward_target = torch.where(targets, logits, -logits)
     weight = torch.where(targets, FOCAL_ALPHA, 1 - FOCAL_ALPHA)
-    return (weight * torch.sigmoid(-towards_target) ** FOCAL_GAMMA * -F.logsigmoid(towards_target)).sum()
+    return (weight * torch.sigmoid(-toward_target) ** FOCAL_GAMMA * -F.logsigmoid(toward_target)).sum()
 
 
 def giou_loss(predicted: Tensor, target: Tensor) -> Tensor:

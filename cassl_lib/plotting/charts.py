@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from cassl_lib.evaluation.matching import match
-from cassl_lib.plots import COLOURS, GREY, SMALL, TEXT, WIDTH, Figure, as_array, tidy
+from cassl_lib.plotting.images import COLORS, GRAY, SMALL, TEXT, WIDTH, Figure, as_array, tidy
 
 FEW = 30  # points, up to which each is marked
 
@@ -43,7 +43,7 @@ def precision_recall(curves: Mapping[str, tuple]) -> Figure:
     for index, (name, (recall, precision)) in enumerate(curves.items()):
         recall, precision = as_array(recall), as_array(precision)
         marker = "o" if len(recall) <= FEW else ""
-        style = {"color": COLOURS[index % len(COLOURS)], "linestyle": ("-", "--", "-.", ":")[index % 4]}
+        style = {"color": COLORS[index % len(COLORS)], "linestyle": ("-", "--", "-.", ":")[index % 4]}
         axis.plot(recall, precision, label=name, linewidth=1.8, marker=marker, markersize=3.5, **style)
     axis.set(xlim=(0, 1.02), ylim=(0, 1.02))
     if curves:
@@ -60,11 +60,11 @@ def scores_by_match(
     panel = Figure(figsize=(WIDTH * 0.7, 2.8), layout="constrained")
     axis = panel.subplots()
     edges = np.linspace(0, 1, 51)
-    for name, chosen, colour in (("right", right, COLOURS[0]), ("wrong", ~right, COLOURS[3])):
+    for name, chosen, color in (("right", right, COLORS[0]), ("wrong", ~right, COLORS[3])):
         counts, _ = np.histogram(scores[chosen], edges)
         label = f"{name}: {chosen.sum():,}"
-        axis.stairs(counts, edges, fill=True, color=colour, alpha=0.3)
-        axis.stairs(counts, edges, color=colour, linewidth=1.5, label=label)
+        axis.stairs(counts, edges, fill=True, color=color, alpha=0.3)
+        axis.stairs(counts, edges, color=color, linewidth=1.5, label=label)
     if threshold is not None:
         axis.axvline(threshold, color="black", linewidth=1)
         above = scores > threshold
@@ -93,10 +93,10 @@ def table_chart(rows: Mapping[str, Mapping[str, Sequence[float]]], printed: Mapp
         for place, name in enumerate(rows):
             found, theirs = rows[name].get(column, ()), printed[name].get(column)
             if theirs is not None:
-                axis.plot(theirs, place, "o", markerfacecolor="none", color=GREY, markersize=7)
-            axis.plot(found, [place] * len(found), "|", color=COLOURS[0], markersize=8)
+                axis.plot(theirs, place, "o", markerfacecolor="none", color=GRAY, markersize=7)
+            axis.plot(found, [place] * len(found), "|", color=COLORS[0], markersize=8)
             if found:
-                axis.plot(np.mean(found), place, "o", color=COLOURS[0], markersize=4)
+                axis.plot(np.mean(found), place, "o", color=COLORS[0], markersize=4)
         axis.set_yticks(range(len(rows)), list(rows))
         axis.set_ylim(len(rows) - 0.5, -0.5)
         tidy(axis, f"{column}; ring: the paper", "")
@@ -106,15 +106,15 @@ def table_chart(rows: Mapping[str, Mapping[str, Sequence[float]]], printed: Mapp
 
 
 def table_curves(panels: Sequence[Mapping]) -> Figure:
-    """AP along what four tables vary, as `table_view.curves` gives it: ours filled, the paper's as grey rings."""
+    """AP along what four tables vary, as `compare.curves` gives it: ours filled, the paper's as gray rings."""
     panel = Figure(figsize=(WIDTH, 5.6), layout="constrained")
     for axis, found in zip(panel.subplots(2, 2).reshape(-1), panels, strict=True):
         for place, (name, points) in enumerate(found["lines"].items()):
             dash = ("-", "--")[place % 2]
-            both = (("paper", GREY, "none", f"{name}, the paper"), ("here", COLOURS[3 * place], None, name))
-            for key, colour, fill, label in both:
+            both = (("paper", GRAY, "none", f"{name}, the paper"), ("here", COLORS[3 * place], None, name))
+            for key, color, fill, label in both:
                 if points[key]:
-                    axis.plot(*np.transpose(points[key]), dash, color=colour, marker="o", mfc=fill, label=label)
+                    axis.plot(*np.transpose(points[key]), dash, color=color, marker="o", mfc=fill, label=label)
         if axis.lines:
             axis.legend(frameon=False, fontsize=SMALL)
         if "pool" in found["title"]:
@@ -128,14 +128,14 @@ def table_curves(panels: Sequence[Mapping]) -> Figure:
 
 
 def class_tail(rows: Sequence[Mapping], threshold: float) -> Figure:
-    """Objects of each class and, of rows of `choosing.by_class`, the threshold that would be best for it alone.
+    """Objects of each class and, of rows of `thresholds.by_class`, the threshold that would be best for it alone.
 
-    Rows of `choosing.recall_by_class` show the share that one threshold finds instead.
+    Rows of `thresholds.recall_by_class` show the share that one threshold finds instead.
     """
     panel = Figure(figsize=(WIDTH, 3.2), layout="constrained")
     counts, values = panel.subplots(2, 1, sharex=True, height_ratios=(1, 1.2))
     places = np.arange(len(rows))
-    counts.bar(places, [row["objects"] for row in rows], color=COLOURS[0])
+    counts.bar(places, [row["objects"] for row in rows], color=COLORS[0])
     tidy(counts, "", "objects")
     specific = bool(rows) and "best" in rows[0]
     if specific:
@@ -143,7 +143,7 @@ def class_tail(rows: Sequence[Mapping], threshold: float) -> Figure:
         values.axhline(threshold, color="black", linewidth=1, linestyle=":")
     else:
         shown = [row["found"] / row["objects"] if row["objects"] else np.nan for row in rows]
-    values.plot(places, shown, "o", color=COLOURS[3], markersize=4)
+    values.plot(places, shown, "o", color=COLORS[3], markersize=4)
     values.set_ylim(0, 1.02)
     values.set_xticks(places if len(rows) <= 40 else [])
     values.set_xticklabels([row["name"] for row in rows] if len(rows) <= 40 else [], rotation=60, ha="right")
@@ -179,12 +179,12 @@ def _draw_curves(axis: Axes, histories: Mapping[str, Sequence[Mapping]], key: st
     for index, (name, history) in enumerate(histories.items()):
         points = [(record.get("step", n), record[key]) for n, record in enumerate(history) if key in record]
         steps, values = np.array(points, dtype=float).reshape(-1, 2).T
-        window, colour = max(1, len(values) // 50), COLOURS[index % len(COLOURS)]
+        window, color = max(1, len(values) // 50), COLORS[index % len(COLORS)]
         if window > 1:
-            axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
+            axis.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
         smooth = np.convolve(values, np.ones(window) / window, mode="valid") if len(values) else values
-        centre = steps[window // 2 : window // 2 + len(smooth)]
-        axis.plot(centre, smooth, color=colour, linewidth=1.6, label=name)
+        center = steps[window // 2 : window // 2 + len(smooth)]
+        axis.plot(center, smooth, color=color, linewidth=1.6, label=name)
     tidy(axis, "step", key)
 
 
@@ -201,8 +201,8 @@ def score_histogram(scores, threshold: float | None = None, *, edges=None) -> Fi
     panel = Figure(figsize=(WIDTH * 0.7, 2.8), layout="constrained")
     axis = panel.subplots()
     kept = edges[:-1] >= (edges[0] if threshold is None else threshold) - 1e-6
-    for chosen, colour in ((kept, COLOURS[0]), (~kept, "#C8C8C8")):
-        axis.bar(edges[:-1][chosen], counts[chosen], width=np.diff(edges)[chosen], align="edge", color=colour)
+    for chosen, color in ((kept, COLORS[0]), (~kept, "#C8C8C8")):
+        axis.bar(edges[:-1][chosen], counts[chosen], width=np.diff(edges)[chosen], align="edge", color=color)
     if threshold is not None:
         axis.axvline(threshold, color="black", linewidth=1)
         above, total = counts[kept].sum() if binned else (scores > threshold).sum(), counts.sum()
@@ -218,11 +218,11 @@ def threshold_curves(thresholds, precision, recall, labels_per_image, *, chosen:
     """What each threshold costs: precision and recall on the left, how many labels an image keeps on the right."""
     panel = Figure(figsize=(WIDTH, 3.0), layout="constrained")
     left, right = panel.subplots(1, 2)
-    for name, values, colour, dash in (("precision", precision, COLOURS[0], "-"), ("recall", recall, COLOURS[3], "--")):
-        left.plot(thresholds, values, dash, color=colour, linewidth=1.8, marker="o", markersize=3.5, label=name)
+    for name, values, color, dash in (("precision", precision, COLORS[0], "-"), ("recall", recall, COLORS[3], "--")):
+        left.plot(thresholds, values, dash, color=color, linewidth=1.8, marker="o", markersize=3.5, label=name)
     left.set_ylim(0, 1.02)
     left.legend(frameon=False, fontsize=TEXT)
-    right.plot(thresholds, labels_per_image, color=COLOURS[2], linewidth=1.8, marker="o", markersize=3.5)
+    right.plot(thresholds, labels_per_image, color=COLORS[2], linewidth=1.8, marker="o", markersize=3.5)
     right.set_ylim(bottom=0)
     for axis, name in ((left, "precision, recall"), (right, "labels per image")):
         tidy(axis, "threshold on the score", name)
@@ -243,16 +243,16 @@ def compare_rows(rows: Sequence[Mapping], *, unit: str = "AP", title: str = "") 
     longest = max([row[key] for row in rows for key in ("measured", "paper") if row[key] is not None], default=1.0)
     for index, row in enumerate(rows):
         if row["measured"] is None:
-            axis.text(longest * 0.01, index, "not measured", va="center", fontsize=TEXT - 1, color=GREY, style="italic")
+            axis.text(longest * 0.01, index, "not measured", va="center", fontsize=TEXT - 1, color=GRAY, style="italic")
         else:
-            axis.barh(index, row["measured"], height=0.6, color=COLOURS[5], xerr=row.get("spread"), ecolor=GREY)
+            axis.barh(index, row["measured"], height=0.6, color=COLORS[5], xerr=row.get("spread"), ecolor=GRAY)
             axis.text(longest * 0.01, index, f"{row['measured']:.1f}", va="center", fontsize=TEXT)
         if row["paper"] is not None:
-            axis.plot(row["paper"], index, marker="D", markersize=6, color=COLOURS[3], markeredgecolor="white")
+            axis.plot(row["paper"], index, marker="D", markersize=6, color=COLORS[3], markeredgecolor="white")
             axis.text(
-                longest * 1.06, index, f"{row['paper']:.1f}", va="center", ha="left", fontsize=TEXT, color=COLOURS[3]
+                longest * 1.06, index, f"{row['paper']:.1f}", va="center", ha="left", fontsize=TEXT, color=COLORS[3]
             )
-    axis.text(longest * 1.06, -0.75, "paper", va="center", ha="left", fontsize=TEXT, color=COLOURS[3])
+    axis.text(longest * 1.06, -0.75, "paper", va="center", ha="left", fontsize=TEXT, color=COLORS[3])
     axis.set_yticks(range(len(rows)), [row["name"] for row in rows])
     axis.set(xlim=(0, longest * 1.16), ylim=(len(rows) - 0.4, -1.1))
     tidy(axis, unit, "")

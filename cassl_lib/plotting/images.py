@@ -21,23 +21,23 @@ from matplotlib.patheffects import withStroke
 
 WIDTH = 10.0  # inches, about a notebook's
 TEXT = 9  # points
-# Okabe and Ito's colours, told apart with any colour vision; black and yellow are left to text and background
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
-TEXT_ON = dict(zip(COLOURS, ("white", "black", "white", "white", "black", "black"), strict=True))
-GREY = "#6B6B6B"
+# Okabe and Ito's colors, told apart with any color vision; black and yellow are left to text and background
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
+TEXT_ON = dict(zip(COLORS, ("white", "black", "white", "white", "black", "black"), strict=True))
+GRAY = "#6B6B6B"
 SMALL = 6.5  # points, of text in images
 TRUE = "#202020"
 TEXT_ON[TRUE] = "white"
-# colour, line style and width of what `look.mark_errors` says of a box, in the order of `look.MARKS`
+# color, line style and width of what `look.mark_errors` says of a box, in the order of `look.MARKS`
 MARK_LINES = {
-    "found": (COLOURS[2], "-", 1.1),
-    "wrong class": (COLOURS[0], "-", 1.6),
-    "poorly placed": (COLOURS[1], "-", 1.6),
-    "spurious": (COLOURS[3], "-", 1.6),
+    "found": (COLORS[2], "-", 1.1),
+    "wrong class": (COLORS[0], "-", 1.6),
+    "poorly placed": (COLORS[1], "-", 1.6),
+    "spurious": (COLORS[3], "-", 1.6),
     "missed": (TRUE, (0, (2.5, 1.5)), 1.6),
 }
 MISSED = list(MARK_LINES).index("missed")
-SHADES = (0.0, 0.45, -0.3, 0.2)  # of one class's things, towards white (above 0) or black
+SHADES = (0.0, 0.45, -0.3, 0.2)  # of one class's things, toward white (above 0) or black
 
 
 class Figure(figure.Figure):
@@ -64,7 +64,7 @@ def show_images(
 
     Args:
         boxes, masks, labels, scores: one array an image; any may be None.
-        names: name of each label; instances are then coloured by label, otherwise one by one.
+        names: name of each label; instances are then colored by label, otherwise one by one.
     """
     if not len(images):
         return _no_image()
@@ -124,7 +124,7 @@ def show_entities(
     names: Sequence[str] | None = None,
     columns: int = 4,
 ) -> Figure:
-    """For each name of `found`, such as truth and a run, a row of the images with masks alone, each in its colour.
+    """For each name of `found`, such as truth and a run, a row of the images with masks alone, each in its color.
 
     Things and stuff fill an image, so that their boxes would hide it. The class (with `names`) and the score are
     written in masks with room for them, where instances have `labels` and `scores`.
@@ -132,8 +132,8 @@ def show_entities(
     panel, cells = _rows(images, found, columns)
     for axis, _, image, instances, inches in cells:
         masks = _masks(instances, image)
-        top, colours = _topmost(masks), [_distinct(n) for n in range(len(masks))]
-        _show(axis, _painted(image, top, colours))
+        top, colors = _topmost(masks), [_distinct(n) for n in range(len(masks))]
+        _show(axis, _painted(image, top, colors))
         _draw_borders(axis, top)
         _write_inside(axis, top, _words(instances, names, len(masks)), inches)
     return panel
@@ -144,7 +144,7 @@ def show_panoptic(
 ) -> Figure:
     """For each name of `maps`, such as truth and found, a row of panoptic maps over the faded images.
 
-    A class has one colour in the whole figure, its things have shades of it; void is hatched in grey. The class is
+    A class has one color in the whole figure, its things have shades of it; void is hatched in gray. The class is
     written in segments with room for it.
 
     Args:
@@ -161,9 +161,9 @@ def show_panoptic(
             raise ValueError(f"a panoptic map of {ids.shape} pixels for an image of {image.shape[1:]}")
         top, segments = _segments(ids, segments)
         classes = [by_id[segment["category_id"]] for segment in segments]
-        colours = _class_colours([places[each["id"]] for each in classes], [each["isthing"] for each in classes])
+        colors = _class_colors([places[each["id"]] for each in classes], [each["isthing"] for each in classes])
         faded = np.repeat(0.7 * image.mean(0, keepdims=True) + 0.3 * 255, 3, axis=0)
-        painted = _painted(faded, top, colours, opacity=0.55)
+        painted = _painted(faded, top, colors, opacity=0.55)
         _show(axis, np.where((top < 0)[..., None], _hatch(top.shape, inches), painted))
         _draw_borders(axis, top)
         _write_inside(axis, top, [each["name"].removesuffix("-merged") for each in classes], inches)
@@ -178,7 +178,7 @@ def show_errors(
     names: Sequence[str] | None = None,
     columns: int = 4,
 ) -> Figure:
-    """A row of the images with the true boxes, and below it those of `look.mark_errors` in the colours of their marks.
+    """A row of the images with the true boxes, and below it those of `look.mark_errors` in the colors of their marks.
 
     Args:
         marked: dicts `boxes`, `labels` for each image; or such lists for each of several runs, by name.
@@ -198,15 +198,15 @@ def show_errors(
             _draw_boxes(axis, boxes, lines, [""] * len(boxes), inches, order=over.argsort(kind="stable"))
     if cells:
         handles = [
-            Line2D([], [], color=colour, linestyle=line, linewidth=width, label=mark)
-            for mark, (colour, line, width) in MARK_LINES.items()
+            Line2D([], [], color=color, linestyle=line, linewidth=width, label=mark)
+            for mark, (color, line, width) in MARK_LINES.items()
         ]
         panel.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=TEXT)
     return panel
 
 
 def show_positives(image, boxes, *, points, matched, strides) -> Figure:
-    """Which locations learn which box, a panel for each level: dots in the colour of the box that they answer for.
+    """Which locations learn which box, a panel for each level: dots in the color of the box that they answer for.
 
     Args:
         image: (3, H, W); boxes (N, 4).
@@ -218,8 +218,8 @@ def show_positives(image, boxes, *, points, matched, strides) -> Figure:
     panel = show_images([image] * count, boxes=[boxes] * count, titles=titles, columns=count)
     for axis, stride in zip(panel.axes, levels, strict=True):
         answers = np.flatnonzero((strides == stride) & (matched >= 0))
-        colours = [COLOURS[box % len(COLOURS)] for box in matched[answers]]
-        axis.scatter(*points[answers].T, s=14, c=colours, edgecolors="white", linewidths=0.5)
+        colors = [COLORS[box % len(COLORS)] for box in matched[answers]]
+        axis.scatter(*points[answers].T, s=14, c=colors, edgecolors="white", linewidths=0.5)
     return panel
 
 
@@ -229,28 +229,28 @@ def pipeline_figure() -> Figure:
     axis = panel.add_axes((0, 0, 1, 1))
     axis.set(xlim=(0, 100), ylim=(0, 36))
     axis.set_axis_off()
-    stages = (("1  pseudo labeler", COLOURS[0]), ("2  warm-up", COLOURS[2]), ("3  finetuning", COLOURS[3]))
-    for index, (name, colour) in enumerate(stages):
+    stages = (("1  pseudo labeler", COLORS[0]), ("2  warm-up", COLORS[2]), ("3  finetuning", COLORS[3]))
+    for index, (name, color) in enumerate(stages):
         left = 2 + 33 * index
-        axis.add_patch(Rectangle((left, 1.5), 30, 33, facecolor=colour, alpha=0.10, edgecolor="none"))
-        axis.text(left + 15, 32, name, ha="center", va="center", fontsize=12, weight="bold", color=colour)
+        axis.add_patch(Rectangle((left, 1.5), 30, 33, facecolor=color, alpha=0.10, edgecolor="none"))
+        axis.text(left + 15, 32, name, ha="center", va="center", fontsize=12, weight="bold", color=color)
     data, model = "white", "#F4F0DC"
     boxes = (
-        (4, 19, "labelled images\nboxes, masks;\nno class names", data),
+        (4, 19, "labeled images\nboxes, masks;\nno class names", data),
         (4, 5, "pseudo labeler\n1 class", model),
-        (37, 19, "unlabelled images\npseudo boxes, masks;\nscore > threshold", data),
+        (37, 19, "unlabeled images\npseudo boxes, masks;\nscore > threshold", data),
         (37, 5, "target detector\n1 class", model),
-        (70, 19, "labelled images\nboxes, masks,\nclass names", data),
+        (70, 19, "labeled images\nboxes, masks,\nclass names", data),
         (70, 5, "target detector\nall classes", model),
     )
-    for left, bottom, text, colour in boxes:
-        shape = FancyBboxPatch((left + 3, bottom), 20, 9, boxstyle="round,pad=0,rounding_size=1", facecolor=colour)
+    for left, bottom, text, color in boxes:
+        shape = FancyBboxPatch((left + 3, bottom), 20, 9, boxstyle="round,pad=0,rounding_size=1", facecolor=color)
         axis.add_patch(shape)
         axis.text(left + 13, bottom + 4.5, text, ha="center", va="center", fontsize=TEXT + 0.5, linespacing=1.3)
     for left in (17, 50, 83):
         _arrow(axis, (left, 19), (left, 14), "trains")
     _arrow(axis, (27, 11), (40, 21), "labels")
-    _arrow(axis, (60, 9.5), (73, 9.5), "initialises")
+    _arrow(axis, (60, 9.5), (73, 9.5), "initializes")
     return panel
 
 
@@ -270,7 +270,7 @@ def _arrow(axis: Axes, start: tuple, end: tuple, text: str) -> None:
 
 def _no_image() -> Figure:
     panel = Figure(figsize=(WIDTH, 0.3))
-    panel.text(0, 0.5, "no image to show", va="center", fontsize=TEXT, color=GREY, style="italic")
+    panel.text(0, 0.5, "no image to show", va="center", fontsize=TEXT, color=GRAY, style="italic")
     return panel
 
 
@@ -334,14 +334,14 @@ def _draw_instances(
     boxes, masks, labels, scores = instances
     count = next((len(part) for part in instances if part is not None), 0)
     by_label = names is not None and labels is not None
-    colours = [COLOURS[int(labels[n] if by_label else n) % len(COLOURS)] for n in range(count)]
+    colors = [COLORS[int(labels[n] if by_label else n) % len(COLORS)] for n in range(count)]
     top = _topmost(_masks({"masks": masks}, image))
-    _show(axis, _painted(image, top, colours))
+    _show(axis, _painted(image, top, colors))
     _draw_borders(axis, top)
     if boxes is not None:
         texts = _words({"labels": labels, "scores": scores}, names, count)
         order = range(count) if scores is None else np.argsort(-scores, kind="stable")
-        _draw_boxes(axis, boxes, [(colour, "-", 1.1) for colour in colours], texts, inches, order=order)
+        _draw_boxes(axis, boxes, [(color, "-", 1.1) for color in colors], texts, inches, order=order)
 
 
 def _words(instances: Mapping, names: Sequence[str] | None, count: int) -> list[str]:
@@ -360,19 +360,19 @@ def _draw_boxes(
     inches: float,
     order: Sequence | None = None,
 ) -> None:
-    """Boxes with `lines`, their colour, style and width; those first in `order` are first to get a spot for a text."""
+    """Boxes with `lines`, their color, style and width; those first in `order` are first to get a spot for a text."""
     width, height = axis.get_xlim()[1] + 0.5, axis.get_ylim()[0] + 0.5
     units = width / (inches * 72)  # pixels of the image in a point of print
     placed: list[tuple] = []
     for n in range(len(boxes)) if order is None else order:
-        (left, top, right, bottom), (colour, line, thick) = boxes[n], lines[n]
-        outline = {"fill": False, "edgecolor": colour, "linestyle": line, "linewidth": thick}
+        (left, top, right, bottom), (color, line, thick) = boxes[n], lines[n]
+        outline = {"fill": False, "edgecolor": color, "linestyle": line, "linewidth": thick}
         axis.add_patch(Rectangle((left, top), right - left, bottom - top, **outline))
         spot = _free_spot(boxes[n], ((len(texts[n]) * 4.2 + 2) * units, 8.5 * units), (width, height), placed)
         if texts[n] and spot:
             placed.append(spot)
-            style = {"fontsize": SMALL, "color": TEXT_ON[colour], "va": "top", "ha": "left"}
-            background = {"facecolor": colour, "edgecolor": "none", "pad": 0.6, "alpha": 0.9}
+            style = {"fontsize": SMALL, "color": TEXT_ON[color], "va": "top", "ha": "left"}
+            background = {"facecolor": color, "edgecolor": "none", "pad": 0.6, "alpha": 0.9}
             axis.text(*spot[:2], texts[n], **style, bbox=background)
 
 
@@ -414,35 +414,35 @@ def _segments(ids: np.ndarray, segments: Sequence[Mapping]) -> tuple[np.ndarray,
     return top, segments
 
 
-def _painted(image: np.ndarray, top: np.ndarray, colours: Sequence[str], *, opacity: float = 0.5) -> np.ndarray:
-    """(H, W, 3) pixels of a (3, H, W) image with a colour where `top` is not -1."""
+def _painted(image: np.ndarray, top: np.ndarray, colors: Sequence[str], *, opacity: float = 0.5) -> np.ndarray:
+    """(H, W, 3) pixels of a (3, H, W) image with a color where `top` is not -1."""
     pixels = image.transpose(1, 2, 0).astype(float)
-    over = np.array([to_rgb(colour) for colour in colours]).reshape(-1, 3) * 255
+    over = np.array([to_rgb(color) for color in colors]).reshape(-1, 3) * 255
     covered = top >= 0
     pixels[covered] = (1 - opacity) * pixels[covered] + opacity * over[top[covered]]
     return pixels
 
 
 def _distinct(n: int, *, saturation: float = 0.75) -> np.ndarray:
-    """The n-th of many colours that differ from those before, (3,) from 0 to 1."""
+    """The n-th of many colors that differ from those before, (3,) from 0 to 1."""
     hue = (0.58 + n * 0.618034) % 1  # steps of the golden ratio keep away from each other
     return np.array(colorsys.hls_to_rgb(hue, (0.5, 0.65, 0.42)[n % 3], saturation))
 
 
-def _class_colours(classes: Sequence[int], isthing: Sequence[bool]) -> list[np.ndarray]:
-    """A dull colour for each class of stuff; a bright one for each class of things, whose segments shade it in turn."""
+def _class_colors(classes: Sequence[int], isthing: Sequence[bool]) -> list[np.ndarray]:
+    """A dull color for each class of stuff; a bright one for each class of things, whose segments shade it in turn."""
     seen: Counter = Counter()
-    colours = []
+    colors = []
     for place, thing in zip(classes, isthing, strict=True):
         shade = SHADES[seen[place] % len(SHADES)] if thing else 0.0
-        colour = _distinct(place, saturation=0.8 if thing else 0.45)
-        colours.append(colour + shade * ((1 - colour) if shade > 0 else colour))
+        color = _distinct(place, saturation=0.8 if thing else 0.45)
+        colors.append(color + shade * ((1 - color) if shade > 0 else color))
         seen[place] += 1
-    return colours
+    return colors
 
 
 def _hatch(shape: tuple, inches: float) -> np.ndarray:
-    """(H, W, 1) grey with diagonal stripes of two points for axes that are `inches` wide."""
+    """(H, W, 1) gray with diagonal stripes of two points for axes that are `inches` wide."""
     period = max(4, 4 * shape[1] / (inches * 72))
     stripes = np.add.outer(np.arange(shape[0]), np.arange(shape[1])) % period < period / 2
     return np.where(stripes, 175.0, 205.0)[..., None]
@@ -480,7 +480,7 @@ def _write_inside(axis: Axes, top: np.ndarray, texts: Sequence[str], inches: flo
 
 
 def _room(inside: np.ndarray, wide: float, high: float) -> tuple[float, float] | None:
-    """x, y of the middle of a window of that many pixels that is inside: the one nearest the centre, None for none."""
+    """x, y of the middle of a window of that many pixels that is inside: the one nearest the center, None for none."""
     wide, high = int(np.ceil(wide)), int(np.ceil(high))
     if wide > inside.shape[1] or high > inside.shape[0]:
         return None
@@ -490,8 +490,8 @@ def _room(inside: np.ndarray, wide: float, high: float) -> tuple[float, float] |
     if not len(rows):
         return None
     x, y = columns + (wide - 1) / 2, rows + (high - 1) / 2
-    centre_y, centre_x = (places.mean() for places in np.nonzero(inside))
-    nearest = ((x - centre_x) ** 2 + (y - centre_y) ** 2).argmin()
+    center_y, center_x = (places.mean() for places in np.nonzero(inside))
+    nearest = ((x - center_x) ** 2 + (y - center_y) ** 2).argmin()
     return float(x[nearest]), float(y[nearest])
 
 

@@ -16,16 +16,17 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from torchvision.ops import masks_to_boxes
 
-from cassl_lib import look, paths, plots, summary
+from cassl_lib import inspection, paths, plotting
 from cassl_lib.config import Config
-from cassl_lib.data import scenes, sources
+from cassl_lib.data import datasets, scenes
 from cassl_lib.data.coco import CocoImages
-from cassl_lib.data.drawing import Scene, SceneSpec
 from cassl_lib.data.loader import read_image
-from cassl_lib.data.pseudo import PseudoLabeled
-from cassl_lib.evaluation.masks import encode_masks
-from cassl_lib.pseudo_labels import PseudoLabels
+from cassl_lib.data.pseudo_labeled import PseudoLabeled
+from cassl_lib.data.scenes.scene import Scene, SceneSpec
+from cassl_lib.evaluation.rle import encode_masks
+from cassl_lib.labels.store import PseudoLabels
 from cassl_lib.runs import Run
+from cassl_lib.tables import summary
 
 SHOWN = 6  # images in a row: the first ones, not chosen
 ABOVE = 0.4  # the lowest score of a detection that is drawn
@@ -41,7 +42,7 @@ def gather(config: Config) -> dict:
     Raises:
         MissingRun: a run of the chain is missing.
     """
-    runs, val = summary.chain(config), sources.validation_set(config)
+    runs, val = summary.chain(config), datasets.validation_set(config)
     stages = {"baseline": runs["baseline"], "CA-SSL": runs["cassl"]}
     pictures = {"stages": _of_pool(config, runs, stages), "detections": _of_validation(config, val, stages)}
     for picture in pictures.values():
@@ -52,7 +53,7 @@ def gather(config: Config) -> dict:
 
 
 def _of_pool(config: Config, runs: Mapping[str, Run], stages: Mapping[str, Run]) -> dict:
-    """Images that nobody has labelled: every stage, and the truth of scenes, which no stage has seen."""
+    """Images that nobody has labeled: every stage, and the truth of scenes, which no stage has seen."""
     labels = PseudoLabels(runs["labels"].folder / "store").at(config.label.threshold)
     kept, shown = PseudoLabeled(labels), range(min(SHOWN, len(labels)))
     own = [kept.annotations(index, masks=labels.has_masks) for index in shown]
@@ -72,17 +73,17 @@ def _of_validation(config: Config, val: CocoImages, stages: Mapping[str, Run]) -
     return picture | {"rows": rows | {name: _found(run, picture) for name, run in stages.items()}}
 
 
-def draw(gathered: Mapping) -> dict[str, plots.Figure]:
+def draw(gathered: Mapping) -> dict[str, plotting.Figure]:
     """The pictures of what `gather` returned, by name, and the three stages."""
-    figures = {"pipeline": plots.pipeline_figure()}
+    figures = {"pipeline": plotting.pipeline_figure()}
     for name, picture in gathered["pictures"].items():
         rows = {row: [_unpacked(each) for each in found] for row, found in picture["rows"].items()}
-        figures[name] = plots.side_by_side(_images(picture), rows, names=gathered["classes"])
+        figures[name] = plotting.side_by_side(_images(picture), rows, names=gathered["classes"])
     return figures
 
 
-def save(figures: Mapping[str, plots.Figure], folder: Path) -> list[Path]:
-    """As PNGs of 128 colours: a quarter of the bytes, and people clone them."""
+def save(figures: Mapping[str, plotting.Figure], folder: Path) -> list[Path]:
+    """As PNGs of 128 colors: a quarter of the bytes, and people clone them."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, figure in figures.items():
@@ -95,7 +96,7 @@ def save(figures: Mapping[str, plots.Figure], folder: Path) -> list[Path]:
 
 def _found(run: Run, picture: Mapping) -> list[dict]:
     """What a run detects, without the scores: twelve boxes in an image of an inch leave no room for them."""
-    return [_without(each, "scores") for each in look.detections(run, _images(picture), above=ABOVE)]
+    return [_without(each, "scores") for each in inspection.detections(run, _images(picture), above=ABOVE)]
 
 
 def _truth(scene: Scene) -> dict:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cassl_lib import paths
-from cassl_lib.bench import PUBLIC, side
 from cassl_lib.config import Config
+from cassl_lib.files import write_atomically
 from cassl_lib.paper import IMAGES
 from cassl_lib.resolve import to_json
-from cassl_lib.runs import write_atomically
+from cassl_lib.tools.bench_detector import PUBLIC, side
 
 RESULTS = paths.REPOSITORY / "reports" / "results"
 README = paths.REPOSITORY / "README.md"

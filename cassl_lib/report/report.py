@@ -14,19 +14,21 @@ import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
-from cassl_lib import figures, paths, regime, report, table_view
-from cassl_lib.config import PROFILES
-from cassl_lib.forecast import duration
-from cassl_lib.table_commands import recorded
-from cassl_lib.tables import ROWS, file_stem
+from cassl_lib import paths
+from cassl_lib.cli.table import recorded
+from cassl_lib.profiles import PROFILES
+from cassl_lib.report import pictures, readme
+from cassl_lib.tables import compare, operating_point
+from cassl_lib.tables.definitions import ROWS, file_stem
+from cassl_lib.tools.plan.cost import duration
 
 REPORT = paths.REPOSITORY / "reports" / "report.md"
-NOTHING = report.NOTHING
+NOTHING = readme.NOTHING
 
 
 def tables_of(profile: str) -> dict[int, dict]:
     """The tracked tables of a profile, by number."""
-    return recorded(report.RESULTS, profile)
+    return recorded(readme.RESULTS, profile)
 
 
 def profiles() -> list[str]:
@@ -36,7 +38,7 @@ def profiles() -> list[str]:
 
 def where(collected: Mapping) -> str:
     """Hardware, versions, dates, commits and seconds of a table's runs, in a sentence."""
-    runs = table_view.runs_of(collected)
+    runs = compare.runs_of(collected)
     if not runs:
         return "No run of it is there."
     names = ("device", "threads", "torch", "date", "commit")
@@ -56,15 +58,15 @@ def table_section(table: int | str) -> str:
         if collected is None:
             continue
         lines = [where(collected), "", "| row | column | paper | here | gap |", "|---|---|---:|---:|---:|"]
-        lines += ["| " + " | ".join(line) + " |" for line in table_view.lines(collected)]
-        picture = f"![{table_view.heading(table)}, profile {profile}](../figures/{file_stem(table, profile)}.png)"
+        lines += ["| " + " | ".join(line) + " |" for line in compare.lines(collected)]
+        picture = f"![{compare.heading(table)}, profile {profile}](../figures/{file_stem(table, profile)}.png)"
         parts.append("\n".join([*lines, "", picture]))
     return "\n\n".join(parts) or NOTHING
 
 
 def claims_section() -> str:
     """Each claim of the paper and what is found of it, a column a profile."""
-    found = {profile: table_view.claims(tables_of(profile)) for profile in profiles()}
+    found = {profile: compare.claims(tables_of(profile)) for profile in profiles()}
     if not found:
         return NOTHING
     lines = ["| table | claim | paper | " + " | ".join(found) + " |", "|---|---|---:|" + "---|" * len(found)]
@@ -114,7 +116,7 @@ def curves_section() -> str:
 def pictures_section() -> str:
     """What each stage says of the same images, by profile."""
     parts = []
-    for file in pictures():
+    for file in picture_files():
         found = json.loads(file.read_text())
         parts.append(
             f"Profile {found['profile']}, split {found['split']}, seed {found['seed']}; {_made(found, file)}.\n\n"
@@ -131,15 +133,15 @@ def _made(found: Mapping, file: Path) -> str:
     return f"{made} (`reports/results/{file.name}`)"
 
 
-def pictures() -> list[Path]:
+def picture_files() -> list[Path]:
     """The tracked pictures: those of the demo."""
-    return sorted(report.RESULTS.glob("pictures_demo_tiny_seed0.json"))
+    return sorted(readme.RESULTS.glob("pictures_demo_tiny_seed0.json"))
 
 
 def regime_section() -> str:
     """The operating point of each profile, on its tuning scenes."""
     parts = []
-    for file in sorted(report.RESULTS.glob("regime_*.json")):
+    for file in sorted(readme.RESULTS.glob("regime_*.json")):
         found = json.loads(file.read_text())
         lines = [
             f"Profile {found['profile']}, seed {found['config']['seed']}, on the tuning scenes; {_made(found, file)}.",
@@ -148,7 +150,7 @@ def regime_section() -> str:
             "|---|---:|---:|---:|---:|---:|",
         ]
         for name, row in found["rows"].items():
-            lines.append("| " + " | ".join([name, *regime.cells(row)]) + " |")
+            lines.append("| " + " | ".join([name, *operating_point.cells(row)]) + " |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts) or NOTHING
 
@@ -168,9 +170,9 @@ def cost_section() -> str:
         whole: dict[str, float] = {}
         lines = [f"Profile {profile}:", "", "| table | runs | time |", "|---|---:|---:|"]
         for table, collected in tables_of(profile).items():
-            runs = {name: run["seconds"] for name, run in table_view.runs_of(collected).items()}
+            runs = {name: run["seconds"] for name, run in compare.runs_of(collected).items()}
             whole |= runs
-            lines.append(f"| {table_view.heading(table)} | {len(runs)} | {duration(sum(runs.values()))} |")
+            lines.append(f"| {compare.heading(table)} | {len(runs)} | {duration(sum(runs.values()))} |")
         lines.append(f"| all, each run once | {len(whole)} | {duration(sum(whole.values()))} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts) or NOTHING
@@ -183,9 +185,9 @@ def csv_text(collected: Mapping) -> str:
     writer = csv.writer(sink, lineterminator="\n")
     writer.writerow(["row", "column", "paper", "mean", "spread", "seeds", *(f"seed {seed}" for seed in seeds)])
     for row, cells in collected["rows"].items():
-        for column in table_view.columns(collected["table"], collected["rows"]):
+        for column in compare.columns(collected["table"], collected["rows"]):
             cell = cells.get(column, {})
-            found, theirs = table_view.values(cell), table_view.printed(collected["table"], row, column)
+            found, theirs = compare.values(cell), compare.printed(collected["table"], row, column)
             if theirs is None and not cell:
                 continue
             mean = f"{statistics.mean(found):.2f}" if found else ""
@@ -213,14 +215,14 @@ def files() -> dict[Path, str]:
 
 def renew() -> list[Path]:
     """Renew report, HTML, CSVs and figures; returns what was written. Figures and CSVs of no result are deleted."""
-    report.renew(REPORT, GENERATED)
+    readme.renew(REPORT, GENERATED)
     written = [REPORT, REPORT.with_suffix(".html")]
     written[1].write_text(page(REPORT.read_text()))
     for file, text in files().items():
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
         written.append(file)
-    written += figures.save(drawn(), paths.REPOSITORY / "figures")
+    written += pictures.save(drawn(), paths.REPOSITORY / "figures")
     for stale in {*(REPORT.parent / "tables").glob("*.csv"), *(paths.REPOSITORY / "figures").glob("*.png")} - {
         *written
     }:
@@ -230,16 +232,16 @@ def renew() -> list[Path]:
 
 def drawn() -> dict:
     """Every figure of the report by name: tables, curves, the three stages, and what they say of the same images."""
-    from cassl_lib import charts, plots
+    from cassl_lib import plotting
 
-    found = {"pipeline": plots.pipeline_figure()}
+    found = {"pipeline": plotting.pipeline_figure()}
     for profile in profiles():
         tables = tables_of(profile)
-        found[f"curves_{profile}"] = charts.table_curves(table_view.curves(tables))
+        found[f"curves_{profile}"] = plotting.table_curves(compare.curves(tables))
         for table, collected in tables.items():
-            found[file_stem(table, profile)] = charts.table_chart(*table_view.chart_data(collected))
-    for file in pictures():
-        found |= figures.draw(json.loads(file.read_text()))
+            found[file_stem(table, profile)] = plotting.table_chart(*compare.chart_data(collected))
+    for file in picture_files():
+        found |= pictures.draw(json.loads(file.read_text()))
     return found
 
 

@@ -1,9 +1,9 @@
 """The three stages of CA-SSL (Fig. 2): each takes a Config and returns its finished Run.
 
-    train_labeler   stage 1: labelled images without classes -> pseudo labeler          (Sec. 3.1, eq. 1)
-    label           stage 2: the labeler on the unlabelled pool -> a pseudo-label store  (eqs. 2 and 3)
+    train_labeler   stage 1: labeled images without classes -> pseudo labeler          (Sec. 3.1, eq. 1)
+    label           stage 2: the labeler on the unlabeled pool -> a pseudo-label store  (eqs. 2 and 3)
     warm_up         stage 3a: the target detector on pseudo labels only                  (eq. 4)
-    finetune        stage 3b: the target detector on labelled images with classes        (eq. 5)
+    finetune        stage 3b: the target detector on labeled images with classes        (eq. 5)
 
 The same request finds the finished run, continues the unfinished one, or starts it. With `existing=True` a stage only
 finds: it raises MissingRun, with the command that makes the run, instead of starting hours of work.
@@ -24,24 +24,26 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from cassl_lib import engine, paths
+from cassl_lib import paths
 from cassl_lib.config import PARTS, Config, ModelConfig, TrainConfig
-from cassl_lib.data import sources
+from cassl_lib.data import datasets
 from cassl_lib.data.augment import test_transform, training_transform
-from cassl_lib.data.coco import DataError
 from cassl_lib.data.image_files import spread
 from cassl_lib.data.loader import Order, Samples, batches, read_image
-from cassl_lib.data.pseudo import PseudoLabeled
-from cassl_lib.data.unlabeled import Pool
-from cassl_lib.evaluation.labels import judge_labels, read_truth
-from cassl_lib.evaluation.model import evaluate_model
-from cassl_lib.label_shards import AGNOSTIC, PseudoLabelError, read_manifest
-from cassl_lib.labeling import image_seconds, label_pool
+from cassl_lib.data.pool.build import Pool
+from cassl_lib.data.pseudo_labeled import PseudoLabeled
+from cassl_lib.errors import DataError, MissingRun, PseudoLabelError
+from cassl_lib.evaluation.detector import evaluate_model
+from cassl_lib.evaluation.label_quality import judge_labels, read_truth
+from cassl_lib.files import file_fingerprint, write_atomically
+from cassl_lib.labels.shards import AGNOSTIC, read_manifest
+from cassl_lib.labels.store import PseudoLabels
 from cassl_lib.models.build import build_detector
-from cassl_lib.models.transfer import copy_parts
-from cassl_lib.pseudo_labels import PseudoLabels
+from cassl_lib.models.weights.transfer import copy_parts
 from cassl_lib.resolve import to_json, tuples
-from cassl_lib.runs import MissingRun, Request, Run, file_fingerprint, open_run, write_atomically
+from cassl_lib.runs import Request, Run, open_run
+from cassl_lib.stages.labeling import image_seconds, label_pool
+from cassl_lib.training import engine
 
 # Where finetuning starts: the warm-up (the paper), the labeler (Objects (G,A), Table 2), or the backbone's own weights.
 STARTS = ("warmup", "labeler", "scratch")
@@ -49,8 +51,8 @@ TARGETS = {"instances": "objects", "panoptic": "entities"}  # what finetuning le
 
 
 def train_labeler(config: Config, *, existing: bool = False) -> Run:
-    """Stage 1: train the pseudo labeler on the labelled images, every label an object without class."""
-    labeled, val = sources.labeled_set(config), sources.validation_set(config)
+    """Stage 1: train the pseudo labeler on the labeled images, every label an object without class."""
+    labeled, val = datasets.labeled_set(config), datasets.validation_set(config)
     model, learns = warmed_up_model(config, labeled.classes), what_is_learned(config)
     plan = Training(model, config.labeler, labeled, "pseudo labeler", learns, classes=config.class_specific)
     data = {"labeled": labeled.fingerprint, "val": val.fingerprint}
@@ -68,7 +70,7 @@ def label(config: Config, *, labeler: Run | None = None, pool: Pool | None = Non
         pool: images to label, instead of the configuration's.
     """
     labeler = labeler or train_labeler(config, existing=existing or not config.make_inputs)
-    pool = pool or sources.pool(config)
+    pool = pool or datasets.pool(config)
     settings = label_settings(config)
     request = Request("labels", settings, inputs={"labeler": labeler.id}, data={"pool": pool.fingerprint})
 
@@ -113,7 +115,7 @@ def warm_up(config: Config, *, labels: Run | None = None, existing: bool = False
         labels: a run of stage 2 to take the labels of, instead of what `config` names.
     """
     store, labels = labels_of(config, labels, existing=existing)
-    val = sources.validation_set(config)
+    val = datasets.validation_set(config)
     _check_labels(store, config, val)
     classes = [category["name"] for category in store.categories]
     model, learns = warmed_up_model(config, classes), what_is_learned(config)
@@ -153,7 +155,7 @@ def finetune(
     parts: tuple[str, ...] = PARTS[:3],
     existing: bool = False,
 ) -> Run:
-    """Stage 3b: train with classes on the labelled images, or (`config.target`) with things and stuff.
+    """Stage 3b: train with classes on the labeled images, or (`config.target`) with things and stuff.
 
     Args:
         start: warmup (CA-SSL), labeler (Objects (G,A) of Table 2), or scratch: the baseline, which starts from the
@@ -164,7 +166,7 @@ def finetune(
     if start not in STARTS:
         raise ValueError(f"start={start!r} is not allowed; use one of: {', '.join(STARTS)}")
     annotation = TARGETS[config.target]
-    labeled, val = sources.labeled_set(config, annotation), sources.validation_set(config, annotation)
+    labeled, val = datasets.labeled_set(config, annotation), datasets.validation_set(config, annotation)
     if labeled.classes != val.classes:
         raise DataError(f"{val.path}: its classes {val.classes} are not those of {labeled.path}, {labeled.classes}")
     if start != "scratch" and source is None:
@@ -185,10 +187,10 @@ def finetune(
 def baseline_steps(config: Config) -> int:
     """Steps of warm-up and finetuning together: what an honest baseline is trained for."""
     pool_size = (
-        0 if config.warmup.steps else len(PseudoLabels(config.labels) if config.labels else sources.pool(config))
+        0 if config.warmup.steps else len(PseudoLabels(config.labels) if config.labels else datasets.pool(config))
     )
     warmup = engine.number_of_steps(config.warmup, pool_size)
-    labeled_size = 0 if config.finetune.steps else len(sources.labeled_set(config, TARGETS[config.target]))
+    labeled_size = 0 if config.finetune.steps else len(datasets.labeled_set(config, TARGETS[config.target]))
     return warmup + engine.number_of_steps(config.finetune, labeled_size)
 
 
@@ -251,8 +253,8 @@ def _readable(path: Path) -> bool:
 def judge(config: Config, store: PseudoLabels) -> dict:
     """Number of a store's labels above its threshold and, where their images have a hidden truth, their quality."""
     count = int(store.statistics([store.threshold])["labels"][0])
-    truth = sources.hidden_truth(config)
-    if not truth or store.manifest["pool"] != sources.pool(config).fingerprint:
+    truth = datasets.hidden_truth(config)
+    if not truth or store.manifest["pool"] != datasets.pool(config).fingerprint:
         return {"threshold": store.threshold, "labels": count}
     judged = judge_labels(store, *read_truth(truth), complete=config.annotation == "objects")
     return {"threshold": store.threshold, "labels": count, **judged}
@@ -412,7 +414,7 @@ def _train(run: Run, plan: Training, config: Config, val) -> dict:
 
 
 def _categories(images) -> list[dict]:
-    """Ids and names of a labelled set's classes, in the order of the labels."""
+    """Ids and names of a labeled set's classes, in the order of the labels."""
     names = zip(images.category_ids.tolist(), images.classes, strict=True)
     return [{"id": number, "name": name} for number, name in names]
 
@@ -432,7 +434,7 @@ def _announce(run: Run, plan: Training, report) -> None:
 
 
 def _count_labels(run: Run, config: Config, pool: Pool) -> dict:
-    """The result of a finished labelling; its labels are judged where the pool has a hidden truth."""
+    """The result of a finished labeling; its labels are judged where the pool has a hidden truth."""
     if engine.rank_and_world()[0]:
         return {}
     labels = PseudoLabels(run.folder / "store", threshold=config.label.threshold)

@@ -23,16 +23,16 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from cassl_lib import engine, paths
+from cassl_lib import paths
 from cassl_lib.config import Config
-from cassl_lib.data.coco import DataError
 from cassl_lib.data.image_files import spread
 from cassl_lib.data.loader import Samples, batches, in_turn
-from cassl_lib.data.pool_index import Pool
-from cassl_lib.evaluation.masks import encode_masks
-from cassl_lib.label_shards import (
+from cassl_lib.data.pool.index import Pool
+from cassl_lib.errors import DataError, LabelingError
+from cassl_lib.evaluation.rle import encode_masks
+from cassl_lib.files import alone, locked, write_atomically
+from cassl_lib.labels.shards import (
     AGNOSTIC,
-    PseudoLabelError,
     finish,
     finished_shard,
     finished_shards,
@@ -40,15 +40,11 @@ from cassl_lib.label_shards import (
     shard_path,
     write_shard,
 )
-from cassl_lib.runs import alone, locked, write_atomically
+from cassl_lib.training import engine
 
 MANY = 20  # images that are not all damaged by themselves
 SAYS_EVERY = 60.0  # seconds, where no bar is shown
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-class LabelingError(PseudoLabelError):
-    """Labelling cannot go on or may not begin; what is finished stays, and the message says what to do."""
 
 
 def label_pool(
@@ -70,14 +66,14 @@ def label_pool(
     Args:
         load: function without arguments that returns the model; not called where nothing is left to label.
         settings: what decides the labels beside labeler and pool; a store begun with others is refused.
-        log: receives `shard`, `images` and `seconds` of each shard that this process has labelled.
+        log: receives `shard`, `images` and `seconds` of each shard that this process has labeled.
 
     Raises:
         LabelingError: the store was begun by another request, the disk is full, or no image can be read.
         DataError: a disk, a mount or the system fails in reading; what is finished stays.
     """
     if not len(samples):
-        raise LabelingError(f"{store} cannot be labelled: the pool has no image")
+        raise LabelingError(f"{store} cannot be labeled: the pool has no image")
     size = config.label.shard_size
     parts = [range(start, min(start + size, len(samples))) for start in range(0, len(samples), size)]
     request = {"labeler": labeler, "pool": samples.source.fingerprint, "shard_size": size, **settings}
@@ -123,7 +119,7 @@ def image_rows(model, samples: Samples, indices: range, config: Config) -> list[
 def labeled_images(
     model, samples: Samples, indices: range, config: Config, unreadable: list[str]
 ) -> Iterator[tuple[int, dict]]:
-    """Yield (index in the pool, row) of these images as they are labelled; adds to `unreadable` what cannot be read.
+    """Yield (index in the pool, row) of these images as they are labeled; adds to `unreadable` what cannot be read.
 
     Images of like proportions share a batch: a batch is padded to its widest and its highest image.
     """
@@ -239,7 +235,7 @@ class _Progress:
         self.begun, self.started, self.own = self._finished(), time.monotonic(), 0
         self.warned, self.said = False, self.started
         hidden = engine.quiet(engine.rank_and_world()[0])
-        self.bar = tqdm(total=images, initial=self.begun, desc="labelling", unit="image", disable=hidden, mininterval=1)
+        self.bar = tqdm(total=images, initial=self.begun, desc="labeling", unit="image", disable=hidden, mininterval=1)
 
     def _finished(self) -> int:
         entries = finished_shards(self.store, self.labeler).values()
@@ -249,10 +245,10 @@ class _Progress:
         self.own += 1
         self.bar.update()
         if self.bar.disable and time.monotonic() - self.said > SAYS_EVERY:
-            self.say("labelling", self.begun + self.own)
+            self.say("labeling", self.begun + self.own)
 
     def say(self, what: str, done: int) -> None:
-        """A line where no bar is shown; `done` of all images are labelled."""
+        """A line where no bar is shown; `done` of all images are labeled."""
         self.said = time.monotonic()
         rate = (done - self.begun) / (self.said - self.started)
         left = tqdm.format_interval((self.images - done) / rate) if rate else "?"
@@ -288,5 +284,5 @@ class _Progress:
 
 
 def image_seconds(entries: Sequence[dict]) -> float:
-    """Seconds of labelling of all processes together, from the log of a label run."""
+    """Seconds of labeling of all processes together, from the log of a label run."""
     return float(np.sum([entry["seconds"] for entry in entries if "shard" in entry]))

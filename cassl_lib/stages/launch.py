@@ -9,18 +9,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-from cassl_lib import stages
 from cassl_lib.config import PARTS, Config
-from cassl_lib.resolve import ConfigError, to_json
+from cassl_lib.errors import ConfigError, LaunchError
+from cassl_lib.resolve import to_json
 from cassl_lib.runs import Run
+from cassl_lib.stages import all_stages as stages
 
 VERBS = {"train_labeler": stages.train_labeler, "label": stages.label, "warm_up": stages.warm_up}
 VERBS["finetune"] = stages.finetune
 SOURCES = {"label": "labeler", "warm_up": "labels", "finetune": "source"}  # verb: what it calls the run it starts from
-
-
-class LaunchError(RuntimeError):
-    """The processes of a stage failed; their own messages are above."""
 
 
 def run_stage(

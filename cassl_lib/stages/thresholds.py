@@ -1,6 +1,6 @@
 """Choosing the threshold of the pseudo labels (Sec. 3.1, eq. 3): what each one costs, and one proposed with its reason.
 
-The paper does not print its value. Precision and recall come from labelled images of their own, which no stage trains
+The paper does not print its value. Precision and recall come from labeled images of their own, which no stage trains
 or reports on; without such images only the number of labels can be compared.
 """
 
@@ -13,15 +13,17 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from cassl_lib import paths, stages
+from cassl_lib import paths
 from cassl_lib.config import Config
-from cassl_lib.data import sources
-from cassl_lib.data.coco import CocoImages, DataError
-from cassl_lib.data.unlabeled import build_pool
-from cassl_lib.evaluation.labels import judge_labels, truth_of
+from cassl_lib.data import datasets
+from cassl_lib.data.coco import CocoImages
+from cassl_lib.data.pool.build import build_pool
+from cassl_lib.errors import DataError
+from cassl_lib.evaluation.label_quality import judge_labels, truth_of
 from cassl_lib.evaluation.matching import match
-from cassl_lib.pseudo_labels import PseudoLabels
+from cassl_lib.labels.store import PseudoLabels
 from cassl_lib.runs import Run
+from cassl_lib.stages import all_stages as stages
 
 THRESHOLDS = (0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8)
 LEVEL = 0.01  # of F1: thresholds this close to the best are as good
@@ -39,7 +41,7 @@ def heldout_labels(config: Config, labeler: Run) -> tuple[PseudoLabels, CocoImag
     Raises:
         DataError: a held-out image is also trained on or evaluated on.
     """
-    images = sources.heldout_set(config)
+    images = datasets.heldout_set(config)
     if images is None:
         return None
     pool, _ = build_pool([f"{images.path}{os.pathsep}{images.folder}"], paths.runs() / "pools")
@@ -81,7 +83,7 @@ def propose_by_count(labels: PseudoLabels, labeled: CocoImages, thresholds: Sequ
     kept = labels.statistics(thresholds)["labels_per_image"]
     place = int(np.abs(kept - human).argmin())
     reason = (
-        f"it keeps {kept[place]:.1f} labels an image, nearest to the {human:.1f} that people gave the labelled images. "
+        f"it keeps {kept[place]:.1f} labels an image, nearest to the {human:.1f} that people gave the labeled images. "
         "No precision was measured: give heldout=JSON[:FOLDER]"
     )
     return Proposal(thresholds[place], reason)

@@ -14,8 +14,8 @@ TITLES = {
     4: "Epochs of warm-up (columns) and finetuning (rows), in units of 12",
     5: "Strength of the pseudo labeler",
     6: "Weak and strong augmentation",
-    7: "Scale of the unlabelled images",
-    9: "Parts initialised from the warmed-up model",
+    7: "Scale of the unlabeled images",
+    9: "Parts initialized from the warmed-up model",
     "threshold": "Threshold of the pseudo labels",
 }
 # (table, name, the row and column said to be ahead, those said to be behind): what the paper says
@@ -208,7 +208,7 @@ def _place(table: int | str, cell: tuple[str, str], rows: Mapping) -> tuple[floa
 
 
 def chart_data(collected: Mapping) -> tuple[dict, dict]:
-    """What `charts.table_chart` draws: by row and column our numbers times 100, and the paper's."""
+    """What `plotting.table_chart` draws: by row and column our numbers times 100, and the paper's."""
     table, rows = collected["table"], collected["rows"]
     names = columns(table, rows)
     ours = {row: {name: values(cells.get(name, {})) for name in names} for row, cells in rows.items()}

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
-from cassl_lib.config import PARTS, PROFILES, Config, TrainConfig
-from cassl_lib.resolve import ConfigError
+from cassl_lib.config import PARTS, Config, TrainConfig
+from cassl_lib.errors import ConfigError
+from cassl_lib.profiles import PROFILES
 
 SHARED = ("seed", "crowd", "overlap", "labeled", "val", "scenes", "model", "augment")
 DECISIVE = {  # of a configuration, for the stage alone, without the run it starts from
@@ -200,7 +201,7 @@ def table6(config: Config) -> list[Row]:
 
 
 def table7(config: Config) -> list[Row]:
-    """Scale of the unlabelled images.
+    """Scale of the unlabeled images.
 
     Raises:
         ConfigError: the pool is one of your own, which has no splits.
@@ -219,7 +220,7 @@ def table7(config: Config) -> list[Row]:
 
 
 def table9(config: Config) -> list[Row]:
-    """Parts that are initialised from the warmed-up model; "classifier" copies its one channel to every class."""
+    """Parts that are initialized from the warmed-up model; "classifier" copies its one channel to every class."""
     # DEVIATES: Table 9 is of the large pool and strong augmentation; ours shares the chain of the other tables.
     # `--split large --augment strong` asks for the paper's.
     source = warmup(config)

@@ -14,14 +14,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cassl_lib import stages, table_runs
 from cassl_lib.config import Config
-from cassl_lib.data import sources
-from cassl_lib.data.coco import DataError
-from cassl_lib.evaluation.model import evaluate_model
+from cassl_lib.data import datasets
+from cassl_lib.errors import DataError
+from cassl_lib.evaluation.detector import evaluate_model
 from cassl_lib.resolve import to_json
 from cassl_lib.runs import Run, environment
-from cassl_lib.tables import Want, finetuned, labeler, lengths, wants_of
+from cassl_lib.stages import all_stages as stages
+from cassl_lib.tables import runner
+from cassl_lib.tables.definitions import Want, finetuned, labeler, lengths, wants_of
 
 ENTITIES = "labeler, entities"
 ALONE = f"{ENTITIES}, one a pixel"
@@ -57,9 +58,9 @@ def look(config: Config, *, jobs: int = 1, units: Sequence[int] = UNITS) -> dict
         raise DataError("the operating point is looked at on tuning scenes; use the profile smoke, demo or gpu")
     names = asked(config, units)
     needed = wants_of(names.values())
-    if failures := table_runs.make(needed, jobs=jobs):
+    if failures := runner.make(needed, jobs=jobs):
         raise DataError(f"{failures[0].want.verb} could not be made: {failures[0].reason}")
-    found = table_runs.find(needed)
+    found = runner.find(needed)
     rows = {}
     for name, want in names.items():
         rows[name] = _row(want.config, found[want])
@@ -75,7 +76,7 @@ def _row(config: Config, run: Run, *, one_a_pixel: bool = False) -> dict:
     classes = len(run.result["classes"]) > 1
     how = {"augment": config.augment, "training": config.finetune, "classes": classes}
     with tempfile.TemporaryDirectory() as folder:
-        metrics = evaluate_model(model, sources.tuning_set(config), folder=Path(folder), **how)
+        metrics = evaluate_model(model, datasets.tuning_set(config), folder=Path(folder), **how)
     agnostic, specific = metrics["box_agnostic"], metrics.get("box")
     row = {"agnostic": agnostic["AP"], "agnostic_75": agnostic["AP75"], "specific": specific and specific["AP"]}
     ratio = row["specific"] / row["agnostic"] if specific and row["agnostic"] else None

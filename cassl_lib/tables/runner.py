@@ -21,15 +21,16 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cassl_lib import engine, paths
+from cassl_lib import paths
 from cassl_lib.config import TRAINED_BY, Config
-from cassl_lib.data.coco import DataError
 from cassl_lib.data.processes import cores
-from cassl_lib.launch import VERBS, arguments
-from cassl_lib.pseudo_labels import PseudoLabelError
+from cassl_lib.errors import DataError, MissingRun, PseudoLabelError
+from cassl_lib.files import locked, write_atomically
 from cassl_lib.resolve import to_json
-from cassl_lib.runs import MissingRun, Run, environment, locked, write_atomically
-from cassl_lib.tables import ROWS, Row, Want, variation, wants
+from cassl_lib.runs import Run, environment
+from cassl_lib.stages.launch import VERBS, arguments
+from cassl_lib.tables.definitions import ROWS, Row, Want, variation, wants
+from cassl_lib.training import engine
 
 NO_SOURCE = "the run that it starts from could not be made"
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from cassl_lib import paths, stages
+from cassl_lib import paths
 from cassl_lib.config import Config
+from cassl_lib.files import write_atomically
+from cassl_lib.labels.store import PseudoLabels
 from cassl_lib.paper import TABLE2
-from cassl_lib.pseudo_labels import PseudoLabels
-from cassl_lib.runs import Run, write_atomically
+from cassl_lib.runs import Run
+from cassl_lib.stages import all_stages as stages
 
 
 def chain(config: Config) -> dict[str, Run]:
@@ -95,7 +97,7 @@ def table(numbers: dict) -> str:
         ("  recall on kinds no label names", "pseudo_recall_unnamed"),
     ):
         lines.append(f"{name:44}{_hundred(numbers[key])}")
-    lines.append(f"{'seconds of training and labelling':44}{numbers['seconds']:8.0f}")
+    lines.append(f"{'seconds of training and labeling':44}{numbers['seconds']:8.0f}")
     lines.append("The paper: COCO, Swin-T. Here: drawn scenes, a small model, one seed. Not comparable in size.")
     return "\n".join(lines)
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from cassl_lib.config import ModelConfig, TrainConfig
-from cassl_lib.engine import autocast, build_optimizer
 from cassl_lib.models import CondInst, build_detector
+from cassl_lib.training.engine import autocast, build_optimizer
 
 # Seconds and peak GB of the public CondInst, R-50, 80 classes, batch 2, on 2 CPU threads; memory was taken in training.
 PUBLIC = {("train", 320): (0.82, 1.26), ("train", 512): (2.06, 2.0), ("detect", 320): (0.40, None)}
@@ -37,7 +37,9 @@ def bench(*, device: str, sizes: list[str], batch: int, threads: int, backbones:
                 case = {"task": task, "backbone": backbone, "size": size, "batch": batch, "device": device}
                 case |= {"threads": threads, "steps": steps}
                 done = subprocess.run(
-                    [sys.executable, "-m", "cassl_lib.bench", json.dumps(case)], capture_output=True, text=True
+                    [sys.executable, "-m", "cassl_lib.tools.bench_detector", json.dumps(case)],
+                    capture_output=True,
+                    text=True,
                 )
                 if done.returncode:
                     raise RuntimeError(f"{case} failed:\n{done.stderr[-2000:]}")
@@ -86,11 +88,11 @@ def make_batch(batch: int, height: int, width: int, device: torch.device) -> tup
     x, y, sides = torch.arange(width), torch.arange(height)[:, None], torch.tensor([width, height])
     targets = []
     for _ in range(batch):
-        centre = torch.rand(INSTANCES, 2, generator=generator) * sides
+        center = torch.rand(INSTANCES, 2, generator=generator) * sides
         reach = torch.rand(INSTANCES, 2, generator=generator) * sides * 0.2 + 8
-        (cx, cy), (rx, ry) = centre.T[..., None, None], reach.T[..., None, None]
+        (cx, cy), (rx, ry) = center.T[..., None, None], reach.T[..., None, None]
         masks = ((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 < 1
-        boxes = torch.cat([(centre - reach).clamp(min=0), torch.minimum(centre + reach, sides)], 1)
+        boxes = torch.cat([(center - reach).clamp(min=0), torch.minimum(center + reach, sides)], 1)
         labels = torch.randint(0, 80, (INSTANCES,), generator=generator)
         targets.append({"boxes": boxes.to(device), "labels": labels.to(device), "masks": masks.to(device)})
     return list(images.to(device)), targets

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_api
 
-from cassl_lib.label_shards import finish, finished_shards, write_shard
+from cassl_lib.labels.shards import finish, finished_shards, write_shard
 
 SIZE = (480, 640)  # height, width of every image
 BANK = 4096  # images with different labels, drawn from again and again
@@ -37,7 +37,7 @@ def bench_store(*, images: int, labels: int, folder: Path, workers: int) -> dict
     measured = {"images": images, "labels": images * labels, "workers": workers, **write(folder, images, labels)}
     print(json.dumps(measured), flush=True)
     for task in ("open", "read", "statistics", "verify", "train"):
-        command = [sys.executable, "-m", "cassl_lib.bench_store", task, str(folder), str(workers)]
+        command = [sys.executable, "-m", "cassl_lib.tools.bench_store", task, str(folder), str(workers)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
@@ -80,9 +80,9 @@ def random_labels(random: np.random.Generator, labels: int) -> dict:
     angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     polygons = []
     for _ in range(labels):
-        centre = random.uniform(0.1, 0.9, 2) * SIZE[::-1]
+        center = random.uniform(0.1, 0.9, 2) * SIZE[::-1]
         reach = 8 * 19 ** random.uniform(size=1) * random.uniform(0.5, 1, 24)
-        corners = centre + reach[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1)
+        corners = center + reach[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1)
         polygons.append(np.clip(corners, 0, np.subtract(SIZE[::-1], 1)).reshape(-1).tolist())
     rles = mask_api.frPyObjects(polygons, *SIZE)
     boxes = mask_api.toBbox(rles)
@@ -97,7 +97,7 @@ def own_memory(process: int | str = "self") -> float:
 
 
 def measure_open(folder: Path, workers: int) -> dict:
-    from cassl_lib.pseudo_labels import PseudoLabels
+    from cassl_lib.labels.store import PseudoLabels
 
     before, started = own_memory(), time.perf_counter()
     labels = PseudoLabels(folder / "store", threshold=0.5)
@@ -108,7 +108,7 @@ def measure_open(folder: Path, workers: int) -> dict:
 
 def measure_read(folder: Path, workers: int) -> dict:
     """Random rows, each with all that training reads; the second pass has all shards open."""
-    from cassl_lib.pseudo_labels import PseudoLabels
+    from cassl_lib.labels.store import PseudoLabels
 
     before, labels = own_memory(), PseudoLabels(folder / "store", threshold=0.5)
     found = {}
@@ -124,7 +124,7 @@ def measure_read(folder: Path, workers: int) -> dict:
 
 
 def measure_statistics(folder: Path, workers: int) -> dict:
-    from cassl_lib.pseudo_labels import PseudoLabels
+    from cassl_lib.labels.store import PseudoLabels
 
     started = time.perf_counter()
     PseudoLabels(folder / "store").statistics([0.3, 0.4, 0.5, 0.6, 0.7])
@@ -132,7 +132,7 @@ def measure_statistics(folder: Path, workers: int) -> dict:
 
 
 def measure_verify(folder: Path, workers: int) -> dict:
-    from cassl_lib.pseudo_labels import PseudoLabels
+    from cassl_lib.labels.store import PseudoLabels
 
     started = time.perf_counter()
     PseudoLabels(folder / "store").verify()
@@ -143,13 +143,14 @@ def measure_train(folder: Path, workers: int) -> dict:
     """Steps of a small detector on the store, through the warm-up's own samples, order and loaders."""
     import torch
 
-    from cassl_lib import engine, stages
     from cassl_lib.data.augment import training_transform
     from cassl_lib.data.loader import Order, Samples, batches
-    from cassl_lib.data.pseudo import PseudoLabeled
+    from cassl_lib.data.pseudo_labeled import PseudoLabeled
+    from cassl_lib.labels.store import PseudoLabels
     from cassl_lib.models.build import build_detector
-    from cassl_lib.pseudo_labels import PseudoLabels
     from cassl_lib.resolve import resolve
+    from cassl_lib.stages import all_stages as stages
+    from cassl_lib.training import engine
 
     config = resolve(profile="demo")
     training = replace(config.warmup, batch_size=16, workers=workers)

@@ -19,11 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from cassl_lib.config import TrainConfig
-from cassl_lib.runs import Run, write_atomically
-
-
-class NonFiniteLoss(RuntimeError):
-    """A loss that is not a number; the message names the step, the losses and the image ids of the batch."""
+from cassl_lib.errors import NonFiniteLoss
+from cassl_lib.files import write_atomically
+from cassl_lib.runs import Run
 
 
 def device_of_process() -> torch.device:

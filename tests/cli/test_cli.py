@@ -9,9 +9,11 @@ from dataclasses import replace
 
 import pytest
 
-from cassl_lib import launch, paths, stages
-from cassl_lib.__main__ import main
+from cassl_lib import paths
+from cassl_lib.cli.main import main
 from cassl_lib.resolve import resolve, to_json
+from cassl_lib.stages import all_stages as stages
+from cassl_lib.stages import launch
 
 
 def test_help_names_every_verb_and_parameter(capsys):
@@ -81,13 +83,13 @@ def test_what_a_person_can_put_right_is_one_line(capsys, tmp_path):
     assert "none.json cannot be read" in one_line_error(capsys, ["show", "--config", str(tmp_path / "none.json")])
     labels = ["--labeled", str(tmp_path / "mine.json"), "--val", str(tmp_path / "mine.json")]
     assert "mine.json: no such annotation file" in one_line_error(capsys, ["run", "train_labeler", *labels])
-    nowhere = ["--config", _unlabelled(tmp_path)]
+    nowhere = ["--config", _unlabeled(tmp_path)]
     capsys.readouterr()
     assert "nowhere: no such folder or JSON" in one_line_error(capsys, ["run", "label", *nowhere])
     assert "profile paper has no scenes" in one_line_error(capsys, ["scenes", "--profile", "paper"])
 
 
-def _unlabelled(tmp_path) -> str:
+def _unlabeled(tmp_path) -> str:
     """A config whose labeler exists and whose pool does not."""
     config = resolve(profile="smoke", unlabeled=str(tmp_path / "nowhere"))
     config = replace(config, labeler=replace(config.labeler, steps=1))

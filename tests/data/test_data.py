@@ -18,12 +18,13 @@ from cassl_lib.data import augment, loader
 from cassl_lib.data.augment import test_shape as shape_at_test_time
 from cassl_lib.data.augment import test_transform as transform_at_test_time
 from cassl_lib.data.augment import training_transform
-from cassl_lib.data.coco import CocoImages, DataError, Report, locate
+from cassl_lib.data.coco import CocoImages, locate
 from cassl_lib.data.image_files import own_fault, spread
 from cassl_lib.data.loader import Order, Samples, batches, in_turn, read_image
-from cassl_lib.data.pseudo import PseudoLabeled
-from cassl_lib.label_shards import finish, write_shard
-from cassl_lib.pseudo_labels import PseudoLabels
+from cassl_lib.data.pseudo_labeled import PseudoLabeled
+from cassl_lib.errors import DataError, LeftOut
+from cassl_lib.labels.shards import finish, write_shard
+from cassl_lib.labels.store import PseudoLabels
 from cassl_lib.resolve import resolve
 
 HEIGHT, WIDTH = 20, 30
@@ -53,7 +54,7 @@ def annotation(number, image_id, category, box, segmentation=None, **extra):
 
 
 def write(folder, data, images=("a.jpg", "b.jpg", "c.jpg")):
-    """`data` as a JSON in `folder`, and grey images for it in `folder/images`."""
+    """`data` as a JSON in `folder`, and gray images for it in `folder/images`."""
     (folder / "images").mkdir(exist_ok=True)
     for name in images:
         Image.new("RGB", (WIDTH, HEIGHT), (100, 100, 100)).save(folder / "images" / name)
@@ -136,11 +137,11 @@ def test_what_is_left_out_is_counted_and_named(found):
 
 
 def test_a_report_names_five_and_counts_all():
-    report = Report()
+    report = LeftOut()
     for number in range(7):
         report.add("things are odd", number)
     assert str(report) == "7 things are odd: 0, 1, 2, 3, 4, ..."
-    assert str(Report()) == ""
+    assert str(LeftOut()) == ""
 
 
 def test_an_annotation_without_mask_among_others_is_named(tmp_path):
@@ -246,28 +247,28 @@ def saved(path, image, **options):
 
 
 def test_every_kind_of_image_is_read_as_rgb(tmp_path):
-    grey = Image.new("L", (6, 4), 100)
+    gray = Image.new("L", (6, 4), 100)
     palette = Image.new("P", (6, 4), 1)
     palette.putpalette([0, 0, 0, 10, 200, 30])
     transparent = Image.new("RGBA", (6, 4), (10, 200, 30, 0))
     deep = Image.fromarray(np.full((4, 6), 100 * 256 + 7, np.uint16))
-    colour, tone = [10, 200, 30], [100, 100, 100]
+    color, tone = [10, 200, 30], [100, 100, 100]
     exact = {
-        "grey.png": (grey, tone),
-        "grey_alpha.png": (grey.convert("LA"), tone),
-        "palette.png": (palette, colour),
-        "palette.gif": (palette, colour),
-        "transparent.png": (transparent, colour),
+        "gray.png": (gray, tone),
+        "gray_alpha.png": (gray.convert("LA"), tone),
+        "palette.png": (palette, color),
+        "palette.gif": (palette, color),
+        "transparent.png": (transparent, color),
         "deep.png": (deep, tone),  # 16 bits
-        "rgb.bmp": (Image.new("RGB", (6, 4), tuple(colour)), colour),
-        "cmyk.tif": (Image.new("CMYK", (6, 4), (245, 55, 225, 0)), colour),  # 255 - C and so on, no black
+        "rgb.bmp": (Image.new("RGB", (6, 4), tuple(color)), color),
+        "cmyk.tif": (Image.new("CMYK", (6, 4), (245, 55, 225, 0)), color),  # 255 - C and so on, no black
         "bits.png": (Image.new("1", (6, 4), 1), [255, 255, 255]),
     }
     for name, (image, expected) in exact.items():
         found = saved(tmp_path / name, image)
         assert found.shape == (3, 4, 6) and found.dtype == torch.uint8, name
         assert found.flatten(1).unique(dim=1).squeeze(1).tolist() == expected, name
-    for name, image in {"grey.jpg": grey, "cmyk.jpg": Image.new("CMYK", (6, 4), (155, 155, 155, 0))}.items():
+    for name, image in {"gray.jpg": gray, "cmyk.jpg": Image.new("CMYK", (6, 4), (155, 155, 155, 0))}.items():
         found = saved(tmp_path / name, image, quality=100)
         assert found.shape == (3, 4, 6) and (found.int() - 100).abs().max() <= 3, name  # JPEG rounds
 
@@ -509,7 +510,7 @@ def rectangle(left, top, right, bottom, size=(100, 140)):
 
 def together(image, mask):
     """Whether what is bright in the image is the mask, but for a row and a column of pixels."""
-    bright = image[0] > 187  # half way between the grey of filled-in pixels and the rectangle
+    bright = image[0] > 187  # half way between the gray of filled-in pixels and the rectangle
     left, top, right, bottom = hull(mask).tolist()
     return (bright != (mask > 0)).sum() <= (right - left) + (bottom - top)
 
@@ -571,12 +572,12 @@ def noise(size=(40, 48)):
     return tv_tensors.Image(torch.randint(0, 256, (3, *size), generator=torch.Generator().manual_seed(0)).byte())
 
 
-def test_every_colour_operation_runs_at_every_magnitude(monkeypatch):
+def test_every_color_operation_runs_at_every_magnitude(monkeypatch):
     image, changed = noise(), set()
     for kind in range(9):
         for magnitude in range(1, 10):
             scripted(monkeypatch, magnitude, kind)
-            found, target = augment._colour(image, {"boxes": 1})
+            found, target = augment._color(image, {"boxes": 1})
             assert found.shape == image.shape and found.dtype == torch.uint8 and target == {"boxes": 1}
             if not torch.equal(found, image):
                 changed.add((kind, magnitude))
@@ -587,12 +588,12 @@ def test_every_colour_operation_runs_at_every_magnitude(monkeypatch):
     assert {kind for kind, _ in changed} >= {2, 3, 4, 5, 6, 7, 8}
 
 
-def test_colour_operations_by_hand(monkeypatch):
+def test_color_operations_by_hand(monkeypatch):
     image = tv_tensors.Image(torch.tensor([40, 200], dtype=torch.uint8).expand(3, 1, 2).contiguous())
 
     def after(kind, magnitude):
         scripted(monkeypatch, magnitude, kind)
-        return augment._colour(image, {})[0][0, 0].tolist()
+        return augment._color(image, {})[0][0, 0].tolist()
 
     assert after(3, 5) == [40, 255 - 200]  # solarize above 256 * 5 / 10 = 128
     assert after(8, 5) == [0, 192]  # posterize to 4 - int(4 * 5 / 10) = 2 bits
@@ -611,7 +612,7 @@ def test_boxes_are_the_hulls_of_their_masks_under_every_geometric_operation(monk
         box, mask = target["boxes"][0].as_subclass(torch.Tensor), target["masks"][0]
         assert (box - hull(mask)).abs().max() <= 1.5  # nearest pixels
         assert together(image, mask)
-        assert set(image.unique().tolist()) <= {0, 125, 250}  # what comes in from outside is grey
+        assert set(image.unique().tolist()) <= {0, 125, 250}  # what comes in from outside is gray
         assert (image == 125).any() or (box - torch.tensor([50.0, 35, 90, 65])).abs().max() < 2
         moved.add(tuple((box - torch.tensor([50.0, 35, 90, 65])).round().tolist()))
     assert len(moved) > 5
@@ -624,7 +625,7 @@ def test_boxes_are_the_hulls_of_their_masks_under_every_geometric_operation(monk
             assert abs(left + right) <= 1 and abs(top + bottom) <= 1
 
 
-def test_erased_patches_are_grey_and_no_object(monkeypatch):
+def test_erased_patches_are_gray_and_no_object(monkeypatch):
     for seed in range(20):
         torch.manual_seed(seed)
         image, target = rectangle(0, 0, 140, 100)

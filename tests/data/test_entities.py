@@ -16,15 +16,16 @@ from torchvision import tv_tensors
 from cassl_lib.config import AugmentConfig
 from cassl_lib.data import entities
 from cassl_lib.data.augment import training_transform
-from cassl_lib.data.coco import CocoImages, DataError
-from cassl_lib.data.drawing_coco import as_png
+from cassl_lib.data.coco import CocoImages
+from cassl_lib.data.datasets import sibling
 from cassl_lib.data.entities import EntityImages, entity_store, run_lengths
 from cassl_lib.data.loader import Samples
-from cassl_lib.data.sources import sibling
+from cassl_lib.data.scenes.records import as_png
+from cassl_lib.errors import DataError
 from cassl_lib.evaluation import evaluate
 from cassl_lib.models import build_detector
+from cassl_lib.models.condinst_masks import enlarge_masks, mask_boxes
 from cassl_lib.models.fcos import Predictions, Targets, fcos_losses, make_locations
-from cassl_lib.models.masks import enlarge_masks, mask_boxes
 
 REAL = Path(os.environ.get("CASSL_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data")) / "coco_subset"
 SMALL_DETECTOR = replace(SMALL, detections_per_image=30)
@@ -239,7 +240,7 @@ def test_ignored_background_has_neither_loss_nor_gradient():
 
 
 def test_the_detector_looks_up_ignored_pixels_at_its_locations():
-    model = build_detector(replace(SMALL_DETECTOR, masks=False, centre="box"))
+    model = build_detector(replace(SMALL_DETECTOR, masks=False, center="box"))
     ignored = torch.zeros(64, 90, dtype=torch.uint8)
     ignored[:, 45:] = 1
     empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}

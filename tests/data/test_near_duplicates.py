@@ -7,11 +7,11 @@ import pyarrow.csv
 import pytest
 from PIL import Image
 
-from cassl_lib.__main__ import main
-from cassl_lib.data import near_duplicates as near
-from cassl_lib.data.coco import DataError
-from cassl_lib.data.pool_index import Pool
-from cassl_lib.data.unlabeled import build_pool
+from cassl_lib.cli.main import main
+from cassl_lib.data.pool import near_duplicates as near
+from cassl_lib.data.pool.build import build_pool
+from cassl_lib.data.pool.index import Pool
+from cassl_lib.errors import DataError
 
 
 def scene(seed):
@@ -30,7 +30,7 @@ def files(tmp_path, monkeypatch):
     for number in range(4):
         scene(number).save(tmp_path / f"pool/{number}.jpg")
     scene(1).resize((160, 120)).save(tmp_path / "val/small.jpg", quality=50)
-    scene(3).convert("L").save(tmp_path / "val/grey.png")
+    scene(3).convert("L").save(tmp_path / "val/gray.png")
     scene(9).save(tmp_path / "val/other.jpg")
     return tmp_path
 
@@ -57,7 +57,7 @@ def test_other_versions_are_found_and_other_pictures_are_not(files, pool):
     found = near.near_duplicates(pool, val(files), distance=8)
     assert [(pair.place, pair.path, pair.like) for pair in found] == [
         (1, str(files / "pool/1.jpg"), str(files / "val/small.jpg")),
-        (3, str(files / "pool/3.jpg"), str(files / "val/grey.png")),
+        (3, str(files / "pool/3.jpg"), str(files / "val/gray.png")),
     ]
     assert all(pair.distance <= 8 for pair in found)
 
@@ -123,7 +123,7 @@ def test_exclusion_makes_another_index_that_says_why(files, pool):
         ("1.jpg", "near duplicate"),
         ("3.jpg", "near duplicate"),
     ]
-    assert rows[1]["detail"] == f"{found[1].distance} bits from {files / 'val/grey.png'}"
+    assert rows[1]["detail"] == f"{found[1].distance} bits from {files / 'val/gray.png'}"
     (part,) = clean.parts
     assert (part["listed"], part["near duplicate"], part["images"]) == (4, 2, 2)
     again = near.exclude(pool, found, files / "again.parquet")
@@ -146,7 +146,7 @@ def test_the_verb_reports_or_excludes(files, capsys):
     said = capsys.readouterr().out
     assert "2 images within 8 bits" in said and "--near exclude leaves them out" in said and len(Pool(out)) == 4
     rows = pyarrow.csv.read_csv(files / "pool.near.csv").to_pylist()
-    assert [row["like"] for row in rows] == [str(files / "val/small.jpg"), str(files / "val/grey.png")]
+    assert [row["like"] for row in rows] == [str(files / "val/small.jpg"), str(files / "val/gray.png")]
     assert main([*arguments, "--near", "exclude"]) == 0 and len(Pool(out)) == 2
     assert main([*arguments, "--distance", "32"]) == 2
     assert "--distance 32 is out of range; use 0 to 31" in capsys.readouterr().err

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from cassl_lib.config import PanopticConfig
-from cassl_lib.data.coco import DataError
 from cassl_lib.data.panoptic import PanopticFiles, read_ids, write_image, write_json
-from cassl_lib.evaluation.merging import merge_panoptic
-from cassl_lib.evaluation.panoptic import count_images, image_counts, panoptic_quality, quality
+from cassl_lib.errors import DataError
+from cassl_lib.evaluation.panoptic_merge import merge_panoptic
+from cassl_lib.evaluation.panoptic_quality import count_images, image_counts, panoptic_quality, quality
 
 CATEGORIES = [
     {"id": 1, "name": "cat", "isthing": 1},
@@ -285,8 +285,8 @@ def test_what_is_written_is_read_back(tmp_path):
     empty = np.zeros((2, 4), np.int32), []
     path = write_set(tmp_path, {31: (ids, segments), 4: empty})
 
-    colours = np.asarray(Image.open(tmp_path / "panoptic" / "000000000031.png")).tolist()
-    assert colours == [[[0, 0, 0], [7, 0, 0], [7, 0, 0]], [[0, 1, 0], [112, 17, 1], [255, 255, 255]]]  # 70000 = 112 ...
+    colors = np.asarray(Image.open(tmp_path / "panoptic" / "000000000031.png")).tolist()
+    assert colors == [[[0, 0, 0], [7, 0, 0], [7, 0, 0]], [[0, 1, 0], [112, 17, 1], [255, 255, 255]]]  # 70000 = 112 ...
     files = PanopticFiles(path)
     read, infos = files.read(31)
     assert files.image_ids == [31, 4] and files.categories == CATEGORIES and len(files) == 2
@@ -305,7 +305,7 @@ def test_what_is_written_is_read_back(tmp_path):
     ]
 
 
-def test_a_palette_png_holds_colours(tmp_path):
+def test_a_palette_png_holds_colors(tmp_path):
     image = Image.fromarray(np.array([[0, 1], [1, 1]], np.uint8), "P")
     image.putpalette([0, 0, 0, 3, 2, 1])
     image.save(tmp_path / "a.png")

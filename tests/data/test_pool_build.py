@@ -1,4 +1,4 @@
-"""Pools of unlabelled images: folders, COCO JSONs and mixtures of them as one index, and what is left out of it."""
+"""Pools of unlabeled images: folders, COCO JSONs and mixtures of them as one index, and what is left out of it."""
 
 import json
 import multiprocessing
@@ -15,21 +15,22 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cassl_lib.__main__ import main
-from cassl_lib.data import image_files, sources, unlabeled
-from cassl_lib.data.coco import DataError
-from cassl_lib.data.pool_index import INDEX, LEFT_OUT, Pool, save, write_index
-from cassl_lib.data.unlabeled import build_pool
+from cassl_lib.cli.main import main
+from cassl_lib.data import datasets, image_files
+from cassl_lib.data.pool import build as pool_build
+from cassl_lib.data.pool.build import build_pool
+from cassl_lib.data.pool.index import INDEX, LEFT_OUT, Pool, save, write_index
+from cassl_lib.errors import DataError
 
-COLOURS = count(1)
+COLORS = count(1)
 
 
 def draw(path, width=30, height=20, mode="RGB"):
-    """An image with a colour of its own: byte-identical ones are left out of a pool."""
+    """An image with a color of its own: byte-identical ones are left out of a pool."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    step = next(COLOURS)
-    colour = (step % 16 * 16, step // 16 % 16 * 16, step // 256 * 16)  # so far apart that JPEG keeps them apart
-    Image.new(mode, (width, height), colour[0] if mode == "L" else colour).save(path, quality=100)
+    step = next(COLORS)
+    color = (step % 16 * 16, step // 16 % 16 * 16, step // 256 * 16)  # so far apart that JPEG keeps them apart
+    Image.new(mode, (width, height), color[0] if mode == "L" else color).save(path, quality=100)
     return path
 
 
@@ -299,7 +300,7 @@ def test_a_pool_keeps_a_few_row_groups_and_crosses_processes(tmp_path):
 def test_a_killed_build_goes_on_with_the_chunks_that_are_missing(tmp_path, build, monkeypatch):
     for number in range(5):
         draw(tmp_path / f"pool/{number}.jpg")
-    measured, real = [], unlabeled.measure
+    measured, real = [], pool_build.measure
 
     def measure(path, *listed):
         if path.endswith("4.jpg") and len(measured) == 4:
@@ -308,7 +309,7 @@ def test_a_killed_build_goes_on_with_the_chunks_that_are_missing(tmp_path, build
         return real(path, *listed)
 
     monkeypatch.setattr(image_files, "CHUNK", 2)
-    monkeypatch.setattr(unlabeled, "measure", measure)
+    monkeypatch.setattr(pool_build, "measure", measure)
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path / "pool", workers=1)
     measured.append("killed")
@@ -337,8 +338,8 @@ def test_who_waited_takes_what_the_other_made(tmp_path, build, monkeypatch):
     draw(tmp_path / "pool/a.jpg")
     pool, _ = build(tmp_path / "pool")
     answers = iter([False, True])  # before and after waiting
-    monkeypatch.setattr(unlabeled, "_current", lambda index: next(answers))
-    monkeypatch.setattr(unlabeled, "_build", None)
+    monkeypatch.setattr(pool_build, "_current", lambda index: next(answers))
+    monkeypatch.setattr(pool_build, "_build", None)
     assert build(tmp_path / "pool")[0].fingerprint == pool.fingerprint
 
 
@@ -372,23 +373,23 @@ def test_a_split_is_counted_beside_its_publishers_numbers(tmp_path, monkeypatch)
         tmp_path / "coco/annotations/image_info_unlabeled2017.json", [entry(1, "a.jpg"), entry(2, "b.jpg")]
     )
     draw(tmp_path / "coco/unlabeled2017/a.jpg")
-    pool, _ = build_pool(sources.paper_parts("small"), tmp_path / "index")
-    coco, places, whole = sources.split_counts(pool)
+    pool, _ = build_pool(datasets.paper_parts("small"), tmp_path / "index")
+    coco, places, whole = datasets.split_counts(pool)
     assert (coco["expected"], coco["listed"], coco["missing"], coco["images"]) == (123_403, 2, 1, 1)
     assert coco["part"] == str(part.relative_to(tmp_path)) and coco["duplicate"] == 0
     assert coco["why"] == "123,401 fewer listed than published, 1 missing"
     assert places["part"] == "places365/data_large@0.3" and (places["expected"], places["images"]) == (541_038, 3)
     assert (whole["part"], whole["expected"], whole["listed"], whole["images"]) == ("all", 664_441, 5, 4)
     with pytest.raises(DataError, match="split='base' needs .*openimages/train"):
-        sources.paper_parts("base")
+        datasets.paper_parts("base")
     (tmp_path / "openimages").mkdir()
     listing = tmp_path / "openimages/train-images-boxable-with-rotation.csv"
     listing.write_text("ImageID,Subset\n")
-    assert sources.paper_parts("base") == [str(listing)]
+    assert datasets.paper_parts("base") == [str(listing)]
 
 
 def test_counts_of_ones_own_images_expect_nothing(tmp_path, build, images):
-    (row,) = sources.split_counts(build(images)[0])
+    (row,) = datasets.split_counts(build(images)[0])
     assert row["expected"] is None and row["images"] == 3 and row["why"] == ""
 
 

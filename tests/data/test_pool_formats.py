@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from cassl_lib import paths
-from cassl_lib.data import listings
-from cassl_lib.data.coco import DataError
 from cassl_lib.data.image_files import open_file
-from cassl_lib.data.listings import listed
 from cassl_lib.data.loader import read_image
+from cassl_lib.data.pool import formats
+from cassl_lib.data.pool.formats import listed
+from cassl_lib.errors import DataError
 
 
 def touch(path, content=b"image"):
@@ -86,7 +86,7 @@ def test_an_absolute_name_in_a_json_is_where_it_says(tmp_path):
     (tmp_path / "images").mkdir()
     entry = {"id": 7, "file_name": str(image), "height": 3, "width": 4}
     (tmp_path / "info.json").write_text(json.dumps({"images": [entry]}))
-    assert [row[0] for row in listings.listed(str(tmp_path / "info.json"), tmp_path)] == [paths.portable(image)]
+    assert [row[0] for row in formats.listed(str(tmp_path / "info.json"), tmp_path)] == [paths.portable(image)]
 
 
 def test_ids_that_look_like_numbers_and_long_titles(tmp_path, names):
@@ -300,7 +300,7 @@ def test_only_an_index_is_taken_for_one(tmp_path, names):
     touch(tmp_path / "text.parquet", b"nothing")
     with pytest.raises(DataError, match="text.parquet cannot be read as Parquet"):
         names(tmp_path / "text.parquet")
-    listings.write_table(listings.INDEX.empty_table(), tmp_path / "other.parquet")
+    formats.write_table(formats.INDEX.empty_table(), tmp_path / "other.parquet")
     with pytest.raises(DataError, match="other.parquet is no index of a pool; make one with: python -m cassl_lib pool"):
         names(tmp_path / "other.parquet")
 

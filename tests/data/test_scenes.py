@@ -12,11 +12,13 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from cassl_lib.data import drawing, scenes
-from cassl_lib.data.drawing_kinds import NAMED, UNNAMED
-from cassl_lib.data.scenes import SceneError, SceneSpec, prepare, verify
+from cassl_lib.data.scenes import dataset as scenes
+from cassl_lib.data.scenes import scene
+from cassl_lib.data.scenes.dataset import SceneSpec, prepare, verify
+from cassl_lib.data.scenes.kinds import NAMED, UNNAMED
+from cassl_lib.errors import SceneError
 
-# half of the things are unnamed even in the labelled units, so that leaving them out can be seen
+# half of the things are unnamed even in the labeled units, so that leaving them out can be seen
 SPEC = SceneSpec(size=64, train=12, val=6, tune=3, coco=10, places_part=4, openimages_part=4, unnamed=(0.5,) * 4)
 
 
@@ -40,8 +42,8 @@ def test_same_scenes_in_any_order_and_company(files, tmp_path):
 
 
 def test_seed_and_unit_and_index_decide(tmp_path):
-    images = [drawing.draw_scene(SPEC, unit, index).image for unit in ("train", "val", "places_3") for index in (0, 1)]
-    images.append(drawing.draw_scene(SceneSpec(size=64, seed=1), "train", 0).image)
+    images = [scene.draw_scene(SPEC, unit, index).image for unit in ("train", "val", "places_3") for index in (0, 1)]
+    images.append(scene.draw_scene(SceneSpec(size=64, seed=1), "train", 0).image)
     assert len({image.tobytes() for image in images}) == 7
 
 
@@ -112,7 +114,7 @@ def test_unnamed_kinds_stand_only_in_the_hidden_truth(files):
     labels = json.loads(files.instances("train").read_text())
     assert not unnamed & {category["id"] for category in labels["categories"]}
     assert not unnamed & {annotation["category_id"] for annotation in labels["annotations"]}
-    assert any(not t.kind.named for i in range(12) for t in drawing.draw_scene(SPEC, "train", i).things)
+    assert any(not t.kind.named for i in range(12) for t in scene.draw_scene(SPEC, "train", i).things)
     assert "annotations" not in json.loads(files.image_info("coco").read_text())
     truth = json.loads(files.truth("coco").read_text())
     assert unnamed & {annotation["category_id"] for annotation in truth["annotations"]}
@@ -121,7 +123,7 @@ def test_unnamed_kinds_stand_only_in_the_hidden_truth(files):
 
 def test_default_sources_have_ever_more_unnamed_kinds():
     def share(unit):
-        named = [t.kind.named for i in range(40) for t in drawing.draw_scene(SceneSpec(size=64), unit, i).things]
+        named = [t.kind.named for i in range(40) for t in scene.draw_scene(SceneSpec(size=64), unit, i).things]
         return 1 - np.mean(named)
 
     train, coco, places, openimages = (share(unit) for unit in ("train", "coco", "places_0", "openimages_0"))
@@ -131,10 +133,10 @@ def test_default_sources_have_ever_more_unnamed_kinds():
 
 def test_camouflage_changes_the_look_and_not_the_place(monkeypatch):
     def draw(camouflage):
-        return drawing.draw_scene(SceneSpec(camouflage=camouflage, clutter=0, noise=0), "train", 3)
+        return scene.draw_scene(SceneSpec(camouflage=camouflage, clutter=0, noise=0), "train", 3)
 
     plain, hidden = draw(0.0), draw(1.0)
-    monkeypatch.setattr(drawing, "stamp", lambda *args, **options: None)
+    monkeypatch.setattr(scene, "stamp", lambda *args, **options: None)
     empty = draw(0.0).image.astype(float)
     assert len(plain.things) == len(hidden.things) > 0
     inside = np.any([thing.mask for thing in plain.things], 0)
@@ -147,7 +149,7 @@ def run(root, patch):
     """Another process that prepares the train unit in `root` after running `patch`."""
     code = f"""
 import os, signal
-from cassl_lib.data import scenes
+from cassl_lib.data.scenes import dataset as scenes
 spec = scenes.SceneSpec(**{json.dumps(SPEC.__dict__)})
 spec = scenes.SceneSpec(**{{k: tuple(v) if isinstance(v, list) else v for k, v in spec.__dict__.items()}})
 calls = 0

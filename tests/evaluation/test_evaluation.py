@@ -114,7 +114,7 @@ def drawn_result(rng, iou_type, box, truth):
 
 
 def reference(results, dataset, iou_type, class_agnostic=False):
-    """pycocotools itself, called as its own demo does; class-agnostic by relabelling the files."""
+    """pycocotools itself, called as its own demo does; class-agnostic by relabeling the files."""
     results, dataset = copy.deepcopy(results), copy.deepcopy(dataset)
     if class_agnostic:
         dataset["categories"] = [{"id": 7, "name": "object"}]

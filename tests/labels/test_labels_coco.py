@@ -9,11 +9,11 @@ from PIL import Image
 from pycocotools import mask as mask_api
 
 from cassl_lib import paths
-from cassl_lib.__main__ import main
-from cassl_lib.data.coco import DataError
-from cassl_lib.label_exchange import from_coco, to_coco
-from cassl_lib.label_shards import finish, write_shard
-from cassl_lib.pseudo_labels import PseudoLabels
+from cassl_lib.cli.main import main
+from cassl_lib.errors import DataError
+from cassl_lib.labels.coco import from_coco, to_coco
+from cassl_lib.labels.shards import finish, write_shard
+from cassl_lib.labels.store import PseudoLabels
 
 BOXES = [[1, 2, 5, 6], [7.5, 3, 9, 10]]
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 from pycocotools import mask as mask_api
 
-from cassl_lib import pseudo_labels
-from cassl_lib.label_exchange import to_coco
-from cassl_lib.label_shards import PseudoLabelError, finish, finished_shards, write_shard
-from cassl_lib.pseudo_labels import PseudoLabels
+from cassl_lib.errors import PseudoLabelError
+from cassl_lib.labels import store
+from cassl_lib.labels.coco import to_coco
+from cassl_lib.labels.shards import finish, finished_shards, write_shard
+from cassl_lib.labels.store import PseudoLabels
 
 
 def rle(left, top, right, bottom, height=20, width=30):
@@ -155,7 +156,7 @@ def test_each_shard_is_opened_once_and_nothing_is_copied(folder, monkeypatch):
 
 
 def test_few_shards_are_kept_open(tmp_path, monkeypatch):
-    monkeypatch.setattr(pseudo_labels, "OPEN_SHARDS", 2)
+    monkeypatch.setattr(store, "OPEN_SHARDS", 2)
     for number in range(5):
         write_shard(tmp_path, number, [row(number, [0.9], BOXES[:1])], "m")
     finish(tmp_path, labeler="m", pool="p")
@@ -164,7 +165,7 @@ def test_few_shards_are_kept_open(tmp_path, monkeypatch):
     assert list(labels._shards) == [4, 0]
 
 
-def test_a_stopped_labelling_continues(tmp_path):
+def test_a_stopped_labeling_continues(tmp_path):
     write_shard(tmp_path, 1, ROWS[1], "m")
     write_shard(tmp_path, 0, ROWS[0], "m")
     assert finished_shards(tmp_path, "m").keys() == {0, 1}

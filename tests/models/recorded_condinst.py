@@ -82,10 +82,10 @@ def draw_image(i: int, size: tuple[int, int]) -> np.ndarray:
     image = np.stack([110 + 60 * np.sin(x / (17 + 9 * c) + i) * np.cos(y / (23 + 5 * c)) for c in range(3)])
     for shape in range(14):
         cx, cy, radius = random.uniform(0, width), random.uniform(0, height), random.uniform(5, 70)
-        colour = random.uniform(0, 255, 3)
+        color = random.uniform(0, 255, 3)
         disc = (x - cx) ** 2 + (y - cy) ** 2 < radius * radius
         inside = disc if shape % 2 else (abs(x - cx) < radius) & (abs(y - cy) < 0.6 * radius)
-        image[:, inside] = 0.3 * image[:, inside] + 0.7 * colour[:, None]
+        image[:, inside] = 0.3 * image[:, inside] + 0.7 * color[:, None]
     return np.clip(np.round(image + random.normal(0, 12, image.shape)), 0, 255).astype(np.uint8)
 
 

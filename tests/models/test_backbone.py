@@ -7,10 +7,10 @@ import timm
 import torch
 from torch import nn
 
+from cassl_lib.errors import WeightsError
 from cassl_lib.models import ModelConfig, backbone, build_detector
 from cassl_lib.models.backbone import Backbone, FrozenBatchNorm2d
 from cassl_lib.models.fpn import FPN
-from cassl_lib.models.weights import WeightsError
 
 RESNET = ModelConfig(backbone="resnet10t", backbone_options=(("channels", (8, 16, 24, 32)), ("stem_width", 8)))
 SWIN = ModelConfig(

@@ -10,19 +10,18 @@ from PIL import Image
 from small_models import SMALL
 from torch import nn
 
-from cassl_lib import losses
 from cassl_lib.config import AugmentConfig
 from cassl_lib.data.augment import training_transform
 from cassl_lib.data.coco import CocoImages
 from cassl_lib.data.loader import Samples
-from cassl_lib.models import CondInst, ModelConfig, build_detector, condinst
+from cassl_lib.models import CondInst, ModelConfig, build_detector, condinst, losses
 from cassl_lib.models.condinst import gather_masks
-from cassl_lib.models.masks import (
+from cassl_lib.models.condinst_masks import (
     aligned_bilinear,
     count_dynamic_parameters,
     dynamic_parameters,
     enlarging_matrix,
-    mask_centres,
+    mask_centers,
     mask_logits,
     sample_masks,
     split_dynamic_parameters,
@@ -117,7 +116,7 @@ def test_uint8_and_float_images_and_padding():
     batch = model.make_batch([image, image.float() / 255])
     assert batch.shape == (2, 3, 64, 64)
     torch.testing.assert_close(batch[0], batch[1])
-    assert (batch[:, :, 50:] == 0).all() and (batch[:, :, :, 60:] == 0).all()  # zeros after normalisation
+    assert (batch[:, :, 50:] == 0).all() and (batch[:, :, :, 60:] == 0).all()  # zeros after normalization
     red = (image[0, 3, 4].item() / 255 - 0.485) / 0.229
     assert batch[0, 0, 3, 4].item() == pytest.approx(red, abs=1e-5)
     assert not any("pixel" in name for name in model.state_dict())
@@ -221,7 +220,7 @@ def test_training_without_targets_is_refused():
     ("settings", "message"),
     [
         ({"head_norm": "layer"}, "head_norm='layer', expected one of gn, bn"),
-        ({"strides": (8, 32, 64)}, "neighbours"),
+        ({"strides": (8, 32, 64)}, "neighbors"),
         ({"strides": (64, 128), "ranges": (64,)}, "start at 32"),
         ({"ranges": (64,)}, "3 strides need 2 ranges, not 1"),
         ({"num_classes": 0}, "num_classes=0"),
@@ -310,23 +309,23 @@ def test_mask_targets_of_a_batch_keep_their_order():
     assert [mask.nonzero().tolist() for mask in found] == expected
 
 
-def test_mask_centres_by_loop():
+def test_mask_centers_by_loop():
     masks = torch.rand(4, 9, 7) > 0.6
     masks[3] = False
     boxes = torch.tensor([[0.0, 0.0, 7.0, 9.0]] * 3 + [[2.0, 3.0, 6.0, 4.0]])
-    found = mask_centres(masks, boxes)
-    for mask, centre in zip(masks[:3], found, strict=False):
+    found = mask_centers(masks, boxes)
+    for mask, center in zip(masks[:3], found, strict=False):
         pixels = mask.nonzero().tolist()
-        assert centre[0].item() == pytest.approx(sum(x for _, x in pixels) / len(pixels))
-        assert centre[1].item() == pytest.approx(sum(y for y, _ in pixels) / len(pixels))
-    assert found[3].tolist() == [4, 3.5]  # an empty mask: the centre of its box
+        assert center[0].item() == pytest.approx(sum(x for _, x in pixels) / len(pixels))
+        assert center[1].item() == pytest.approx(sum(y for y, _ in pixels) / len(pixels))
+    assert found[3].tolist() == [4, 3.5]  # an empty mask: the center of its box
 
 
-def test_centre_of_the_samples_is_the_masks_or_the_boxs():
+def test_center_of_the_samples_is_the_masks_or_the_boxs():
     target = make_target(64, 64, (0, 0, 40))
     target["masks"][0, 10:] = False  # only a strip at the top is left
-    by_mask = build_detector(SMALL).gather_targets([target]).centres
-    by_box = build_detector(replace(SMALL, centre="box")).gather_targets([target]).centres
+    by_mask = build_detector(SMALL).gather_targets([target]).centers
+    by_box = build_detector(replace(SMALL, center="box")).gather_targets([target]).centers
     assert by_mask.tolist() == [[[19.5, 4.5]]] and by_box.tolist() == [[[20, 20]]]
 
 
@@ -336,13 +335,13 @@ def test_centre_of_the_samples_is_the_masks_or_the_boxs():
 def bilinear(grid, rows, columns):
     """Values of `grid` at the crossings of fractional row and column positions, beyond the ends the end itself."""
 
-    def neighbours(position, length):
+    def neighbors(position, length):
         position = min(max(position, 0), length - 1)
         low = int(position)
         return low, min(low + 1, length - 1), position - low
 
-    below = [neighbours(position, len(grid)) for position in rows]
-    beside = [neighbours(position, len(grid[0])) for position in columns]
+    below = [neighbors(position, len(grid)) for position in rows]
+    beside = [neighbors(position, len(grid[0])) for position in columns]
     return [
         [
             (grid[a][c] * (1 - v) + grid[a][d] * v) * (1 - u) + (grid[b][c] * (1 - v) + grid[b][d] * v) * u
@@ -456,10 +455,10 @@ def test_one_pixel_instances_and_instances_beyond_the_image():
     target["masks"][2:] = False
     target["masks"][2, 56:, 88:] = True
     truth = model.gather_targets([target])
-    assert truth.centres[0, :3].tolist() == [[0, 0], [28, 28], [91.5, 59.5]]
+    assert truth.centers[0, :3].tolist() == [[0, 0], [28, 28], [91.5, 59.5]]
     image = torch.rand(3, 64, 96)
     locations = model.make_locations([torch.empty(1, 1, 64 // s, 96 // s) for s in SMALL.strides])
-    matched = condinst.assign_targets(locations, truth.boxes, truth.centres, SMALL.centre_radius)[0]
+    matched = condinst.assign_targets(locations, truth.boxes, truth.centers, SMALL.center_radius)[0]
     positives = (matched >= 0).nonzero()[:, 0].tolist()
     assert positives == [3 * 12 + 3, 95] and matched[positives].tolist() == [1, 2]
     found = model([image], [target])
@@ -487,7 +486,7 @@ def test_an_image_of_crowds_alone_trains_like_an_empty_one(tmp_path):
 
 
 def test_an_empty_image_beside_a_full_one_adds_its_focal_loss_and_nothing_else():
-    """Of two sizes; alone, each is padded by hand to the size of the batch, with the value that normalises to zero."""
+    """Of two sizes; alone, each is padded by hand to the size of the batch, with the value that normalizes to zero."""
     model = lively()
     model.eval().training = True  # losses, with BatchNorms that do not mix the images
     images = [torch.rand(3, 64, 96), torch.rand(3, 70, 60)]
@@ -501,7 +500,7 @@ def test_an_empty_image_beside_a_full_one_adds_its_focal_loss_and_nothing_else()
 
     truth = model.gather_targets([full])
     locations = model.make_locations([torch.empty(1, 1, 96 // s, 96 // s) for s in SMALL.strides])
-    positives = (condinst.assign_targets(locations, truth.boxes, truth.centres, 1.5) >= 0).sum().item()
+    positives = (condinst.assign_targets(locations, truth.boxes, truth.centers, 1.5) >= 0).sum().item()
     assert positives > 5
     focal = alone[0]["loss_cls"] * positives + alone[1]["loss_cls"]  # the empty one's is divided by 1
     assert together["loss_cls"].item() == pytest.approx(focal.item() / positives, rel=1e-5)

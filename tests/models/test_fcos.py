@@ -31,13 +31,13 @@ def locations():
     return make_locations(SHAPES, CONFIG, torch.device("cpu"))
 
 
-def assign(locations, boxes, centres=None, radius=1.5):
+def assign(locations, boxes, centers=None, radius=1.5):
     boxes = torch.tensor(boxes, dtype=torch.float32).view(1, -1, 4)
-    centres = (boxes[..., :2] + boxes[..., 2:]) / 2 if centres is None else torch.tensor([centres])
-    return assign_targets(locations, boxes, centres, radius)[0]
+    centers = (boxes[..., :2] + boxes[..., 2:]) / 2 if centers is None else torch.tensor([centers])
+    return assign_targets(locations, boxes, centers, radius)[0]
 
 
-def assign_by_loop(boxes, centres, radius, strides, ranges):
+def assign_by_loop(boxes, centers, radius, strides, ranges):
     """The rule, location by location; ranges are (lowest, highest) per level."""
     matched = []
     for (height, width), stride, (lowest, highest) in zip(SHAPES, strides, ranges, strict=True):
@@ -45,7 +45,7 @@ def assign_by_loop(boxes, centres, radius, strides, ranges):
             for j in range(width):
                 x, y = j * stride + stride // 2, i * stride + stride // 2
                 best, best_area = -1, math.inf
-                for m, ((x1, y1, x2, y2), (cx, cy)) in enumerate(zip(boxes, centres, strict=True)):
+                for m, ((x1, y1, x2, y2), (cx, cy)) in enumerate(zip(boxes, centers, strict=True)):
                     half = radius * stride
                     in_x = max(cx - half, x1) < x < min(cx + half, x2)
                     in_y = max(cy - half, y1) < y < min(cy + half, y2)
@@ -72,18 +72,18 @@ def test_targets_equal_the_rule_written_as_loops(locations):
         corner = torch.rand(12, 2, generator=generator) * torch.tensor([80.0, 50.0])
         side = torch.rand(12, 2, generator=generator) ** 2 * 150 + 1
         boxes = torch.cat([corner - 5, corner + side], 1).round().tolist()  # rounded: locations on the borders
-        centres = (corner + side / 3).tolist()
-        expected = assign_by_loop(boxes, centres, 1.5, CONFIG.strides, [(-1, 64), (64, 128), (128, 1e8)])
-        assert assign(locations, boxes, centres).tolist() == expected
+        centers = (corner + side / 3).tolist()
+        expected = assign_by_loop(boxes, centers, 1.5, CONFIG.strides, [(-1, 64), (64, 128), (128, 1e8)])
+        assert assign(locations, boxes, centers).tolist() == expected
         assert set(expected) != {-1}
 
 
 def test_the_smallest_box_wins_and_the_first_of_equals(locations):
     small, large = [20, 20, 44, 44], [10, 10, 54, 54]
-    centre = 3 * 12 + 3  # stride 8, pixel (28, 28)
-    assert assign(locations, [large, small])[centre] == 1
-    assert assign(locations, [small, large])[centre] == 0
-    assert assign(locations, [small, small, large])[centre] == 0
+    center = 3 * 12 + 3  # stride 8, pixel (28, 28)
+    assert assign(locations, [large, small])[center] == 1
+    assert assign(locations, [small, large])[center] == 0
+    assert assign(locations, [small, small, large])[center] == 0
 
 
 def test_a_location_on_the_border_is_outside(locations):
@@ -100,7 +100,7 @@ def test_ranges_are_inclusive_at_both_ends(locations):
     assert matched[3 * 12 + 3] == -1
 
 
-def test_centre_sampling_follows_the_mask_not_the_box(locations):
+def test_center_sampling_follows_the_mask_not_the_box(locations):
     box = [[0, 0, 60, 60]]
     by_mask = assign(locations, box, [[8.0, 8.0]])[:96].view(8, 12)
     assert (by_mask >= 0).nonzero().tolist() == [[i, j] for i in range(2) for j in range(2)]  # (8, 8) +- 12, exclusive
@@ -145,10 +145,10 @@ def test_losses_by_loop(locations):
     labels = torch.tensor([[2, 0], [0, 0]])
     targets = Targets(boxes, labels, (boxes[..., :2] + boxes[..., 2:]) / 2)
     predictions = make_predictions(locations, batch=2)
-    matched = assign_targets(locations, targets.boxes, targets.centres, 1.5)
+    matched = assign_targets(locations, targets.boxes, targets.centers, 1.5)
     found = fcos_losses(predictions, locations=locations, matched=matched, targets=targets)
 
-    focal = box = centre = weight = positives = 0.0
+    focal = box = center = weight = positives = 0.0
     for image in range(2):
         for p in range(126):
             m = matched[image, p].item()
@@ -168,12 +168,12 @@ def test_losses_by_loop(locations):
             union = (a + c) * (b + d) + (left + right) * (top + bottom) - inner
             box += target * (1 - (inner + 1) / (union + 1) + (outer - union) / outer)
             prob = predictions.centerness[image, p].sigmoid().item()
-            centre -= target * math.log(prob) + (1 - target) * math.log(1 - prob)
+            center -= target * math.log(prob) + (1 - target) * math.log(1 - prob)
             positives, weight = positives + 1, weight + target
     assert positives > 5
     assert found["loss_cls"].item() == pytest.approx(focal / positives, rel=1e-4)
     assert found["loss_box"].item() == pytest.approx(box / weight, rel=1e-4)
-    assert found["loss_centerness"].item() == pytest.approx(centre / positives, rel=1e-4)
+    assert found["loss_centerness"].item() == pytest.approx(center / positives, rel=1e-4)
 
 
 def test_no_instance_gives_zero_box_losses_that_reach_every_prediction(locations):
@@ -193,9 +193,9 @@ def detect(locations, scores, **settings):
     """Detections when location p has the given (class, centerness) probabilities and a box of 2 x 2 strides."""
     logits = torch.full((1, 126, 3), -20.0)
     centerness = torch.full((1, 126), -20.0)
-    for (p, c), (classification, centre) in scores.items():
+    for (p, c), (classification, center) in scores.items():
         logits[0, p, c] = math.log(classification / (1 - classification))
-        centerness[0, p] = math.log(centre / (1 - centre))
+        centerness[0, p] = math.log(center / (1 - center))
     predictions = Predictions(logits, torch.ones(1, 126, 4), centerness, [])
     return select_detections(predictions, locations, replace(CONFIG, **settings))[0]
 
@@ -293,14 +293,14 @@ def make_boxes(random):
     return np.array(boxes, float)
 
 
-def assign_on_grids(boxes, centres, shapes):
+def assign_on_grids(boxes, centers, shapes):
     """The rule, box by box on each level's grid of locations."""
     matched = []
     for level, (height, width) in enumerate(shapes):
         stride = 8 << level
         y, x = np.mgrid[:height, :width] * stride + stride // 2
         best, smallest = np.full((height, width), -1), np.full((height, width), np.inf)
-        for m, ((x1, y1, x2, y2), (cx, cy)) in enumerate(zip(boxes, centres, strict=True)):
+        for m, ((x1, y1, x2, y2), (cx, cy)) in enumerate(zip(boxes, centers, strict=True)):
             positive = (x1 < x) & (x < x2) & (y1 < y) & (y < y2)
             positive &= (abs(x - cx) < 1.5 * stride) & (abs(y - cy) < 1.5 * stride)
             largest = np.max([x - x1, y - y1, x2 - x, y2 - y], axis=0)
@@ -311,8 +311,8 @@ def assign_on_grids(boxes, centres, shapes):
     return matched
 
 
-@pytest.mark.parametrize("centre", ["box", "mask"])
-def test_targets_of_a_whole_image(centre):
+@pytest.mark.parametrize("center", ["box", "mask"])
+def test_targets_of_a_whole_image(center):
     stages = [torch.zeros(1, 1, 800 // stride, 1088 // stride) for stride in (4, 8, 16, 32)]
     shapes = [tuple(x.shape[-2:]) for x in FPN([1] * 4, 1, WHOLE.strides)(stages)]
     assert shapes == [(100, 136), (50, 68), (25, 34), (13, 17), (7, 9)]  # a stride-2 convolution rounds up
@@ -322,11 +322,11 @@ def test_targets_of_a_whole_image(centre):
     for seed in range(4):
         random = np.random.default_rng(seed)
         boxes = make_boxes(random)
-        centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-        if centre == "mask":  # anywhere in the box, in eighths
-            centres = boxes[:, :2] + (boxes[:, 2:] - boxes[:, :2]) * random.integers(1, 8, centres.shape) / 8
-        found = assign(locations, boxes.tolist(), centres.tolist())
-        expected = assign_on_grids(boxes, centres, shapes)
+        centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+        if center == "mask":  # anywhere in the box, in eighths
+            centers = boxes[:, :2] + (boxes[:, 2:] - boxes[:, :2]) * random.integers(1, 8, centers.shape) / 8
+        found = assign(locations, boxes.tolist(), centers.tolist())
+        expected = assign_on_grids(boxes, centers, shapes)
         assert found.tolist() == expected
         levels_seen |= {k for k, part in enumerate(found.split(locations.counts)) if (part >= 0).any()}
     assert levels_seen == {0, 1, 2, 3, 4}

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from cassl_lib import losses
+from cassl_lib.models import losses
 
 TIGHT = {"rtol": 1e-5, "atol": 1e-6}
 

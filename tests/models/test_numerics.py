@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cassl_lib import losses
-from cassl_lib.models import ModelConfig, build_detector, condinst
+from cassl_lib.models import ModelConfig, build_detector, condinst, losses
 
 TINY = ModelConfig(
     backbone="resnet10t",

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from cassl_lib import stages
 from cassl_lib.resolve import resolve
+from cassl_lib.stages import all_stages as stages
 
 STEPS = 90
 

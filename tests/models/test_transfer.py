@@ -7,7 +7,7 @@ import torch
 from small_models import AGNOSTIC
 
 from cassl_lib.models import build_detector, copy_parts
-from cassl_lib.models.transfer import PARTS, part_of
+from cassl_lib.models.weights.transfer import PARTS, part_of
 
 
 def build(**settings):

@@ -13,13 +13,13 @@ from small_models import AGNOSTIC as SMALL
 from cassl_lib import interop
 from cassl_lib.models import ModelConfig, build_detector
 from cassl_lib.models.backbone import Backbone
-from cassl_lib.models.transfer import PARTS, part_of
+from cassl_lib.models.weights.transfer import PARTS, part_of
 
 SWIN_OPTIONS = {"embed_dim": 8, "depths": (1, 2, 1, 2), "num_heads": (1, 1, 2, 2)}
 SWIN = ModelConfig(backbone="swin_tiny_patch4_window7_224", backbone_options=tuple(SWIN_OPTIONS.items()))
 
 
-def randomise(module):
+def randomize(module):
     for value in module.state_dict().values():
         if value.is_floating_point():
             value.copy_(torch.rand_like(value) * 0.5 + 0.25)
@@ -27,7 +27,7 @@ def randomise(module):
 
 
 def build(**settings):
-    return randomise(build_detector(replace(SMALL, **settings)))
+    return randomize(build_detector(replace(SMALL, **settings)))
 
 
 def equal_parts(model, source):
@@ -104,12 +104,12 @@ def to_adelaidet(model):
 def test_fcos_of_another_depth_is_read_off_the_shapes():
     config = ModelConfig(
         backbone="resnet18", backbone_norm="frozen_bn", masks=False, num_classes=7, channels=32, tower_convs=2,
-        pixel_mean=(0.0, 0.0, 0.0), pixel_std=(1 / 255,) * 3, centre="box", threshold_on="cls", score_threshold=0.0,
+        pixel_mean=(0.0, 0.0, 0.0), pixel_std=(1 / 255,) * 3, center="box", threshold_on="cls", score_threshold=0.0,
     )  # fmt: skip
     torch.manual_seed(0)
     original = build_detector(config).eval()
     model = interop.from_adelaidet(to_adelaidet(original), pixel_mean_bgr=(0.0, 0.0, 0.0)).eval()
-    for name in ("backbone", "num_classes", "channels", "tower_convs", "strides", "ranges", "masks", "centre"):
+    for name in ("backbone", "num_classes", "channels", "tower_convs", "strides", "ranges", "masks", "center"):
         assert getattr(model.config, name) == getattr(config, name), name
     assert model.config.threshold_on == "cls"
     # The original, as an AdelaiDet model, takes blue, green, red.
@@ -145,7 +145,7 @@ def test_one_class_with_masks_from_a_checkpoint_of_arrays(capsys):
     model = interop.from_adelaidet(checkpoint, pixel_mean_bgr=(0.0, 0.0, 0.0)).eval()
     printed = capsys.readouterr().out
     assert "0 skipped" in printed and "0 wrong shape" in printed and "semantic head, 2 tensors" in printed
-    assert (model.config.num_classes, model.config.masks, model.config.centre) == (1, True, "mask")
+    assert (model.config.num_classes, model.config.masks, model.config.center) == (1, True, "mask")
     model.config = replace(model.config, score_threshold=0.0)
     image = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)
     (expected,), (found,) = original([image.flip(0)]), model([image])
@@ -154,7 +154,7 @@ def test_one_class_with_masks_from_a_checkpoint_of_arrays(capsys):
     assert (found["masks"] != expected["masks"]).float().mean() < 1e-4
 
 
-def test_colour_order_mean_and_deviation_are_the_models():
+def test_color_order_mean_and_deviation_are_the_models():
     torch.manual_seed(0)
     original, state = small_adelaidet(masks=False, pixel_mean=(0.1, 0.2, 0.4), pixel_std=(0.25, 0.2, 0.5))
     image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
@@ -204,7 +204,7 @@ def test_torchvisions_fcos_gives_its_own_predictions():
         if parameter.ndim == 4 and name.startswith("head"):
             parameter.data.mul_(4)  # so that the outputs differ from their biases
     model = build_detector(
-        ModelConfig(backbone="resnet50", backbone_norm="frozen_bn", masks=False, centre="box", num_classes=5)
+        ModelConfig(backbone="resnet50", backbone_norm="frozen_bn", masks=False, center="box", num_classes=5)
     ).eval()
     report = interop.load(model, theirs.state_dict())
     assert not report.skipped and not report.wrong_shape
@@ -237,7 +237,7 @@ def test_torchvisions_mask_rcnn_gives_backbone_and_pyramid():
 def swin_state():
     """A classifier of timm's with random weights, as {timm's name: tensor}."""
     model = timm.create_model("swin_tiny_patch4_window7_224", num_classes=5, **SWIN_OPTIONS)
-    return randomise(model).state_dict()
+    return randomize(model).state_dict()
 
 
 def as_microsofts(state):

@@ -11,14 +11,15 @@ from PIL import Image
 from safetensors.torch import save_file
 from small_models import AGNOSTIC
 
-from cassl_lib import look, notebook, stages
-from cassl_lib.data import sources
-from cassl_lib.data.coco import DataError
-from cassl_lib.label_shards import finish, write_shard
+from cassl_lib import inspection, notebook
+from cassl_lib.data import datasets
+from cassl_lib.errors import ConfigError, DataError, MissingRun
+from cassl_lib.labels.shards import finish, write_shard
+from cassl_lib.labels.store import PseudoLabels
 from cassl_lib.models.build import build_detector
-from cassl_lib.pseudo_labels import PseudoLabels
-from cassl_lib.resolve import ConfigError, resolve, to_json
-from cassl_lib.runs import MissingRun, Run
+from cassl_lib.resolve import resolve, to_json
+from cassl_lib.runs import Run
+from cassl_lib.stages import all_stages as stages
 
 
 @pytest.fixture
@@ -141,7 +142,7 @@ def test_source_is_the_functions_own(monkeypatch):
     shown = []
     display = types.SimpleNamespace(Code=lambda text, language: (text, language), display=shown.append)
     monkeypatch.setitem(sys.modules, "IPython.display", display)
-    notebook.show_source(look.surest, look.strangest)
+    notebook.show_source(inspection.surest, inspection.strangest)
     assert [text.splitlines()[0][:11] for text, _ in shown] == ["def surest(", "def strange"]
 
 
@@ -186,7 +187,7 @@ def test_nothing_left_out(capsys):
     ("total", "count", "expected"), [(10, 3, [0, 3, 6]), (2, 8, [0, 1]), (0, 8, []), (8, 8, [*range(8)])]
 )
 def test_images_are_spread_evenly(total, count, expected):
-    assert look._spread(total, count) == expected
+    assert inspection._spread(total, count) == expected
 
 
 class Folder:
@@ -209,10 +210,10 @@ class Folder:
 
 
 def test_a_sample_passes_over_what_cannot_be_read(tmp_path, capsys):
-    images, found = look.sample(Folder(tmp_path), 8, masks=True)
+    images, found = inspection.sample(Folder(tmp_path), 8, masks=True)
     assert [int(image[0, 0, 0]) for image in images] == [0, 2, 3]
     assert [item["labels"] for item in found] == [[0], [2], [3]] and found[0]["masks"]
-    assert [item["labels"] for item in look.sample(Folder(tmp_path), 2)[1]] == [[0], [2]]
+    assert [item["labels"] for item in inspection.sample(Folder(tmp_path), 2)[1]] == [[0], [2]]
     assert "passed over" in capsys.readouterr().err
 
 
@@ -220,9 +221,9 @@ def test_pictures_of_a_file_and_of_a_folder(tmp_path):
     Folder(tmp_path)
     (tmp_path / "notes.txt").write_text("no picture")
     (tmp_path / "1.png").unlink()
-    assert [int(image[0, 0, 0]) for image in look.pictures(str(tmp_path))] == [0, 2, 3]
-    assert [int(image[0, 0, 0]) for image in look.pictures(str(tmp_path), count=1)] == [0]
-    assert [tuple(image.shape) for image in look.pictures(str(tmp_path / "2.png"))] == [(3, 6, 8)]
+    assert [int(image[0, 0, 0]) for image in inspection.pictures(str(tmp_path))] == [0, 2, 3]
+    assert [int(image[0, 0, 0]) for image in inspection.pictures(str(tmp_path), count=1)] == [0]
+    assert [tuple(image.shape) for image in inspection.pictures(str(tmp_path / "2.png"))] == [(3, 6, 8)]
 
 
 def test_places_without_pictures_are_refused(tmp_path):
@@ -230,7 +231,7 @@ def test_places_without_pictures_are_refused(tmp_path):
     (tmp_path / "text.png").write_text("no image")
     for place, message in (("absent", "no such file or folder"), ("empty", "no image in it"), ("text.png", "text.png")):
         with pytest.raises(DataError, match=message):
-            look.pictures(str(tmp_path / place))
+            inspection.pictures(str(tmp_path / place))
 
 
 def test_detections_are_in_the_frame_of_each_image_and_above_the_score(store):
@@ -242,31 +243,31 @@ def test_detections_are_in_the_frame_of_each_image_and_above_the_score(store):
     run = make_run(store, "labeler-a", settings=json.loads(json.dumps(settings)))
     save_file(model.state_dict(), run.weights)
     images = [torch.randint(0, 256, (3, 32, 48), dtype=torch.uint8), torch.zeros(3, 130, 100, dtype=torch.uint8)]
-    for image, found in zip(images, look.detections(run, images, above=0.3), strict=True):
+    for image, found in zip(images, inspection.detections(run, images, above=0.3), strict=True):
         assert len(found["boxes"]) and found["masks"].shape[1:] == image.shape[1:]
         assert found["boxes"].max() <= max(image.shape[1:]) and (found["scores"] > 0.3).all()
         # the frame is the image's, not that of the 64 pixels it was tested at
         assert found["boxes"][:, 2].max() > 0.8 * image.shape[2] and found["boxes"][:, 3].max() > 0.8 * image.shape[1]
-    assert all(len(found["boxes"]) == 0 for found in look.detections(run, images, above=0.99))
+    assert all(len(found["boxes"]) == 0 for found in inspection.detections(run, images, above=0.99))
 
 
 def test_a_batch_is_the_first_of_a_training():
     config = resolve(profile="smoke")
-    train = sources.labeled_set(config)
-    images, targets = look.first_batch(train, config, classes=True)
+    train = datasets.labeled_set(config)
+    images, targets = inspection.first_batch(train, config, classes=True)
     assert [tuple(image.shape) for image in images] == [(3, 96, 96)] * 4
     order = np.random.default_rng((0, 0)).permutation(len(train))[:4]
     for index, target in zip(order, targets, strict=True):
         assert set(target["labels"].tolist()) <= set(train.annotations(index, masks=False)["labels"].tolist())
         assert len(target["masks"]) == len(target["labels"])
-    _, agnostic = look.first_batch(train, config, classes=False)
+    _, agnostic = inspection.first_batch(train, config, classes=False)
     assert not any(target["labels"].any() for target in agnostic)
 
 
 def test_names_are_shared_or_none():
-    assert look.shared_names(["cat", "dog"], ("cat", "dog")) == ["cat", "dog"]
-    assert look.shared_names(["cat", "dog"], ["object"]) is None
-    assert look.shared_names(["object"]) is None
+    assert inspection.shared_names(["cat", "dog"], ("cat", "dog")) == ["cat", "dog"]
+    assert inspection.shared_names(["cat", "dog"], ["object"]) is None
+    assert inspection.shared_names(["object"]) is None
 
 
 # ---- errors ----
@@ -283,15 +284,15 @@ FOUND = {
 
 
 def names_of(marked):
-    return [look.MARKS[label] for label in marked["labels"]]
+    return [inspection.MARKS[label] for label in marked["labels"]]
 
 
 def test_errors_are_marked():
-    marked = look.mark_errors(FOUND, TRUTH)
+    marked = inspection.mark_errors(FOUND, TRUTH)
     # the fourth would fit best, but the surer first has taken the object
     assert names_of(marked) == ["found", "wrong class", "spurious", "spurious", "missed"]
     np.testing.assert_array_equal(marked["boxes"][-1], TRUTH["boxes"][2])
-    assert look.count_marks([marked, marked]) == {
+    assert inspection.count_marks([marked, marked]) == {
         "found": 2,
         "wrong class": 2,
         "poorly placed": 0,
@@ -301,16 +302,16 @@ def test_errors_are_marked():
 
 
 def test_without_classes_a_match_is_found():
-    marked = look.mark_errors(FOUND, TRUTH, classes=False)
+    marked = inspection.mark_errors(FOUND, TRUTH, classes=False)
     assert names_of(marked) == ["found", "found", "spurious", "spurious", "missed"]
 
 
 def test_errors_where_there_is_nothing():
     nothing = {"boxes": np.zeros((0, 4), np.float32), "scores": np.zeros(0), "labels": np.zeros(0, np.int64)}
-    assert names_of(look.mark_errors(FOUND, nothing)) == ["spurious"] * 4
-    assert names_of(look.mark_errors(nothing, TRUTH)) == ["missed"] * 3
-    assert names_of(look.mark_errors(nothing, nothing)) == []
-    assert look.count_marks([]) == dict.fromkeys(look.MARKS, 0)
+    assert names_of(inspection.mark_errors(FOUND, nothing)) == ["spurious"] * 4
+    assert names_of(inspection.mark_errors(nothing, TRUTH)) == ["missed"] * 3
+    assert names_of(inspection.mark_errors(nothing, nothing)) == []
+    assert inspection.count_marks([]) == dict.fromkeys(inspection.MARKS, 0)
 
 
 def test_a_box_that_nearly_fits_is_poorly_placed_not_spurious():
@@ -326,9 +327,9 @@ def test_a_box_that_nearly_fits_is_poorly_placed_not_spurious():
     ]
     found = {"boxes": np.array(boxes, np.float32), "scores": np.arange(7, 0, -1) / 10, "labels": np.ones(7, np.int64)}
     expected = ["found", *["poorly placed"] * 3, *["spurious"] * 3, "missed"]
-    assert names_of(look.mark_errors(found, truth)) == expected
-    assert names_of(look.mark_errors(found, truth, classes=False)) == expected
-    assert look.count_marks([look.mark_errors(found, truth)]) == {
+    assert names_of(inspection.mark_errors(found, truth)) == expected
+    assert names_of(inspection.mark_errors(found, truth, classes=False)) == expected
+    assert inspection.count_marks([inspection.mark_errors(found, truth)]) == {
         "found": 1,
         "wrong class": 0,
         "poorly placed": 3,
@@ -360,24 +361,24 @@ def test_the_surest_images_come_first(tmp_path):
     labels = write_store(
         tmp_path, [[(SQUARE, 0.3), (THIN, 0.5)], [(SQUARE, 0.9)], [], [(SQUARE, 0.6), (THIN, 0.8), (LARGE, 0.7)]]
     )
-    images, shown = look.gallery(labels, look.surest)
+    images, shown = inspection.gallery(labels, inspection.surest)
     assert [int(image[0, 0, 0]) for image in images] == [30, 0]  # one label alone is not counted, nor none
     assert [found["scores"].tolist() for found in shown] == [pytest.approx([0.6, 0.8, 0.7]), pytest.approx([0.3, 0.5])]
-    assert len(look.gallery(labels, look.surest, count=1)[0]) == 1
+    assert len(inspection.gallery(labels, inspection.surest, count=1)[0]) == 1
 
 
 def test_borderline_labels_are_those_near_the_threshold(tmp_path):
     labels = write_store(
         tmp_path, [[(SQUARE, 0.41), (THIN, 0.9)], [(SQUARE, 0.38), (THIN, 0.42), (LARGE, 0.5)], [(SQUARE, 0.2)]]
     )
-    images, shown = look.gallery(labels, look.borderline(0.4))
+    images, shown = inspection.gallery(labels, inspection.borderline(0.4))
     assert [int(image[0, 0, 0]) for image in images] == [10, 0]
     assert [found["scores"].tolist() for found in shown] == [pytest.approx([0.38, 0.42]), pytest.approx([0.41])]
 
 
 def test_the_strangest_labels_are_thin_or_large(tmp_path):
     labels = write_store(tmp_path, [[(SQUARE, 0.5)], [(LONG, 0.6), (LARGE, 0.4)], [(THIN, 0.3), (SQUARE, 0.9)], []])
-    images, shown = look.gallery(labels, look.strangest)
+    images, shown = inspection.gallery(labels, inspection.strangest)
     assert [int(image[0, 0, 0]) for image in images] == [20, 10, 0]
     assert [found["boxes"].tolist() for found in shown] == [[list(box)] for box in (THIN, LARGE, SQUARE)]
 
@@ -393,17 +394,17 @@ def test_a_gallery_of_masks_and_one_of_an_empty_store(tmp_path):
     write_shard(tmp_path / "store", 0, [row], "labeler-a")
     finish(tmp_path / "store", labeler="labeler-a", pool="p")
     labels = PseudoLabels(tmp_path / "store")
-    (found,) = look.gallery(labels, look.strangest, masks=True)[1]
+    (found,) = inspection.gallery(labels, inspection.strangest, masks=True)[1]
     np.testing.assert_array_equal(found["masks"][0], mask)
-    assert "masks" not in look.gallery(labels, look.strangest)[1][0]
-    assert look.gallery(labels.at(0.95), look.strangest) == ([], [])
+    assert "masks" not in inspection.gallery(labels, inspection.strangest)[1][0]
+    assert inspection.gallery(labels.at(0.95), inspection.strangest) == ([], [])
 
 
 def test_labels_are_judged_only_against_the_truth_of_their_own_pool(store, monkeypatch):
     config = resolve(profile="smoke")
-    pool = sources.pool(config)
+    pool = datasets.pool(config)
     run = make_run(store, "labels-a", data={"pool": pool.fingerprint})
-    truth = json.loads(sources.hidden_truth(config)[0].read_bytes())
+    truth = json.loads(datasets.hidden_truth(config)[0].read_bytes())
     by_image = {image["id"]: [] for image in truth["images"]}
     for entry in truth["annotations"]:
         by_image[entry["image_id"]].append(entry["bbox"])
@@ -419,7 +420,7 @@ def test_labels_are_judged_only_against_the_truth_of_their_own_pool(store, monke
     low, high = (stages.judge(config, labels.at(threshold)) for threshold in (0.4, 0.6))
     assert low["precision"] == low["recall"] == 1 and high["recall"] == 0
     assert stages.judge(resolve(profile="smoke", split="small"), labels).keys() == {"threshold", "labels"}
-    monkeypatch.setattr(sources, "hidden_truth", lambda config: [])
+    monkeypatch.setattr(datasets, "hidden_truth", lambda config: [])
     assert stages.judge(config, labels).keys() == {"threshold", "labels"}
 
 
@@ -428,4 +429,4 @@ def test_a_trained_run_remembers_its_classes():
     config = resolve(profile="smoke")
     assert stages.train_labeler(config).result["classes"] == ["object"]
     finetuned = stages.finetune(config, start="labeler").result["classes"]
-    assert finetuned == sources.labeled_set(config).classes and len(finetuned) == 12
+    assert finetuned == datasets.labeled_set(config).classes and len(finetuned) == 12

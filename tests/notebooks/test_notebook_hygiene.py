@@ -10,9 +10,9 @@ import papermill
 import pytest
 
 from cassl_lib import paper
-from cassl_lib.tables import ROWS
+from cassl_lib.tables.definitions import ROWS
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 CHECKED = {"nbval-check-output", "keep_output"}
 # What every notebook takes.

@@ -17,12 +17,13 @@ import papermill
 import pytest
 from PIL import Image
 
-from cassl_lib import paths, stages
-from cassl_lib.label_exchange import from_coco
+from cassl_lib import paths
+from cassl_lib.labels.coco import from_coco
 from cassl_lib.resolve import resolve
 from cassl_lib.runs import Run, finished_runs
+from cassl_lib.stages import all_stages as stages
 
-NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 POOLS = {"tiny": 16, "small": 34, "base": 60, "large": 136}  # smoke: 16 of coco, ten parts of 6 of each other source
 WARM_UPS = {split: ["04_warmup", "-p", "split", split] for split in POOLS}
 REFUSED = {
@@ -117,7 +118,7 @@ def own_data(tmp_path_factory):
     """Boxes without masks on 6 images, in three classes whose ids have gaps, and a folder without labels."""
     root = tmp_path_factory.mktemp("own")
     rng = np.random.default_rng(0)
-    for folder in ("labelled", "pool"):
+    for folder in ("labeled", "pool"):
         (root / folder).mkdir()
         for n in range(6):
             Image.fromarray(rng.integers(0, 256, (60 + n, 80, 3), np.uint8)).save(root / folder / f"{n}.png")
@@ -132,11 +133,11 @@ def own_data(tmp_path_factory):
     }
     data["annotations"].append({"id": 9, "image_id": 0, "category_id": 2, "bbox": [1, 1, 0, 5]})
     (root / "boxes.json").write_text(json.dumps(data))
-    spec = f"{root / 'boxes.json'}:{root / 'labelled'}"
+    spec = f"{root / 'boxes.json'}:{root / 'labeled'}"
     return {"labeled": spec, "val": spec, "unlabeled": str(root / "pool"), "masks": False}
 
 
-def test_images_of_ones_own_are_labelled(own_data, tmp_path):
+def test_images_of_ones_own_are_labeled(own_data, tmp_path):
     labeler = stages.train_labeler(resolve(**own_data))
     text = printed(execute("03_pseudo_labels", tmp_path, **own_data, labeler=str(labeler.folder)))
     labels = last_run("labels", text)
@@ -149,7 +150,7 @@ def test_labels_of_another_model_are_warmed_up_on(own_data, tmp_path):
     path, _, images = own_data["labeled"].partition(os.pathsep)
     from_coco(path, tmp_path / "store", images=images, labeler="theirs")
     text = printed(execute("04_warmup", tmp_path, **own_data, labels=str(tmp_path / "store")))
-    assert "labelled by theirs" in text and last_run("warmup", text).result["inputs"] == {}
+    assert "labeled by theirs" in text and last_run("warmup", text).result["inputs"] == {}
 
 
 def test_classes_of_ones_own_are_finetuned(own_data, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 
-from cassl_lib import charts, look, plots
+from cassl_lib import inspection, plotting
 
 
 def images(*sizes):
@@ -39,7 +39,7 @@ def drawn(axis):
 
 def test_a_grid_shows_every_image_with_its_instances():
     boxes = [np.array([[10, 20, 40, 60], [50, 5, 90, 30]]), np.zeros((0, 4)), np.array([[0, 0, 100, 100]])]
-    panel = plots.show_images(
+    panel = plotting.show_images(
         images((100, 100), (100, 100), (100, 100)), boxes=boxes, titles=["a", "b", "c"], columns=2
     )
     assert len(panel.axes) == 4 and [len(axis.images) for axis in panel.axes] == [1, 1, 1, 0]
@@ -54,8 +54,8 @@ def test_masks_are_painted_where_they_are_and_small_ones_stay_visible():
     masks = np.zeros((2, 60, 80), bool)
     masks[0, 20:30, 20:30] = True
     masks[1, 10:50, 10:70] = True  # larger, over the first
-    axis = plots.show_images(images((60, 80)), masks=[torch.tensor(masks)]).axes[0]
-    blue, orange = (np.array([int(c[at : at + 2], 16) for at in (1, 3, 5)]) for c in plots.COLOURS[:2])
+    axis = plotting.show_images(images((60, 80)), masks=[torch.tensor(masks)]).axes[0]
+    blue, orange = (np.array([int(c[at : at + 2], 16) for at in (1, 3, 5)]) for c in plotting.COLORS[:2])
     pixels = drawn(axis).astype(int)
     np.testing.assert_allclose(pixels[25, 25], (40 + blue) / 2, atol=1)
     np.testing.assert_allclose(pixels[12, 12], (40 + orange) / 2, atol=1)
@@ -66,7 +66,7 @@ def test_masks_have_borders_where_what_shows_changes():
     masks = np.zeros((2, 4, 6), bool)
     masks[0, :, :4] = True
     masks[1, 1:3, 3:5] = True  # on the right border of the first
-    (borders,) = plots.show_images(images((4, 6)), masks=[masks]).axes[0].collections
+    (borders,) = plotting.show_images(images((4, 6)), masks=[masks]).axes[0].collections
     lines = {tuple(map(tuple, line.tolist())) for line in borders.get_segments()}
     assert lines == {
         ((2.5, 0.5), (4.5, 0.5)),  # above and below the second, across the first and the image beside it
@@ -76,7 +76,7 @@ def test_masks_have_borders_where_what_shows_changes():
         ((3.5, -0.5), (3.5, 0.5)),  # right of the first, where the second does not hide it
         ((3.5, 2.5), (3.5, 3.5)),
     }
-    assert not plots.show_images(images((4, 6)), boxes=[[[0, 0, 2, 2]]]).axes[0].collections
+    assert not plotting.show_images(images((4, 6)), boxes=[[[0, 0, 2, 2]]]).axes[0].collections
 
 
 def test_crowded_labels_do_not_lie_on_each_other():
@@ -84,7 +84,7 @@ def test_crowded_labels_do_not_lie_on_each_other():
     corners = rng.uniform(20, 70, (25, 2))
     boxes = np.concatenate([corners, corners + 40], axis=1)
     given = {"boxes": [boxes], "scores": [rng.random(25)], "labels": [rng.integers(0, 2, 25)]}
-    panel = plots.show_images(images((128, 128)), **given, names=["potted plant", "bus"], columns=1)
+    panel = plotting.show_images(images((128, 128)), **given, names=["potted plant", "bus"], columns=1)
     assert 5 <= len(panel.axes[0].texts) <= 25
     assert_apart(panel)
     best = f"{given['scores'][0].max():.2f}"
@@ -97,7 +97,7 @@ def test_truth_and_prediction_lie_side_by_side():
         {"boxes": [], "labels": [], "scores": []},
         {"boxes": [[2, 2, 30, 30]], "labels": [1], "scores": [0.5]},
     ]
-    panel = plots.label_panel(images((40, 40), (60, 40)), truth, prediction, names=["cat", "dog"])
+    panel = plotting.label_panel(images((40, 40), (60, 40)), truth, prediction, names=["cat", "dog"])
     assert [axis.get_title() for axis in panel.axes] == ["truth", "prediction"] * 2
     assert [[text.get_text() for text in axis.texts] for axis in panel.axes] == [["cat"], [], [], ["dog 0.50"]]
     assert [drawn(axis).shape[0] for axis in panel.axes] == [40, 40, 60, 60]
@@ -105,7 +105,7 @@ def test_truth_and_prediction_lie_side_by_side():
 
 def test_instances_may_lack_any_part():
     found = [{"boxes": [[2, 2, 30, 30]], "labels": [1]}, {"masks": np.ones((1, 40, 40), bool), "size": (40, 40)}, {}]
-    panel = plots.show_instances(images((40, 40), (40, 40), (40, 40)), found, names=["cat", "dog"], columns=3)
+    panel = plotting.show_instances(images((40, 40), (40, 40), (40, 40)), found, names=["cat", "dog"], columns=3)
     assert [[text.get_text() for text in axis.texts] for axis in panel.axes] == [["dog"], [], []]
     assert [len(axis.patches) for axis in panel.axes] == [1, 0, 0]
     assert [int(drawn(axis).max()) > 40 for axis in panel.axes] == [False, True, False]
@@ -113,20 +113,20 @@ def test_instances_may_lack_any_part():
 
 def test_runs_are_shown_in_rows_over_the_same_images():
     box = {"boxes": [[2, 2, 30, 30]], "labels": [0]}
-    panel = plots.side_by_side(images((40, 40), (40, 60)), {"truth": [box, {}], "mine": [{}, box]}, names=["cat"])
+    panel = plotting.side_by_side(images((40, 40), (40, 60)), {"truth": [box, {}], "mine": [{}, box]}, names=["cat"])
     assert [axis.get_title() for axis in panel.axes] == ["truth", "", "mine", ""]
     assert [len(axis.patches) for axis in panel.axes] == [1, 0, 0, 1]
     assert [drawn(axis).shape[1] for axis in panel.axes] == [40, 60, 40, 60]
-    single = plots.side_by_side(images((40, 40)), {"truth": [box], "mine": [box]})
+    single = plotting.side_by_side(images((40, 40)), {"truth": [box], "mine": [box]})
     assert [axis.get_subplotspec().rowspan.start for axis in single.axes] == [0, 0]  # in one row
 
 
 ENTITIES = np.repeat(np.repeat(np.arange(15).reshape(3, 5), 20, 0), 20, 1)  # (60, 100), 15 squares of 20 pixels
 
 
-def test_many_entities_differ_in_colour_and_hide_nothing():
+def test_many_entities_differ_in_color_and_hide_nothing():
     found = {"masks": ENTITIES == np.arange(15)[:, None, None], "boxes": np.zeros((15, 4)), "labels": np.arange(15)}
-    panel = plots.show_entities(images((60, 100)), {"truth": [found], "found": [{"size": (60, 100)}]})
+    panel = plotting.show_entities(images((60, 100)), {"truth": [found], "found": [{"size": (60, 100)}]})
     assert [axis.get_title() for axis in panel.axes] == ["truth", "found"]
     full, empty = (drawn(axis) for axis in panel.axes)
     assert len({tuple(full[row, column]) for row in (10, 30, 50) for column in range(10, 100, 20)}) == 15
@@ -137,7 +137,7 @@ def test_many_entities_differ_in_colour_and_hide_nothing():
 def test_entities_are_named_where_they_have_room():
     masks = np.array([ENTITIES >= 5, ENTITIES == 4])  # 100 x 40 and 20 x 20 pixels
     found = {"masks": masks, "labels": [0, 1], "scores": [0.876, 0.5]}
-    panel = plots.show_entities(images((60, 100)), {"found": [found]}, names=["ground", "toadstool of a kind " * 5])
+    panel = plotting.show_entities(images((60, 100)), {"found": [found]}, names=["ground", "toadstool of a kind " * 5])
     (text,) = panel.axes[0].texts
     assert text.get_text() == "ground 0.88"
     np.testing.assert_allclose(text.get_position(), (49.5, 39.5), atol=0.5)  # the middle of the first
@@ -158,8 +158,8 @@ def panoptic(*, thing=3, height=60):
     return ids, [{"id": number, "category_id": kind} for number, kind in kinds.items()]
 
 
-def test_panoptic_maps_lie_side_by_side_in_the_same_colours():
-    panel = plots.show_panoptic(
+def test_panoptic_maps_lie_side_by_side_in_the_same_colors():
+    panel = plotting.show_panoptic(
         images((60, 80)), {"truth": [panoptic()], "found": [panoptic(thing=7)]}, categories=CATEGORIES
     )
     assert [axis.get_title() for axis in panel.axes] == ["truth", "found"]
@@ -167,28 +167,30 @@ def test_panoptic_maps_lie_side_by_side_in_the_same_colours():
     for row in (10, 55):
         assert (truth[row] == truth[row, 0]).all() and (found[row] == truth[row, 0]).all()
     left, right, sky = truth[45, 10], truth[45, 70], truth[10, 0]
-    assert len({tuple(colour) for colour in (left, right, sky, truth[55, 0])}) == 4  # shades of one class's things
+    assert len({tuple(color) for color in (left, right, sky, truth[55, 0])}) == 4  # shades of one class's things
     assert (found[45] == sky).all()  # segments of stuff have no shades
-    assert np.ptp(truth[30:40], axis=-1).max() == 0  # void is grey
+    assert np.ptp(truth[30:40], axis=-1).max() == 0  # void is gray
     assert len(np.unique(truth[30:40])) == 2 and np.array_equal(truth[30:40], found[30:40])  # and hatched
-    bright = plots.show_panoptic([np.full((3, 60, 80), 200)], {"truth": [panoptic()]}, categories=CATEGORIES)
+    bright = plotting.show_panoptic([np.full((3, 60, 80), 200)], {"truth": [panoptic()]}, categories=CATEGORIES)
     np.testing.assert_allclose(drawn(bright.axes[0])[10, 0] - truth[10, 0], 160 * 0.7 * 0.45, atol=1)  # shines through
 
 
 def test_shades_go_from_left_to_right_whatever_the_ids():
     ids, segments = panoptic()
     swapped = np.select([ids == 1, ids == 2], [2, 1], ids)
-    panel = plots.show_panoptic(
+    panel = plotting.show_panoptic(
         images((60, 80)), {"truth": [(ids, segments)], "found": [(swapped, segments)]}, categories=CATEGORIES
     )
     assert np.array_equal(*(drawn(axis) for axis in panel.axes))
 
 
 def test_segments_are_named_where_they_have_room():
-    panel = plots.show_panoptic(images((60, 80)), {"truth": [panoptic()]}, categories=CATEGORIES, columns=4)
+    panel = plotting.show_panoptic(images((60, 80)), {"truth": [panoptic()]}, categories=CATEGORIES, columns=4)
     axis = panel.axes[0]
     assert {text.get_text() for text in axis.texts} == {"sky-other", "cat", "grass"}
-    panel = plots.show_panoptic(images((60, 80)) * 12, {"truth": [panoptic()] * 12}, categories=CATEGORIES, columns=12)
+    panel = plotting.show_panoptic(
+        images((60, 80)) * 12, {"truth": [panoptic()] * 12}, categories=CATEGORIES, columns=12
+    )
     assert {text.get_text() for axis in panel.axes for text in axis.texts} == {"sky-other"}  # 10 rows are too few now
     assert_apart(panel)
     ids = panoptic()[0]
@@ -201,30 +203,30 @@ def test_segments_are_named_where_they_have_room():
 
 def test_maps_without_segments_and_wrong_sizes():
     void = (np.zeros((60, 80), np.int32), [])
-    axis = plots.show_panoptic(images((60, 80)), {"found": [void]}, categories=[]).axes[0]
+    axis = plotting.show_panoptic(images((60, 80)), {"found": [void]}, categories=[]).axes[0]
     assert not axis.texts and not axis.collections
     with pytest.raises(ValueError, match=r"\(60, 80\) pixels for an image of \(50, 80\)"):
-        plots.show_panoptic(images((50, 80)), {"found": [void]}, categories=[])
+        plotting.show_panoptic(images((50, 80)), {"found": [void]}, categories=[])
     with pytest.raises(ValueError, match="found has 1 entries for 2 images"):
-        plots.show_panoptic(images((60, 80)) * 2, {"found": [void]}, categories=[])
+        plotting.show_panoptic(images((60, 80)) * 2, {"found": [void]}, categories=[])
 
 
 def test_rows_are_folded_at_four_images():
     void = (np.zeros((60, 80), np.int32), [])
-    panel = plots.show_panoptic(images((60, 80)) * 6, {"truth": [void] * 6, "found": [void] * 6}, categories=[])
+    panel = plotting.show_panoptic(images((60, 80)) * 6, {"truth": [void] * 6, "found": [void] * 6}, categories=[])
     titles = [axis.get_title() for axis in panel.axes]
     assert titles == ["truth", "", "", "", "found", "", "", ""] * 2
     assert [len(axis.images) for axis in panel.axes] == [1] * 8 + [1, 1, 0, 0] * 2
-    pair = plots.show_panoptic(images((60, 80)) * 2, {"truth": [void] * 2, "found": [void] * 2}, categories=[])
+    pair = plotting.show_panoptic(images((60, 80)) * 2, {"truth": [void] * 2, "found": [void] * 2}, categories=[])
     assert [axis.get_title() for axis in pair.axes] == ["truth", "found"] * 2  # what fits in one row stays in one
 
 
-def test_errors_lie_beside_the_truth_in_the_colours_of_the_legend():
-    assert tuple(plots.MARK_LINES) == look.MARKS
+def test_errors_lie_beside_the_truth_in_the_colors_of_the_legend():
+    assert tuple(plotting.MARK_LINES) == inspection.MARKS
     boxes = np.array([[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10], [0, 20, 10, 30], [20, 20, 35, 35]])
     marked = {"boxes": boxes, "labels": np.arange(5)}
     truth = {"boxes": boxes[:2], "labels": [1, 0]}
-    panel = plots.show_errors(images((40, 60)), [marked], [truth], names=["cat", "dog"])
+    panel = plotting.show_errors(images((40, 60)), [marked], [truth], names=["cat", "dog"])
     true, errors = panel.axes
     assert (true.get_title(), errors.get_title()) == ("truth", "errors")
     assert [text.get_text() for text in true.texts] == ["dog", "cat"] and not errors.texts
@@ -235,11 +237,9 @@ def test_errors_lie_beside_the_truth_in_the_colours_of_the_legend():
     patches = [by_place[left, top] for left, top, _, _ in boxes.tolist()]
     drawn_as = [(to_hex(patch.get_edgecolor()), patch.get_linestyle()) for patch in patches]
     (legend,) = panel.legends
-    assert [text.get_text() for text in legend.get_texts()] == list(look.MARKS)
-    assert [to_hex(line.get_color()) for line in legend.get_lines()] == [colour for colour, _ in drawn_as]
-    assert len({colour for colour, _ in drawn_as}) == 5 and [line == "-" for _, line in drawn_as] == [True] * 4 + [
-        False
-    ]
+    assert [text.get_text() for text in legend.get_texts()] == list(inspection.MARKS)
+    assert [to_hex(line.get_color()) for line in legend.get_lines()] == [color for color, _ in drawn_as]
+    assert len({color for color, _ in drawn_as}) == 5 and [line == "-" for _, line in drawn_as] == [True] * 4 + [False]
     panel.draw_without_rendering()
     below = legend.get_window_extent()
     assert panel.bbox.y0 <= below.y0 and below.y1 <= min(axis.get_window_extent().y0 for axis in panel.axes)
@@ -248,7 +248,7 @@ def test_errors_lie_beside_the_truth_in_the_colours_of_the_legend():
 def test_errors_of_runs_are_rows():
     box, none = {"boxes": [[2, 2, 30, 30]], "labels": [3]}, {"boxes": np.zeros((0, 4)), "labels": np.zeros(0, np.int64)}
     rows = {"mine": [box] * 3, "other": [none] * 3}
-    panel = plots.show_errors(images((40, 40), (40, 60), (60, 40)), rows, [box, none, none])
+    panel = plotting.show_errors(images((40, 40), (40, 60), (60, 40)), rows, [box, none, none])
     assert [axis.get_title() for axis in panel.axes] == ["truth", "", "", "mine", "", "", "other", "", ""]
     assert [len(axis.patches) for axis in panel.axes] == [1, 0, 0, 1, 1, 1, 0, 0, 0]
     assert_apart(panel)
@@ -257,23 +257,23 @@ def test_errors_of_runs_are_rows():
 @pytest.mark.parametrize(
     "empty",
     [
-        lambda: plots.show_errors([], [], []),
-        lambda: plots.show_entities([], {"truth": []}),
-        lambda: plots.show_panoptic([], {"truth": [], "found": []}, categories=[]),
+        lambda: plotting.show_errors([], [], []),
+        lambda: plotting.show_entities([], {"truth": []}),
+        lambda: plotting.show_panoptic([], {"truth": [], "found": []}, categories=[]),
     ],
 )
 def test_no_image_of_any_row_is_said_in_a_line(empty):
     assert [text.get_text() for text in empty().texts] == ["no image to show"]
 
 
-def test_positives_are_dots_on_their_own_level_in_the_colour_of_their_box():
+def test_positives_are_dots_on_their_own_level_in_the_color_of_their_box():
     points = np.array([[4, 4], [12, 4], [8, 8]], float)
     facts = dict(points=points, matched=np.array([-1, 1, 0]), strides=np.array([8, 8, 16]))
-    panel = plots.show_positives(images((16, 16))[0], np.array([[0, 0, 16, 16], [8, 0, 16, 8]]), **facts)
+    panel = plotting.show_positives(images((16, 16))[0], np.array([[0, 0, 16, 16], [8, 0, 16, 8]]), **facts)
     assert [axis.get_title() for axis in panel.axes] == ["stride 8", "stride 16"]
     dots = [axis.collections[0] for axis in panel.axes]
     assert [dot.get_offsets().tolist() for dot in dots] == [[[12, 4]], [[8, 8]]]
-    assert [to_hex(dot.get_facecolor()[0]).upper() for dot in dots] == [plots.COLOURS[1], plots.COLOURS[0]]
+    assert [to_hex(dot.get_facecolor()[0]).upper() for dot in dots] == [plotting.COLORS[1], plotting.COLORS[0]]
 
 
 def test_every_loss_has_its_panel():
@@ -281,18 +281,18 @@ def test_every_loss_has_its_panel():
         "a": [{"step": 1, "loss_cls": 2.0, "seconds": 3}],
         "b": [{"step": 1, "loss_cls": 1.0, "loss_mask": 5.0}],
     }
-    panel = charts.loss_curves(histories)
+    panel = plotting.loss_curves(histories)
     assert [axis.get_title() for axis in panel.axes] == ["cls", "mask"]
     assert [[line.get_ydata()[0] for line in axis.lines if len(line.get_ydata())] for axis in panel.axes] == [
         [2, 1],
         [5],
     ]
     assert [text.get_text() for text in panel.axes[0].get_legend().get_texts()] == ["a", "b"]
-    assert len(charts.loss_curves({"unfinished": []}).axes) == 1
+    assert len(plotting.loss_curves({"unfinished": []}).axes) == 1
 
 
 def test_no_image_is_said_in_a_line():
-    panel = plots.show_images([])
+    panel = plotting.show_images([])
     assert panel.get_figheight() < 1 and [text.get_text() for text in panel.texts] == ["no image to show"]
 
 
@@ -301,30 +301,30 @@ def test_curves_follow_the_records_that_have_the_key():
         "a": [{"step": 10, "loss": 3.0}, {"step": 15, "AP": 0.1}, {"step": 20, "loss": 1.0}],
         "b": [{"loss": 2.0}],
     }
-    axis = charts.curves(histories, "loss").axes[0]
+    axis = plotting.curves(histories, "loss").axes[0]
     lines = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
     assert lines == {"a": [[10, 3], [20, 1]], "b": [[0, 2]]}
 
 
 def test_a_long_curve_is_smoothed_in_place():
     history = [{"step": step, "loss": float(step)} for step in range(250)]
-    raw, smooth = charts.curves({"a": history}, "loss").axes[0].lines
+    raw, smooth = plotting.curves({"a": history}, "loss").axes[0].lines
     assert len(raw.get_xdata()) == 250
     np.testing.assert_allclose(smooth.get_ydata(), smooth.get_xdata())  # the mean of a straight line is the line
 
 
 def test_score_histogram_states_what_a_threshold_keeps():
     scores = np.array([0.1, 0.2, 0.35, 0.358, 0.9], np.float32)
-    panel = charts.score_histogram(scores, 0.355)
+    panel = plotting.score_histogram(scores, 0.355)
     assert panel.axes[0].get_title(loc="right") == "above 0.355: 2 of 5 labels (40 %)"
     assert sum(bar.get_height() for bar in panel.axes[0].patches) == 5
-    binned = charts.score_histogram(np.array([3, 1]), 0.5, edges=np.array([0, 0.5, 1]))
+    binned = plotting.score_histogram(np.array([3, 1]), 0.5, edges=np.array([0, 0.5, 1]))
     assert binned.axes[0].get_title(loc="right") == "above 0.5: 1 of 4 labels (25 %)"
-    assert charts.score_histogram([]).axes[0].get_title(loc="right") == ""
+    assert plotting.score_histogram([]).axes[0].get_title(loc="right") == ""
 
 
 def test_threshold_curves_show_three_curves():
-    panel = charts.threshold_curves([0.1, 0.5], [0.4, 0.9], [0.8, 0.3], [20, 4], chosen=0.3)
+    panel = plotting.threshold_curves([0.1, 0.5], [0.4, 0.9], [0.8, 0.3], [20, 4], chosen=0.3)
     left, right = panel.axes
     assert [line.get_ydata()[-1] for line in left.lines[:2]] == [0.9, 0.3] and right.lines[0].get_ydata()[0] == 20
     assert left.lines[2].get_xdata()[0] == right.lines[1].get_xdata()[0] == 0.3
@@ -336,7 +336,7 @@ def test_rows_are_compared_with_the_paper():
         {"name": "Objects (P,A)", "measured": None, "paper": 48.1},
         {"name": "ours alone", "measured": 12.3, "paper": None},
     ]
-    panel = charts.compare_rows(rows, title="Table 2")
+    panel = plotting.compare_rows(rows, title="Table 2")
     axis = panel.axes[0]
     assert [bar.get_width() for bar in axis.patches] == [40.0, 12.3]
     diamonds = [line.get_xydata().tolist() for line in axis.lines if line.get_marker() == "D"]
@@ -346,14 +346,14 @@ def test_rows_are_compared_with_the_paper():
 
 
 def test_the_pipeline_reads_clearly():
-    panel = plots.pipeline_figure()
+    panel = plotting.pipeline_figure()
     assert_apart(panel)
     texts = " ".join(text for text, _ in text_boxes(panel))
     assert all(stage in texts for stage in ("pseudo labeler", "warm-up", "finetuning"))
 
 
 @pytest.mark.parametrize(
-    "make", [plots.pipeline_figure, lambda: plots.show_images([]), lambda: charts.curves({}, "loss")]
+    "make", [plotting.pipeline_figure, lambda: plotting.show_images([]), lambda: plotting.curves({}, "loss")]
 )
 def test_a_notebook_can_show_it(make):
     png = make()._repr_png_()
@@ -362,6 +362,6 @@ def test_a_notebook_can_show_it(make):
 
 
 def test_pyplot_and_its_global_state_stay_unloaded():
-    code = "import sys; from cassl_lib import plots; plots.pipeline_figure()._repr_png_(); print(*sys.modules)"
+    code = "import sys; from cassl_lib import plots; plotting.pipeline_figure()._repr_png_(); print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "matplotlib.figure" in run.stdout.split() and "matplotlib.pyplot" not in run.stdout.split()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 LIBRARY = REPOSITORY / "cassl_lib"
 SECTION = "## Where this differs from the paper"
 WORDS = ("UNSTATED", "DEVIATES")

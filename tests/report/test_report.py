@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cassl_lib import figures, report, table_report
-from cassl_lib.table_report import csv_text
+from cassl_lib.report import pictures, report
+from cassl_lib.report.report import csv_text
 
 RUN = {"stage": "finetune", "steps": 10, "seconds": 90.0, "device": "2 CPU cores", "threads": "1", "torch": "2.15.0"}
 RUN |= {"date": "2026-01-02", "commit": "abc1234"}
@@ -33,20 +33,20 @@ def results(tmp_path, monkeypatch):
 
 
 def test_a_table_has_the_papers_number_ours_and_the_gap(results):
-    lines = table_report.table_section(9).splitlines()
+    lines = report.table_section(9).splitlines()
     assert "seeds 0, 1; 3 runs, 4.5 min one after the other on 2 CPU cores (threads of a run: 1), torch" in lines[0]
     assert lines[0].endswith("torch 2.15.0, 2026-01-02, commit abc1234.")
     assert "| nothing | AP | 46.8 | 41.0 ± 1.4 (2) | -5.8 |" in lines
     assert "| nothing | AP50 | 66.2 |  |  |" in lines  # not measured: blank
     assert "| backbone, neck, head | AP | 51.5 | 46.0 | -5.5 |" in lines
     assert (
-        lines[-1] == "![Table 9: Parts initialised from the warmed-up model, profile demo](../figures/table9_demo.png)"
+        lines[-1] == "![Table 9: Parts initialized from the warmed-up model, profile demo](../figures/table9_demo.png)"
     )
-    assert table_report.table_section(3) == table_report.NOTHING
+    assert report.table_section(3) == report.NOTHING
 
 
 def test_claims_are_judged_by_pairs(results):
-    lines = table_report.claims_section().splitlines()
+    lines = report.claims_section().splitlines()
     assert lines[0] == "| table | claim | paper | demo |"
     # 45 - 40 and 47 - 42: no spread at all, so the interval is a point
     assert "| 9 | the backbone alone beats nothing | +3.8 | holds (+5.0 ± 0.0) |" in lines
@@ -56,7 +56,7 @@ def test_claims_are_judged_by_pairs(results):
 
 def test_a_run_that_tables_share_is_counted_once_in_the_sum(results):
     (results / "table3_demo.json").write_text(json.dumps(collected(3, {}, seeds=(0,))))
-    lines = table_report.cost_section().splitlines()
+    lines = report.cost_section().splitlines()
     assert "| Table 3: Epochs of the warm-up | 2 | 3.0 min |" in lines
     assert lines[-1] == "| all, each run once | 3 | 4.5 min |"
 
@@ -67,18 +67,18 @@ def test_the_labels_are_beside_their_truth(results):
     labels = RUN | {"stage": "labels", "what": "tiny by objects", "labels": quality | {"recall_unnamed": 0.248}}
     found = collected(7, {}) | {"runs": {"0": {"labels-0": labels, "finetune-0": RUN}}}
     (results / "table7_demo.json").write_text(json.dumps(found))
-    lines = table_report.labels_section().splitlines()
+    lines = report.labels_section().splitlines()
     assert lines[-1] == "| tiny by objects | 0 | 500 | 4.6 | 83.0 | 68.6 | 38.9 | 24.8 |"
     assert sum("tiny by objects" in line for line in lines) == 1 and "labels above 0.5" in lines[0]
 
 
 def test_the_operating_point_is_shown(results):
-    assert table_report.regime_section() == table_report.NOTHING
+    assert report.regime_section() == report.NOTHING
     rows = {"labeler": {"agnostic": 0.42, "agnostic_75": 0.36, "specific": None, "ratio": None, "steps": 1200}}
     place = {"device": "2 CPU cores", "torch": "2.15.0", "date": "2026-01-02", "commit": "abc"}
     found = {"profile": "demo", "rows": rows, "config": {"seed": 0}, "environment": place}
     (results / "regime_demo_seed0.json").write_text(json.dumps(found))
-    assert "| labeler | 1,200 |  | 42.0 | 36.0 |  |" in table_report.regime_section().splitlines()
+    assert "| labeler | 1,200 |  | 42.0 | 36.0 |  |" in report.regime_section().splitlines()
 
 
 def test_the_csv_has_every_seed():
@@ -90,46 +90,46 @@ def test_the_csv_has_every_seed():
 
 
 def test_everything_is_renewed_and_prose_stays(results, tmp_path, monkeypatch):
-    monkeypatch.setattr(table_report, "REPORT", tmp_path / "reports" / "report.md")
-    monkeypatch.setattr(table_report.paths, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(report, "REPORT", tmp_path / "reports" / "report.md")
+    monkeypatch.setattr(report.paths, "REPOSITORY", tmp_path)
     (tmp_path / "figures").mkdir()
     (tmp_path / "reports").mkdir()
-    markers = "".join("{}\n{}\n".format(*report.markers(name)) for name in table_report.GENERATED)
+    markers = "".join("{}\n{}\n".format(*report.markers(name)) for name in report.GENERATED)
     (tmp_path / "reports/report.md").write_text(f"# Mine\n\nA word by hand.\n\n{markers}")
-    written = table_report.renew()
+    written = report.renew()
     text = (tmp_path / "reports/report.md").read_text()
     assert "A word by hand." in text and "| backbone | AP | 50.6 | 46.0 ± 1.4 (2) | -4.6 |" in text
     names = ["report.md", "report.html", "table9_demo.csv", "pipeline.png", "curves_demo.png", "table9_demo.png"]
     assert [file.name for file in written] == names
     assert "<td>" in (tmp_path / "reports/report.html").read_text() and all(file.stat().st_size for file in written)
     before = [file.read_bytes() for file in written]
-    assert [file.read_bytes() for file in table_report.renew()] == before
+    assert [file.read_bytes() for file in report.renew()] == before
 
 
-@pytest.mark.parametrize("name", table_report.GENERATED)
+@pytest.mark.parametrize("name", report.GENERATED)
 def test_the_report_shows_the_tracked_results(name):
     begin, end = report.markers(name)
-    shown = table_report.REPORT.read_text().partition(begin)[2].partition(end)[0].strip()
-    assert shown == table_report.GENERATED[name](), "the report is stale: run make report"
+    shown = report.REPORT.read_text().partition(begin)[2].partition(end)[0].strip()
+    assert shown == report.GENERATED[name](), "the report is stale: run make report"
 
 
 def test_the_tracked_figures_are_of_the_tracked_results(tmp_path):
     """Drawn again and compared pixel by pixel: one moved point of a chart is some dozen pixels."""
     folder = report.README.parent / "figures"
-    drawn = figures.save(table_report.drawn(), tmp_path)
+    drawn = pictures.save(report.drawn(), tmp_path)
     assert {file.name for file in folder.glob("*.png")} == {file.name for file in drawn}, "stale: run make report"
     for file in drawn:
         own, tracked = (np.asarray(Image.open(each).convert("RGB"), int) for each in (file, folder / file.name))
         assert own.shape == tracked.shape, f"{file.name} is stale: run make report"
         other = (np.abs(own - tracked).max(-1) > 40).sum()
-        # Scenes may be drawn with other last bits on another processor, which can move one of the 128 colours.
+        # Scenes may be drawn with other last bits on another processor, which can move one of the 128 colors.
         allowed = own[..., 0].size // 100 if file.stem in ("stages", "detections") else 10
         assert other < allowed, f"{file.name} is stale ({other} pixels): run make report"
 
 
 def test_the_tracked_tables_are_of_the_tracked_results():
-    stale = [file for file, text in table_report.files().items() if not file.exists() or file.read_text() != text]
-    tracked = set(table_report.REPORT.parent.glob("tables/*.csv"))
-    assert not stale and tracked == set(table_report.files()), "the tables are stale: run make report"
-    page = table_report.REPORT.with_suffix(".html").read_text()
-    assert page == table_report.page(table_report.REPORT.read_text()), "the HTML is stale: run make report"
+    stale = [file for file, text in report.files().items() if not file.exists() or file.read_text() != text]
+    tracked = set(report.REPORT.parent.glob("tables/*.csv"))
+    assert not stale and tracked == set(report.files()), "the tables are stale: run make report"
+    page = report.REPORT.with_suffix(".html").read_text()
+    assert page == report.page(report.REPORT.read_text()), "the HTML is stale: run make report"

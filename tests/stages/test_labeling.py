@@ -1,4 +1,4 @@
-"""Labelling by processes that come, go and die: what they leave is the store that one undisturbed process makes."""
+"""Labeling by processes that come, go and die: what they leave is the store that one undisturbed process makes."""
 
 import errno
 import os
@@ -17,16 +17,17 @@ import torch
 from PIL import Image
 from pycocotools import mask as mask_api
 
-from cassl_lib import labeling, paths, runs, stages
-from cassl_lib.data import sources
-from cassl_lib.data.coco import DataError
-from cassl_lib.data.unlabeled import Pool, build_pool
-from cassl_lib.evaluation.masks import edges_of, edges_on_device, encode_masks
-from cassl_lib.label_shards import PseudoLabelError, finished_shards
-from cassl_lib.labeling import LabelingError
-from cassl_lib.pseudo_labels import PseudoLabels
+from cassl_lib import paths, runs
+from cassl_lib.data import datasets
+from cassl_lib.data.pool.build import Pool, build_pool
+from cassl_lib.errors import DataError, LabelingError, MissingRun, PseudoLabelError
+from cassl_lib.evaluation.rle import edges_of, edges_on_device, encode_masks
+from cassl_lib.labels.shards import finished_shards
+from cassl_lib.labels.store import PseudoLabels
 from cassl_lib.resolve import resolve
-from cassl_lib.runs import MissingRun, Run, find_run
+from cassl_lib.runs import Run, find_run
+from cassl_lib.stages import all_stages as stages
+from cassl_lib.stages import labeling
 
 SHARDS = 4  # of 4 images
 
@@ -48,7 +49,7 @@ def labeler(config, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pool(config, labeler):
-    return sources.pool(config)
+    return datasets.pool(config)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,7 @@ def test_killed_at_any_point_the_same_command_makes_the_same_store(
     finished = {path: path.stat().st_ino for n in finished_shards(tmp_path) for path in tmp_path.glob(f"shard-*{n}.*")}
     assert len(finished_shards(tmp_path)) == max(0, (call - 2) // 2)  # at most the shard in progress is lost
     assert not (tmp_path / "manifest.json").exists()
-    with pytest.raises(PseudoLabelError, match="run the labelling again, it continues"):
+    with pytest.raises(PseudoLabelError, match="run the labeling again, it continues"):
         PseudoLabels(tmp_path)
     stages.label_into(tmp_path, labeler, pool, config)
     assert contents(tmp_path) == contents(whole)
@@ -110,7 +111,8 @@ def test_killed_at_any_point_the_same_command_makes_the_same_store(
 
 HOLD = """
 import sys
-from cassl_lib import __main__, labeling
+from cassl_lib.cli import main
+from cassl_lib.stages import labeling
 def hold(*args, **kwargs):
     print("holding", flush=True)
     sys.stdin.read()
@@ -128,7 +130,7 @@ def test_of_two_processes_one_dies_and_the_other_does_its_part(config, labeler, 
     arguments = command(config, labeler, pool.image_path(0).parent, tmp_path / "store")
     run = {"cwd": paths.REPOSITORY, "text": True, "stdout": subprocess.PIPE}
     first = subprocess.Popen([sys.executable, "-c", HOLD, *arguments], stdin=subprocess.PIPE, **run)
-    assert first.stdout.readline() == "holding\n"  # it has labelled its first shard and not written it
+    assert first.stdout.readline() == "holding\n"  # it has labeled its first shard and not written it
     second = subprocess.Popen([sys.executable, "-m", "cassl_lib", *arguments], stderr=subprocess.PIPE, **run)
     done = [second.stderr.readline() for _ in range(SHARDS - 1)]
     assert [line.partition(".")[0] for line in done] == ["shard-00001", "shard-00002", "shard-00003"]
@@ -231,12 +233,12 @@ def test_a_store_begun_otherwise_is_refused_before_any_work(config, labeler, poo
         stages.label_into(whole, labeler, pool, replace(config, label=replace(config.label, shard_size=5)))
 
 
-def test_images_that_came_later_do_not_cost_what_is_labelled(config, labeler, tmp_path, monkeypatch):
+def test_images_that_came_later_do_not_cost_what_is_labeled(config, labeler, tmp_path, monkeypatch):
     monkeypatch.setenv("CASSL_RUNS", str(tmp_path / "runs"))
     images = tmp_path / "images"
     images.mkdir()
-    for grey in range(3):
-        Image.new("L", (96, 64), grey).save(images / f"{grey}.png")
+    for gray in range(3):
+        Image.new("L", (96, 64), gray).save(images / f"{gray}.png")
     first, _ = build_pool([str(images)], paths.runs() / "pools")
     stages.label_into(tmp_path / "store", labeler, first, config)
     Image.new("L", (96, 64), 3).save(images / "3.png")
@@ -271,11 +273,11 @@ def test_a_pool_of_which_nothing_can_be_read_makes_no_store(config, labeler, tmp
 def test_a_shard_of_which_nothing_can_be_read_is_not_written(config, labeler, tmp_path, monkeypatch):
     monkeypatch.setenv("CASSL_RUNS", str(tmp_path / "runs"))
     (tmp_path / "images").mkdir()
-    for grey in range(40):
-        Image.new("L", (96, 64), grey).save(tmp_path / f"images/{grey:02}.png")
+    for gray in range(40):
+        Image.new("L", (96, 64), gray).save(tmp_path / f"images/{gray:02}.png")
     pool, _ = build_pool([str(tmp_path / "images")], tmp_path / "index")
-    for grey in range(20, 40):
-        (tmp_path / f"images/{grey:02}.png").unlink()
+    for gray in range(20, 40):
+        (tmp_path / f"images/{gray:02}.png").unlink()
     half = replace(config, label=replace(config.label, shard_size=20))
     with pytest.raises(LabelingError, match="no image of shard 1 can be read, such as .*20.png .No such file"):
         stages.label_into(tmp_path / "store", labeler, pool, half)
@@ -340,7 +342,7 @@ def test_without_a_bar_a_line_tells_how_far_it_is(config, labeler, pool, tmp_pat
     monkeypatch.setattr(labeling.engine, "quiet", lambda rank: True)
     stages.label_into(tmp_path, labeler, pool, config)
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == len(pool) + SHARDS and lines[0].startswith("labelling: 1 of 16 images, ")
+    assert len(lines) == len(pool) + SHARDS and lines[0].startswith("labeling: 1 of 16 images, ")
     assert lines[-1].startswith("shard-00003.arrow: 16 of 16 images, ") and lines[-1].endswith(" images/s, 00:00 left")
 
 
@@ -356,7 +358,7 @@ def test_images_of_any_size_share_batches_and_rows_stay_in_order(config, labeler
         Image.new("RGB", size, (40 * number, 90, 200)).save(tmp_path / f"{number}.png")
     own = replace(config, unlabeled=str(tmp_path), label=replace(config.label, batch_size=3, keep=0.0))
     samples = stages.Samples(
-        sources.pool(own), stages.test_transform(own.augment), masks=False, classes=False, replace=False
+        datasets.pool(own), stages.test_transform(own.augment), masks=False, classes=False, replace=False
     )
     seen = []
     model = stages.load_model(labeler)
@@ -372,12 +374,12 @@ def test_images_of_any_size_share_batches_and_rows_stay_in_order(config, labeler
         assert (row["boxes"][:, 2] <= row["width"]).all() and (row["boxes"][:, 3] <= row["height"]).all()
 
 
-def test_an_image_replaced_by_one_of_another_size_is_named_and_not_labelled(config, labeler, tmp_path, monkeypatch):
+def test_an_image_replaced_by_one_of_another_size_is_named_and_not_labeled(config, labeler, tmp_path, monkeypatch):
     """Its boxes would be put into the frame of the image that the index knows."""
     monkeypatch.setenv("CASSL_RUNS", str(tmp_path / "runs"))
     (tmp_path / "images").mkdir()
-    for grey, name in enumerate("abc"):
-        Image.new("L", (96, 64), grey).save(tmp_path / "images" / f"{name}.png")
+    for gray, name in enumerate("abc"):
+        Image.new("L", (96, 64), gray).save(tmp_path / "images" / f"{name}.png")
     pool, _ = build_pool([str(tmp_path / "images")], tmp_path / "index")
     Image.new("RGB", (64, 96)).save(tmp_path / "images/b.png")
     stages.label_into(tmp_path / "store", labeler, pool, config)
@@ -414,7 +416,7 @@ def test_run_lengths_are_those_of_pycocotools():
     ],
 )
 def test_a_wrong_word_in_the_shell_ends_at_once(wrong, message, config, labeler, pool, tmp_path, capsys):
-    from cassl_lib.__main__ import main
+    from cassl_lib.cli.main import main
 
     arguments = command(config, labeler, pool.image_path(0).parent, tmp_path / "store")
     assert main([*arguments, *wrong]) == 2
@@ -424,7 +426,7 @@ def test_a_wrong_word_in_the_shell_ends_at_once(wrong, message, config, labeler,
 
 
 def test_what_fails_in_a_loading_process_is_one_line_too(config, labeler, tmp_path, monkeypatch, capsys):
-    from cassl_lib.__main__ import main
+    from cassl_lib.cli.main import main
 
     monkeypatch.setenv("CASSL_RUNS", str(tmp_path / "runs"))
     (tmp_path / "images").mkdir()
@@ -439,7 +441,7 @@ def test_what_fails_in_a_loading_process_is_one_line_too(config, labeler, tmp_pa
 
 
 def test_a_store_goes_into_a_folder_of_its_own(config, labeler, pool, tmp_path, capsys):
-    from cassl_lib.__main__ import main
+    from cassl_lib.cli.main import main
 
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.tex").write_text("important")

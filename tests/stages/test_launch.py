@@ -12,13 +12,16 @@ from dataclasses import replace
 import pytest
 from safetensors.torch import load_file
 
-from cassl_lib import launch, paths, stages
-from cassl_lib.data import sources
+from cassl_lib import paths
+from cassl_lib.data import datasets
 from cassl_lib.data.loader import Order
-from cassl_lib.launch import LaunchError, run_stage
-from cassl_lib.pseudo_labels import PseudoLabels
+from cassl_lib.errors import LaunchError
+from cassl_lib.labels.store import PseudoLabels
 from cassl_lib.resolve import from_json, resolve, to_json
 from cassl_lib.runs import Run
+from cassl_lib.stages import all_stages as stages
+from cassl_lib.stages import launch
+from cassl_lib.stages.launch import run_stage
 
 PATIENCE = 120  # seconds until a process that does nothing is a failure
 
@@ -37,7 +40,7 @@ def config():
 @pytest.fixture(scope="module")
 def own_data(config, tmp_path_factory):
     """The scenes without objects on the images that the second process sees first, and the first one next."""
-    labeled, val = sources.labeled_set(config), sources.validation_set(config)
+    labeled, val = datasets.labeled_set(config), datasets.validation_set(config)
     data = json.loads(labeled.path.read_text())
     order = list(Order(len(labeled), batch_size=8, start=0, stop=2, seed=config.seed))
     empty = {labeled.image_id(index) for step in (0, 1) for _, index in order[step][1 - step :: 2]}

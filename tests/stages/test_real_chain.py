@@ -1,4 +1,4 @@
-"""All stages on real images as they come: crowds, an image without colour, images without objects, a damaged file."""
+"""All stages on real images as they come: crowds, an image without color, images without objects, a damaged file."""
 
 import json
 import os
@@ -10,21 +10,22 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from cassl_lib import stages, summary
-from cassl_lib.data import sources
+from cassl_lib.data import datasets
 from cassl_lib.data.panoptic import PanopticFiles
-from cassl_lib.pseudo_labels import PseudoLabels
+from cassl_lib.labels.store import PseudoLabels
 from cassl_lib.resolve import resolve
+from cassl_lib.stages import all_stages as stages
+from cassl_lib.tables import summary
 
-GREY, EMPTY, CROWDED = {86}, {250, 508}, {149, 315, 357}
+GRAY, EMPTY, CROWDED = {86}, {250, 508}, {149, 315, 357}
 
 
 @pytest.fixture
 def folders(shared_data, tmp_path, monkeypatch):
-    """Twelve labelled images, four to evaluate on, five of a pool and a damaged one."""
+    """Twelve labeled images, four to evaluate on, five of a pool and a damaged one."""
     monkeypatch.setenv("CASSL_RUNS", str(tmp_path / "runs"))
     data = json.loads((shared_data / "coco_subset/instances.json").read_text())
-    odd = GREY | EMPTY | CROWDED
+    odd = GRAY | EMPTY | CROWDED
     plain = [image["id"] for image in data["images"] if image["id"] not in odd]
     parts = {"train": odd | set(plain[:6]), "val": {438, *plain[6:9]}}
     for name, ids in parts.items():
@@ -54,7 +55,7 @@ def test_the_whole_chain_on_real_images(folders):
     stages.finetune(config, start="scratch")
     runs = summary.chain(config)
 
-    labeled = sources.labeled_set(config)
+    labeled = datasets.labeled_set(config)
     assert len(labeled) == 12 and len(labeled.classes) == 80
     crowds = labeled.report.counts["crowds are not trained on"]
     for name in ("labeler", "objects_ga", "baseline", "cassl"):
@@ -82,9 +83,9 @@ def test_the_whole_chain_on_real_images(folders):
 def test_the_odd_images_are_what_they_are_taken_for(folders):
     """Guards the test above."""
     config = resolve(profile="smoke", labeled=folders["train"], val=folders["val"])
-    labeled = sources.labeled_set(config)
+    labeled = datasets.labeled_set(config)
     place = {int(image_id): index for index, image_id in enumerate(labeled.ids)}
-    for image_id in GREY:
+    for image_id in GRAY:
         with Image.open(labeled.image_path(place[image_id])) as image:
             assert image.mode == "L"
     assert all(len(labeled.annotations(place[image_id])["boxes"]) == 0 for image_id in EMPTY)

@@ -17,15 +17,19 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from cassl_lib import engine, figures, paths, stages, summary
+from cassl_lib import paths
 from cassl_lib.config import Config
-from cassl_lib.data import sources
-from cassl_lib.data.coco import DataError
-from cassl_lib.label_exchange import from_coco, to_coco
-from cassl_lib.label_shards import PseudoLabelError, finish, write_shard
-from cassl_lib.pseudo_labels import PseudoLabels
-from cassl_lib.resolve import ConfigError, from_json, resolve, to_json
-from cassl_lib.runs import MissingRun, Run
+from cassl_lib.data import datasets
+from cassl_lib.errors import ConfigError, DataError, MissingRun, PseudoLabelError
+from cassl_lib.labels.coco import from_coco, to_coco
+from cassl_lib.labels.shards import finish, write_shard
+from cassl_lib.labels.store import PseudoLabels
+from cassl_lib.report import pictures
+from cassl_lib.resolve import from_json, resolve, to_json
+from cassl_lib.runs import Run
+from cassl_lib.stages import all_stages as stages
+from cassl_lib.tables import summary
+from cassl_lib.training import engine
 
 PATIENCE = 120  # seconds until a process that does nothing is a failure
 
@@ -162,8 +166,8 @@ def names(config, chain) -> dict[str, str]:
 
 
 def test_the_chain_is_drawn(config, in_chain, tmp_path):
-    gathered = json.loads(json.dumps(figures.gather(config)))  # as the report reads it
-    for file in figures.save(figures.draw(gathered), tmp_path / "pictures"):
+    gathered = json.loads(json.dumps(pictures.gather(config)))  # as the report reads it
+    for file in pictures.save(pictures.draw(gathered), tmp_path / "pictures"):
         with Image.open(file) as picture:
             assert picture.width > 500
 
@@ -333,7 +337,7 @@ def test_a_killed_warm_up_goes_on_to_the_same_weights(chain, config, elsewhere, 
     assert continued.result["metrics"] == chain["warmup"].result["metrics"]
 
 
-def test_a_killed_labelling_goes_on_to_the_same_store(chain, config, elsewhere, tmp_path):
+def test_a_killed_labeling_goes_on_to_the_same_store(chain, config, elsewhere, tmp_path):
     copy_inputs(chain, elsewhere, "labeler")
     killed = Run(elsewhere / chain["labels"].id)
     store, whole = killed.folder / "store", chain["labels"].folder / "store"
@@ -351,8 +355,8 @@ def test_a_killed_labelling_goes_on_to_the_same_store(chain, config, elsewhere, 
 # ---- data as it comes ----
 
 
-def test_an_image_that_cannot_be_labelled_is_named_and_has_no_labels(chain, config, elsewhere, tmp_path):
-    pool = sources.pool(config)
+def test_an_image_that_cannot_be_labeled_is_named_and_has_no_labels(chain, config, elsewhere, tmp_path):
+    pool = datasets.pool(config)
     (tmp_path / "pool").mkdir()
     for index in range(3):
         shutil.copy(pool.image_path(index), tmp_path / "pool")
@@ -363,7 +367,7 @@ def test_an_image_that_cannot_be_labelled_is_named_and_has_no_labels(chain, conf
     assert labels.result["images"] == 4
     (lost,) = labels.result["unreadable"]
     assert lost.startswith(f"{cut} (")
-    assert labels.result["metrics"].keys() == {"threshold", "labels"}  # no hidden truth, no judgement
+    assert labels.result["metrics"].keys() == {"threshold", "labels"}  # no hidden truth, no judgment
     store = PseudoLabels(labels.folder / "store")
     assert [Path(store.file_name(index)).name for index in range(len(store))] == [
         pool.image_path(index).name for index in range(3)
@@ -374,12 +378,12 @@ def test_an_image_that_cannot_be_labelled_is_named_and_has_no_labels(chain, conf
 
 def test_a_damaged_training_image_is_skipped_and_named(chain, config, elsewhere, tmp_path):
     labels = tmp_path / "train.json"
-    labeled = sources.labeled_set(config)
+    labeled = datasets.labeled_set(config)
     shutil.copy(labeled.path, labels)
     shutil.copytree(labeled.folder, tmp_path / "images")
     name = str(labeled.names[5])
     (tmp_path / "images" / name).write_text("no image")
-    val = sources.validation_set(config)
+    val = datasets.validation_set(config)
     own = replace(config, labeled=str(labels), val=f"{val.path}{os.pathsep}{val.folder}")
     result = stages.finetune(own, start="scratch").result
     assert len(result["unreadable"]) == 1 and name in result["unreadable"][0]
@@ -417,12 +421,12 @@ def test_boxes_alone_go_through_all_stages(elsewhere):
 
 
 def test_validation_classes_must_be_the_training_classes(config, elsewhere, tmp_path):
-    val = sources.validation_set(config)
+    val = datasets.validation_set(config)
     data = json.loads(val.path.read_text())
     gone = data["categories"].pop(3)
     data["annotations"] = [entry for entry in data["annotations"] if entry["category_id"] != gone["id"]]
     (tmp_path / "val.json").write_text(json.dumps(data))
-    labeled = sources.labeled_set(config)
+    labeled = datasets.labeled_set(config)
     own = replace(
         config,
         labeled=f"{labeled.path}{os.pathsep}{labeled.folder}",
@@ -437,7 +441,7 @@ def test_validation_classes_must_be_the_training_classes(config, elsewhere, tmp_
 
 def test_the_pools_own_image_is_trained_on_with_its_own_labels(chain, config, in_chain):
     """The link between store and image: the file that a row names is the one the labels were found on."""
-    pool, store = sources.pool(config), PseudoLabels(chain["labels"].folder / "store")
+    pool, store = datasets.pool(config), PseudoLabels(chain["labels"].folder / "store")
     for index in range(len(pool)):
         assert store.image_id(index) == pool.image_id(index)
         item = store[index]
@@ -460,8 +464,8 @@ def test_a_warm_up_on_entities_is_one_word_away(config, chain, monkeypatch):
     assert stages.agnostic(replace(entities, overlap=None)).one_entity_per_pixel  # the paper profile's
     assert not stages.agnostic(replace(entities, overlap=True)).one_entity_per_pixel
     assert stages.agnostic(replace(config, overlap=False)).one_entity_per_pixel
-    truth = sources.validation_set(entities)
-    assert len(truth.boxes) > len(sources.validation_set(config).boxes)  # things and stuff
+    truth = datasets.validation_set(entities)
+    assert len(truth.boxes) > len(datasets.validation_set(config).boxes)  # things and stuff
     # What is learned from scratch with classes does not depend on what the warm-up would have been.
     assert stages.finetune(entities, start="scratch").id == chain["baseline"].id
 
@@ -484,7 +488,7 @@ def test_a_store_of_another_model_is_warmed_up_on(chain, config, elsewhere, tmp_
     for one, other in zip(run.history, chain["warmup"].history, strict=True):  # x + w has another last bit than x2
         assert without_time([one])[0] == pytest.approx(without_time([other])[0], rel=1e-4)
     assert run.id != chain["warmup"].id
-    assert not list(elsewhere.glob("labels-*"))  # nothing was labelled for it
+    assert not list(elsewhere.glob("labels-*"))  # nothing was labeled for it
     finetuned = stages.finetune(others)
     assert finetuned.result["inputs"] == {"warmup": run.id}
 
@@ -502,7 +506,7 @@ def test_a_store_of_this_run_store_is_known_as_its_run(chain, config, in_chain):
 
 
 def test_the_baseline_is_as_long_as_a_warm_up_on_the_store(chain, config, in_chain):
-    """16 images in the store, 24 labelled; 3 epochs in batches of 8 are 6 and 9 steps."""
+    """16 images in the store, 24 labeled; 3 epochs in batches of 8 are 6 and 9 steps."""
     epochs = {name: replace(getattr(config, name), steps=0, epochs=3) for name in ("warmup", "finetune")}
     own = replace(config, **epochs, labels=str(chain["labels"].folder / "store"), unlabeled="/no/such/pool")
     assert stages.baseline_steps(own) == 6 + 9
@@ -534,7 +538,7 @@ def test_class_specific_labels_warm_up_a_detector_that_knows_classes(config, els
     warmed = stages.warm_up(specific)
     labels = stages.label(specific, existing=True)
     store = PseudoLabels(labels.folder / "store", threshold=0.0)
-    names = sources.labeled_set(config).classes
+    names = datasets.labeled_set(config).classes
     assert [category["name"] for category in store.categories] == names == warmed.result["classes"]
     assert stages.model_config(warmed).num_classes == 12 and "box" in warmed.result["metrics"]
     assert len(np.unique(store.flat()["labels"])) > 1
@@ -542,4 +546,4 @@ def test_class_specific_labels_warm_up_a_detector_that_knows_classes(config, els
     finetuned = stages.finetune(specific)
     assert finetuned.result["inputs"] == {"warmup": warmed.id} and len(store.labels_by_class()) == 12
     assert store.labels_by_class().sum() == store.manifest["labels"]
-    assert [category["id"] for category in store.categories] == sources.labeled_set(config).category_ids.tolist()
+    assert [category["id"] for category in store.categories] == datasets.labeled_set(config).category_ids.tolist()

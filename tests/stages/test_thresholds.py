@@ -7,13 +7,15 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from cassl_lib import choosing, stages
-from cassl_lib.choosing import by_class, propose_by_count, propose_threshold, quality_at, recall_by_class
-from cassl_lib.data import sources
-from cassl_lib.data.coco import CocoImages, DataError
-from cassl_lib.label_shards import finish, write_shard
-from cassl_lib.pseudo_labels import PseudoLabels
-from cassl_lib.resolve import ConfigError, resolve
+from cassl_lib.data import datasets
+from cassl_lib.data.coco import CocoImages
+from cassl_lib.errors import ConfigError, DataError
+from cassl_lib.labels.shards import finish, write_shard
+from cassl_lib.labels.store import PseudoLabels
+from cassl_lib.resolve import resolve
+from cassl_lib.stages import all_stages as stages
+from cassl_lib.stages import thresholds
+from cassl_lib.stages.thresholds import by_class, propose_by_count, propose_threshold, quality_at, recall_by_class
 
 CLASSES = [{"id": 3, "name": "cat"}, {"id": 8, "name": "dog"}, {"id": 9, "name": "eel"}]
 
@@ -124,17 +126,17 @@ def test_labels_of_other_classes_are_refused(labels, images):
 def test_the_scenes_hold_out_images_that_no_stage_sees():
     config = resolve(profile="smoke")
     labeler = stages.train_labeler(config)
-    found, images = choosing.heldout_labels(config, labeler)
-    assert len(found) == len(images) == 4 and images.path == sources.tuning_set(config).path
+    found, images = thresholds.heldout_labels(config, labeler)
+    assert len(found) == len(images) == 4 and images.path == datasets.tuning_set(config).path
     assert found.labeler == labeler.id
     assert {found.image_id(n) for n in range(4)} == set(images.ids.tolist())
     entities = replace(config, annotation="entities")
-    assert len(choosing.heldout_labels(entities, labeler)[1].boxes) > len(images.boxes)  # things and stuff
+    assert len(thresholds.heldout_labels(entities, labeler)[1].boxes) > len(images.boxes)  # things and stuff
 
 
 def test_heldout_images_are_neither_trained_nor_reported_on(images, tmp_path):
-    labeled = sources.labeled_set(resolve(profile="smoke"))
-    val = sources.validation_set(resolve(profile="smoke"))
+    labeled = datasets.labeled_set(resolve(profile="smoke"))
+    val = datasets.validation_set(resolve(profile="smoke"))
     own = {name: f"{each.path}{os.pathsep}{each.folder}" for name, each in (("labeled", labeled), ("val", val))}
     for name, spec in own.items():
         with pytest.raises(ConfigError, match=f"^heldout=.* is {name} too"):
@@ -143,7 +145,7 @@ def test_heldout_images_are_neither_trained_nor_reported_on(images, tmp_path):
     copy.write_bytes(val.path.read_bytes())
     config = resolve(profile="smoke", **own, heldout=f"{copy}{os.pathsep}{val.folder}")
     with pytest.raises(DataError, match="12 of its images are in val, as .*jpg"):
-        sources.heldout_set(config)
-    assert sources.heldout_set(resolve(profile="smoke", **own)) is None
+        datasets.heldout_set(config)
+    assert datasets.heldout_set(resolve(profile="smoke", **own)) is None
     apart = resolve(profile="smoke", **own, heldout=f"{images.path}{os.pathsep}{images.folder}")
-    assert len(sources.heldout_set(apart)) == 2
+    assert len(datasets.heldout_set(apart)) == 2

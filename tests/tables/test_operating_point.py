@@ -4,14 +4,15 @@ import json
 
 import pytest
 
-from cassl_lib import regime, report
-from cassl_lib.__main__ import main
+from cassl_lib.cli.main import main
+from cassl_lib.report import readme
 from cassl_lib.resolve import resolve
+from cassl_lib.tables import operating_point
 
 
 def test_baseline_and_ga_are_trained_for_as_long_as_each_other():
     """gpu: labeler and warm-up 10,000 steps, finetuning 5,000; twice as much finetuning for both."""
-    wants = regime.asked(resolve(profile="gpu"))
+    wants = operating_point.asked(resolve(profile="gpu"))
     assert list(wants) == [
         "labeler",
         "labeler, entities",
@@ -28,16 +29,16 @@ def test_baseline_and_ga_are_trained_for_as_long_as_each_other():
 
 
 def test_it_is_measured_on_the_tuning_scenes_and_recorded(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(readme, "RESULTS", tmp_path)
     seen, alone = [], []
-    original = regime.evaluate_model
+    original = operating_point.evaluate_model
 
     def evaluate(model, images, **how):
         seen.append(images.path.name)
         alone.append(model.config.one_entity_per_pixel)
         return original(model, images, **how)
 
-    monkeypatch.setattr(regime, "evaluate_model", evaluate)
+    monkeypatch.setattr(operating_point, "evaluate_model", evaluate)
     assert main(["regime", "--profile", "smoke", "--record"]) == 0
     assert len(seen) == 8 and all("tune" in name for name in seen)
     assert [name.startswith("panoptic") for name in seen] == [False, True, True] + [False] * 5
@@ -51,7 +52,7 @@ def test_it_is_measured_on_the_tuning_scenes_and_recorded(tmp_path, monkeypatch,
 def test_the_ratio_is_of_specific_to_agnostic():
     rows = {"a": {"agnostic": 0.4, "agnostic_75": 0.35, "specific": 0.3, "ratio": 0.75, "steps": 1200}}
     rows["b"] = {"agnostic": 0.4, "agnostic_75": 0.35, "specific": None, "ratio": None, "steps": 10}
-    lines = regime.text({"rows": rows}).splitlines()
+    lines = operating_point.text({"rows": rows}).splitlines()
     assert lines[1].split() == ["a", "1,200", "30.0", "40.0", "35.0", "0.75"]
     assert lines[2].split() == ["b", "10", "40.0", "35.0"]
 
@@ -64,4 +65,4 @@ def test_without_scenes_there_is_nothing_to_look_at(tmp_path, capsys):
 
 @pytest.mark.parametrize("units", [(3,), (3, 6, 9)])
 def test_other_lengths_may_be_asked_for(units):
-    assert len(regime.asked(resolve(profile="demo"), units)) == 3 + 2 * len(units)
+    assert len(operating_point.asked(resolve(profile="demo"), units)) == 3 + 2 * len(units)

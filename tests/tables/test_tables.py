@@ -10,12 +10,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cassl_lib import paper, paths, report, table_commands, table_runs, table_view, tables
-from cassl_lib.__main__ import main
-from cassl_lib.data.coco import DataError
-from cassl_lib.resolve import ConfigError, resolve
+from cassl_lib import paper, paths
+from cassl_lib.cli import table
+from cassl_lib.cli.main import main
+from cassl_lib.errors import ConfigError, DataError
+from cassl_lib.report import readme
+from cassl_lib.resolve import resolve
 from cassl_lib.runs import Run
-from cassl_lib.tables import ROWS, Want, labeler, wants, warmup
+from cassl_lib.tables import compare, definitions, runner
+from cassl_lib.tables.definitions import ROWS, Want, labeler, wants, warmup
 
 PRINTED = {1: paper.TABLE1, 2: paper.TABLE2, 3: paper.TABLE3, 4: paper.TABLE4, 5: paper.TABLE5}
 PRINTED |= {6: paper.TABLE6, 7: paper.TABLE7, 9: paper.TABLE9}
@@ -35,7 +38,7 @@ def test_rows_are_named_as_the_paper_prints_them(table, config):
     assert list(named(table, config)) == list(PRINTED[table])
     for row in ROWS[table](config):
         for column in row.cells:
-            assert table_view.printed(table, row.name, column) is not None or (table, column) == (
+            assert compare.printed(table, row.name, column) is not None or (table, column) == (
                 2,
                 "finetuned mask AP",
             )
@@ -46,19 +49,19 @@ def test_the_threshold_decides_the_warm_up_and_not_its_labels(config):
     warmups = [row.cells["warm-up entity AP"].want for row in rows]
     assert [each.config.label.threshold for each in warmups] == [float(row.name) for row in rows]
     assert len({each.key for each in warmups}) == 5 and len({each.source.key for each in warmups}) == 1
-    assert table_view.printed("threshold", "0.5", "finetuned det AP") is None
+    assert compare.printed("threshold", "0.5", "finetuned det AP") is None
 
 
 def test_a_run_that_tables_share_is_wanted_once(config):
     """The default chain is in all tables: labeler, labels, warm-up of 5 fifths, finetuning of 3."""
     default = warmup(config)
-    for table in (2, 3, 4, 5, 6, 7, 9):
+    for number in (2, 3, 4, 5, 6, 7, 9):
         assert default.key in {want.key for want in wants(ROWS[table](config))}, table
     everything = wants([row for table in ROWS for row in ROWS[table](config)])
     assert len({want.key for want in everything}) == len(everything)
     # 5 lengths of warm-up; 4 more by weaker labelers; with classes; entities; strong; 3 larger pools; 4 more thresholds
     assert sum(want.verb == "warm_up" for want in everything) == 5 + 4 + 1 + 1 + 1 + 3 + 4
-    assert [want.verb for want in everything] == sorted((w.verb for w in everything), key=tables.ORDER.index)
+    assert [want.verb for want in everything] == sorted((w.verb for w in everything), key=definitions.ORDER.index)
 
 
 def test_a_want_names_what_decides_its_run_and_nothing_else(config):
@@ -67,10 +70,12 @@ def test_a_want_names_what_decides_its_run_and_nothing_else(config):
     stricter = replace(config, label=replace(config.label, threshold=0.7))
     assert Want("label", config, labeler(config)).key == Want("label", stricter, labeler(config)).key
     assert warmup(config).key != warmup(stricter).key
-    longer = tables.lengths(config, "warmup", 4)
-    tuned = [tables.finetuned(each, warmup(config)).key for each in (config, longer)]
+    longer = definitions.lengths(config, "warmup", 4)
+    tuned = [definitions.finetuned(each, warmup(config)).key for each in (config, longer)]
     assert tuned[0] == tuned[1]  # the warm-up it starts from is its source, not its own length
-    assert tables.finetuned(config).key != tables.finetuned(longer).key  # but the baseline is trained as long as both
+    assert (
+        definitions.finetuned(config).key != definitions.finetuned(longer).key
+    )  # but the baseline is trained as long as both
 
 
 def test_lengths_are_fifths_of_the_warm_up_and_thirds_of_the_finetuning(config):
@@ -108,74 +113,74 @@ def small_rows():
     """A warm-up and a labeler, of a chain that the smoke profile makes in seconds."""
     config = resolve(profile="smoke")
     found = warmup(config)
-    return [tables.Row("a", {"AP": tables.Cell(found, "box_agnostic")})], found
+    return [definitions.Row("a", {"AP": definitions.Cell(found, "box_agnostic")})], found
 
 
 def test_missing_runs_are_made_in_order_and_found_again(store, monkeypatch, capsys):
     rows, want = small_rows()
     needed = wants(rows)
     assert [w.verb for w in needed] == ["train_labeler", "label", "warm_up"]
-    assert all(table_runs.find(needed)[each] is None for each in needed)
-    assert table_runs.make(needed, jobs=2) == []
-    found = table_runs.find(needed)
+    assert all(runner.find(needed)[each] is None for each in needed)
+    assert runner.make(needed, jobs=2) == []
+    found = runner.find(needed)
     assert found[want].result["inputs"] == {"labels": found[needed[1]].id}
     said = capsys.readouterr().err
     assert "3 runs are wanted, 0 are there" in said and found[want].id in said
-    monkeypatch.setattr(table_runs, "_make", None)  # nothing is made again
-    assert table_runs.make(needed) == []
+    monkeypatch.setattr(runner, "_make", None)  # nothing is made again
+    assert runner.make(needed) == []
 
 
 def test_processes_share_the_runs(store, monkeypatch):
     """Two makers at once: each begins what the other does not make, so that they meet at the barrier every time."""
     config = resolve(profile="smoke")
     needed = [labeler(replace(config, seed=seed)) for seed in range(4)]
-    folders = {want.key: table_runs._begun(want, None).folder for want in needed}
+    folders = {want.key: runner._begun(want, None).folder for want in needed}
     meet, pairs = threading.Barrier(2, timeout=60), []
 
     def run(want, source, *rest):
-        if table_runs._existing(want, source):
+        if runner._existing(want, source):
             return 0, ""
         (folders[want.key] / "result.json").write_text(json.dumps({"metrics": {}, "stage": "labeler"}))
         pairs.append(want.config.seed)
         meet.wait()
         return 0, ""
 
-    monkeypatch.setattr(table_runs, "_make", run)
+    monkeypatch.setattr(runner, "_make", run)
     with ThreadPoolExecutor(2) as threads:
-        failures = list(threads.map(lambda _: table_runs.make(needed), range(2)))
+        failures = list(threads.map(lambda _: runner.make(needed), range(2)))
     assert failures == [[], []] and sorted(pairs) == [0, 1, 2, 3]
 
 
 def test_a_claimed_run_is_passed_over_and_at_last_waited_for(store):
     config = resolve(profile="smoke")
     first, second = labeler(config), labeler(replace(config, seed=1))
-    found = table_runs.find([first, second])
-    with table_runs._claimed(first, None, wait=False) as held:
+    found = runner.find([first, second])
+    with runner._claimed(first, None, wait=False) as held:
         assert held
-        picked, claim = table_runs._pick([first, second], found, wait=False)
+        picked, claim = runner._pick([first, second], found, wait=False)
         assert picked == second
         claim.close()
-        assert table_runs._pick([first], found, wait=False) is None
-    picked, claim = table_runs._pick([first], found, wait=True)
+        assert runner._pick([first], found, wait=False) is None
+    picked, claim = runner._pick([first], found, wait=True)
     assert picked == first
     claim.close()
 
 
 def test_missing_data_of_one_run_fails_that_run_alone(store, monkeypatch, capsys):
     """Table 7 where the images of one split are not there: the others are made, and what is there is shown."""
-    config, stage = resolve(profile="smoke"), table_runs.stage
+    config, stage = resolve(profile="smoke"), runner.stage
 
     def without_large(want, source, *, existing):
         if want.verb == "label" and want.config.split == "large":
             raise DataError("split='large' needs images that are not there")
         return stage(want, source, existing=existing)
 
-    monkeypatch.setattr(table_runs, "stage", without_large)
+    monkeypatch.setattr(runner, "stage", without_large)
     teacher = labeler(config)
     needed = [teacher, *(Want("label", replace(config, split=split), teacher) for split in ("tiny", "large"))]
-    (failure,) = table_runs.make(needed, apart=False)
+    (failure,) = runner.make(needed, apart=False)
     assert "split='large' needs images" in failure.reason
-    assert [bool(table_runs.find(needed)[want]) for want in needed] == [True, True, False]
+    assert [bool(runner.find(needed)[want]) for want in needed] == [True, True, False]
 
 
 def test_a_run_costs_its_steps_or_the_images_it_labels():
@@ -183,16 +188,16 @@ def test_a_run_costs_its_steps_or_the_images_it_labels():
     config = resolve(profile="paper", split="tiny")
     images = {"labeled": 118_287, "pool": 123_403, "warmup": 123_403}
     short, long = math.ceil(36 * 118_287 / 16), math.ceil(60 * 123_403 / 16)
-    assert table_runs.work_of(labeler(config), images) == short
-    assert table_runs.work_of(warmup(config), images) == long
-    assert table_runs.work_of(warmup(config).source, images) == 123_403
-    assert table_runs.work_of(tables.finetuned(config), images) == long + short
+    assert runner.work_of(labeler(config), images) == short
+    assert runner.work_of(warmup(config), images) == long
+    assert runner.work_of(warmup(config).source, images) == 123_403
+    assert runner.work_of(definitions.finetuned(config), images) == long + short
 
 
 @pytest.mark.parametrize("profile", ["demo", "gpu", "paper"])
 @pytest.mark.parametrize("table", ROWS)
 def test_no_two_runs_are_said_to_be_the_same(table, profile):
-    said = [(want.verb, tables.variation(want)) for want in wants(ROWS[table](resolve(profile=profile)))]
+    said = [(want.verb, definitions.variation(want)) for want in wants(ROWS[table](resolve(profile=profile)))]
     assert len(set(said)) == len(said)
 
 
@@ -205,7 +210,7 @@ def test_no_two_runs_are_said_to_be_the_same(table, profile):
     ],
 )
 def test_what_would_not_be_a_table_of_the_profile_is_refused(more, said, store, monkeypatch, capsys):
-    monkeypatch.setattr(table_runs, "make", None)
+    monkeypatch.setattr(runner, "make", None)
     assert main(["table", *more, "--profile", "smoke", "--record"]) == 2
     assert said in capsys.readouterr().err
 
@@ -213,12 +218,12 @@ def test_what_would_not_be_a_table_of_the_profile_is_refused(more, said, store, 
 def test_labels_of_others_are_refused(store):
     asked = argparse.Namespace(tables=["3"], seeds=1, record=False, dry_run=False)
     with pytest.raises(ConfigError, match="labels='mine': tables are of the labels that their own labelers make"):
-        table_commands.act(asked, replace(resolve(profile="smoke"), labels="mine"))
+        table.act(asked, replace(resolve(profile="smoke"), labels="mine"))
 
 
 def test_fewer_numbers_do_not_replace_more(store, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(table_runs, "make", lambda *_, **__: [])
-    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(runner, "make", lambda *_, **__: [])
+    monkeypatch.setattr(readme, "RESULTS", tmp_path / "results")
     (tmp_path / "results").mkdir()
     file = tmp_path / "results" / "table3_smoke.json"
     file.write_text(json.dumps({"rows": {"12 (1x)": {"AP": {"0": 0.4}}}}))
@@ -249,13 +254,13 @@ def test_a_failed_run_takes_only_what_starts_from_it(apart, store, monkeypatch):
         return 0, ""
 
     there = {}
-    monkeypatch.setattr(table_runs, "_make", run)
-    monkeypatch.setattr(table_runs, "_make_here", run)
-    monkeypatch.setattr(table_runs, "_begun", lambda want, source: None)
+    monkeypatch.setattr(runner, "_make", run)
+    monkeypatch.setattr(runner, "_make_here", run)
+    monkeypatch.setattr(runner, "_begun", lambda want, source: None)
     monkeypatch.setattr(
-        table_runs, "_existing", lambda want, source: there.setdefault(want.key, Run(store)) if made else None
+        runner, "_existing", lambda want, source: there.setdefault(want.key, Run(store)) if made else None
     )
-    failures = table_runs.make([*good.with_sources(), bad, after], apart=apart)
+    failures = runner.make([*good.with_sources(), bad, after], apart=apart)
     assert [(failure.want.verb, failure.reason) for failure in failures] == [
         ("train_labeler", "out of memory"),
         ("label", "the run that it starts from could not be made"),
@@ -265,13 +270,13 @@ def test_a_failed_run_takes_only_what_starts_from_it(apart, store, monkeypatch):
 
 def test_numbers_are_collected_and_missing_ones_stay_none(store, monkeypatch):
     config = resolve(profile="smoke")
-    collected = table_runs.collect(1, config, [0, 1])
+    collected = runner.collect(1, config, [0, 1])
     assert collected["rows"]["COCO unlabeled"] == {
         "class-specific AP": {"0": None, "1": None},
         "class-agnostic AP": {"0": None, "1": None},
     }
     assert collected["runs"] == {"0": {}, "1": {}} and collected["config"]["profile"] == "smoke"
-    body = table_view.lines(collected)
+    body = compare.lines(collected)
     assert body[0] == ["COCO train2017", "class-specific AP", "41.0", "", ""]
 
 
@@ -304,9 +309,9 @@ def test_tables_of_entities_are_of_entities_by_default(store, capsys):
 
 def test_mean_spread_and_gap():
     cell = {"0": 0.40, "1": 0.44, "2": None}
-    assert table_view.cell_text(cell) == "42.0 ± 2.8 (2)" and table_view.cell_text({"0": 0.4}) == "40.0"
+    assert compare.cell_text(cell) == "42.0 ± 2.8 (2)" and compare.cell_text({"0": 0.4}) == "40.0"
     rows = {"COCO train2017": {"class-specific AP": cell}, "COCO unlabeled": {}}
-    lines = table_view.lines({"table": 1, "rows": rows})
+    lines = compare.lines({"table": 1, "rows": rows})
     assert lines[0] == ["COCO train2017", "class-specific AP", "41.0", "42.0 ± 2.8 (2)", "+1.0"]
     assert lines[1] == ["COCO unlabeled", "class-specific AP", "35.9", "", ""]
 
@@ -323,14 +328,14 @@ def test_mean_spread_and_gap():
     ],
 )
 def test_a_claim_is_decided_by_paired_differences(differences, verdict):
-    assert table_view.verdict(differences) == verdict
+    assert compare.verdict(differences) == verdict
 
 
 def test_claims_are_those_of_rows_that_the_tables_have(config):
-    for table, _, *pair in table_view.CLAIMS:
+    for table, _, *pair in compare.CLAIMS:
         rows = named(table, config)
         assert all(column in rows[row] for row, column in filter(None, pair)), (table, pair)
-    found = {each["claim"]: each for each in table_view.claims({})}
+    found = {each["claim"]: each for each in compare.claims({})}
     assert all(each["verdict"] == "not measured" for each in found.values())
     assert found["labels without classes beat labels with them"]["paper"] == pytest.approx(1.0)
     assert found["the gap is smaller without classes"]["paper"] == pytest.approx(5.1 - 1.9)
@@ -339,8 +344,8 @@ def test_claims_are_those_of_rows_that_the_tables_have(config):
 def test_pairs_are_of_the_same_seed():
     rows = {"Objects (P,A)": {"finetuned det AP": {"0": 0.5, "1": None, "2": 0.4}}}
     rows["ImageNet"] = {"finetuned det AP": {"0": 0.4, "1": 0.1, "2": 0.45}}
-    first, second = (("Objects (P,A)", table_view.DET), ("ImageNet", table_view.DET))
-    assert table_view.paired(rows, first, second) == pytest.approx({"0": 10, "2": -5})
+    first, second = (("Objects (P,A)", compare.DET), ("ImageNet", compare.DET))
+    assert compare.paired(rows, first, second) == pytest.approx({"0": 10, "2": -5})
 
 
 def test_the_gaps_of_table_1_are_of_the_same_seed():
@@ -351,18 +356,18 @@ def test_the_gaps_of_table_1_are_of_the_same_seed():
         "COCO train2017": dict(zip(names, truth, strict=True)),
         "COCO unlabeled": dict(zip(names, pseudo, strict=True)),
     }
-    (claim,) = table_view.claims({1: {"rows": rows}}, 1)
+    (claim,) = compare.claims({1: {"rows": rows}}, 1)
     assert claim["differences"] == pytest.approx([8])
 
 
 def test_curves_are_where_the_tables_say():
     rows = {"12 (1x)": {"AP": {"0": 0.40, "1": 0.44}}, "24 (2x)": {}, "60 (5x)": {"AP": {"0": 0.5, "1": None}}}
     labelers = {"pseudo labeler": {"1": {"0": 0.30}, "5": {"0": 0.4}}, "warmed-up target detector": {"1": {"0": 0.35}}}
-    assert all(not line["here"] for panel in table_view.curves({}) for line in panel["lines"].values())
-    found = table_view.curves({3: {"rows": rows}, 5: {"rows": labelers}})
+    assert all(not line["here"] for panel in compare.curves({}) for line in panel["lines"].values())
+    found = compare.curves({3: {"rows": rows}, 5: {"rows": labelers}})
     lengths, pools, labeler, thresholds = (panel["lines"] for panel in found)
     assert np.allclose(lengths["warmed-up detector"]["here"], [(12, 42), (60, 50)])
     assert lengths["warmed-up detector"]["paper"][:2] == [(12, 38.4), (24, 39.6)]
     assert np.allclose(labeler["warmed-up detector"]["here"], [(30, 35)])
     assert labeler["warmed-up detector"]["paper"][-1] == (42.1, 40.2)
-    assert pools[table_view.DET]["here"] == thresholds[table_view.DET]["here"] == []
+    assert pools[compare.DET]["here"] == thresholds[compare.DET]["here"] == []

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from cassl_lib import bench_store, report
-from cassl_lib.pseudo_labels import PseudoLabels
+from cassl_lib.labels.store import PseudoLabels
+from cassl_lib.report import readme
+from cassl_lib.tools import bench_store
 
 
 def test_a_synthetic_store_is_written_read_and_trained_from(tmp_path, monkeypatch):
@@ -25,8 +26,8 @@ def test_a_synthetic_store_is_written_read_and_trained_from(tmp_path, monkeypatc
 
 
 def test_the_table_has_a_column_a_store(monkeypatch, tmp_path):
-    monkeypatch.setattr(report, "RESULTS", tmp_path)
-    assert report.store() == "Nothing has been recorded yet."
+    monkeypatch.setattr(readme, "RESULTS", tmp_path)
+    assert readme.store() == "Nothing has been recorded yet."
     for images in (1000, 200):
         read, train = {"own_mb": 2.0, "first_us": 70.4, "second_us": 33.0}, {"own_mb": [600, 400, 410]}
         measured = {"images": images, "labels": 9 * images, "bytes": 2500 * images, "written": images}
@@ -34,14 +35,14 @@ def test_the_table_has_a_column_a_store(monkeypatch, tmp_path):
         measured |= {"statistics": {"seconds": 1.0}, "verify": {"seconds": 2.0}}
         place = {"device": "2 CPU cores", "date": "2026-01-01"}
         (tmp_path / f"store_{images}.json").write_text(json.dumps({"environment": place, "measured": measured}))
-    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in report.store().splitlines() if "|" in line}
+    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in readme.store().splitlines() if "|" in line}
     assert [cell.strip() for cell in rows[""]] == ["200 images", "1,000 images"]
     assert [cell.strip() for cell in rows["written, images a second"]] == ["400", "2,000"]
     assert [cell.strip() for cell in rows["the same of each loading process, MB"]] == ["410", "410"]
     assert [cell.strip() for cell in rows["the same in a first pass, which opens the shards"]] == ["70", "70"]
 
 
-@pytest.mark.parametrize("file", sorted(report.RESULTS.glob("store_*.json")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", sorted(readme.RESULTS.glob("store_*.json")), ids=lambda file: file.stem)
 def test_the_tracked_numbers_keep_what_is_promised(file):
     """Opening under a second and 200 MB, a random row under 100 microseconds, whatever the size."""
     measured = json.loads(file.read_text())["measured"]

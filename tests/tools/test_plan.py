@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from cassl_lib import forecast, pace, plan, stages
-from cassl_lib.__main__ import main
+from cassl_lib.cli.main import main
 from cassl_lib.config import AugmentConfig
-from cassl_lib.data.coco import DataError
 from cassl_lib.data.loader import Samples
-from cassl_lib.data.stand_ins import StandIns
-from cassl_lib.forecast import Estimate, Row
-from cassl_lib.pace import Labels, Pace
-from cassl_lib.pseudo_labels import PseudoLabels
-from cassl_lib.resolve import ConfigError, resolve
+from cassl_lib.errors import ConfigError, DataError
+from cassl_lib.labels.store import PseudoLabels
+from cassl_lib.resolve import resolve
+from cassl_lib.stages import all_stages as stages
+from cassl_lib.tools.plan import cost, estimate, throughput
+from cassl_lib.tools.plan.cost import Estimate, Row
+from cassl_lib.tools.plan.synthetic_photos import StandIns
+from cassl_lib.tools.plan.throughput import Labels, Pace
 
-# 2 seconds an image in training, half a second in labelling, a quarter in evaluation.
+# 2 seconds an image in training, half a second in labeling, a quarter in evaluation.
 PACES = dict.fromkeys(("labeler", "warmup", "finetune"), Pace(0.5, 4, start=3, weights=100, checkpoint=300))
 PACES |= {"labels": Pace(0.1, 5, start=1), "evaluation": Pace(0.1, 2.5)}
 IMAGES = {"labeled": 10, "pool": 25, "warmup": 24, "val": 8}
@@ -37,7 +38,7 @@ def small():
 
 
 def rows_of(config, devices=1) -> dict[str, Row]:
-    found = forecast.forecast(config, IMAGES, PACES, Labels(stored=4, used=2, bytes=100), devices=devices)
+    found = cost.forecast(config, IMAGES, PACES, Labels(stored=4, used=2, bytes=100), devices=devices)
     assert [row.stage for row in found] == ["labeler", "labels", "warmup", "finetune", "baseline"]
     return {row.stage: row for row in found}
 
@@ -49,7 +50,7 @@ def test_time_is_start_and_images_and_evaluation(small):
     assert steps_images == expected
     assert {row.evaluation for name, row in rows.items() if name != "labels"} == {2.0}  # 8 images of 0.25 s
     seconds = {name: row.seconds for name, row in rows.items()}
-    # 3 + 2 * images + 2; labelling 1 + 25 * 0.5
+    # 3 + 2 * images + 2; labeling 1 + 25 * 0.5
     assert seconds == {"labeler": 45, "labels": 13.5, "warmup": 149, "finetune": 117, "baseline": 405}
     assert rows["baseline"].hours == 405 / 3600
 
@@ -69,15 +70,15 @@ def test_disk_and_labels(small):
     assert (rows["labels"].labels, rows["labels"].labels_used) == (100, 50)
     found = Estimate("", tuple(rows.values()), (), "/runs", free=5000)
     assert found.needed == 4 * 100 + 4000 + 2 * 300  # a checkpoint and its successor
-    text = forecast.table(found)
+    text = cost.table(found)
     assert "disk: 5.0 kB needed at most, 5.0 kB free in /runs" in text and "NOT ENOUGH" not in text
-    lines = forecast.table(replace(found, free=3000)).splitlines()
+    lines = cost.table(replace(found, free=3000)).splitlines()
     short = [line for line in lines if line.startswith("NOT ENOUGH DISK")]
     assert short == ["NOT ENOUGH DISK: make room for 2.0 kB more in /runs, or set CASSL_RUNS to another disk"]
 
 
 def test_the_table_sums_the_chain_without_the_baseline(small):
-    lines = forecast.table(Estimate("title", tuple(rows_of(small).values()), ("a: b",), "/runs", 10**9)).splitlines()
+    lines = cost.table(Estimate("title", tuple(rows_of(small).values()), ("a: b",), "/runs", 10**9)).splitlines()
     assert lines[0] == "title" and lines[-1] == "- a: b"
     named = {line.split()[0]: line.split()[1:] for line in lines if line}
     assert named["CA-SSL"] == ["5.4", "min", "4.3", "kB"]  # 45 + 13.5 + 149 + 117 = 324.5 s; 4,000 + 300 bytes
@@ -98,51 +99,51 @@ def test_the_table_sums_the_chain_without_the_baseline(small):
     ],
 )
 def test_durations(seconds, text):
-    assert forecast.duration(seconds) == text
+    assert cost.duration(seconds) == text
 
 
 def test_the_pace_is_the_median_after_the_first_batches(monkeypatch):
-    monkeypatch.setattr(pace, "UNCOUNTED", 2)
+    monkeypatch.setattr(throughput, "UNCOUNTED", 2)
     # Of 10 pixels each but for one of 20 that takes twice as long; the first two are slow, one is disturbed.
     times, pixels = [0, 0.8, 1.2, 1.4, 1.8, 2.0, 2.9], [10, 10, 10, 20, 10, 10, 0]
-    per_pixel, start = pace.pace_of(list(zip(times, pixels, strict=True)), began=-5)
+    per_pixel, start = throughput.pace_of(list(zip(times, pixels, strict=True)), began=-5)
     assert per_pixel == pytest.approx(0.02)  # 0.2 / 10, 0.4 / 20, 0.2 / 10, 0.9 / 10
     assert start == pytest.approx(5 + 1.2 - 20 * 0.02)  # until batch 2, less what the two before it cost anyway
 
 
 def test_unreadable_batches_have_no_pace(monkeypatch):
-    monkeypatch.setattr(pace, "UNCOUNTED", 0)
-    assert pace.pace_of([(0, 10), (1, 0), (9, 10), (10, 10), (11, 10), (12, 0)], began=0)[0] == 0.1
+    monkeypatch.setattr(throughput, "UNCOUNTED", 0)
+    assert throughput.pace_of([(0, 10), (1, 0), (9, 10), (10, 10), (11, 10), (12, 0)], began=0)[0] == 0.1
 
 
 @pytest.mark.parametrize(("each", "expected"), [(0.0, 50), (10.0, 4), (2.0, 8)])
 def test_watching_ends_after_enough_batches_or_patience(monkeypatch, each, expected):
     """10 and 40 batches; of 10 s one and three; of 2 s those that begin within 15 s."""
     clock = iter(np.arange(100) * each)
-    monkeypatch.setattr(pace.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: next(clock))
     ticks, image = [], torch.zeros(3, 40, 70)
-    passed = list(pace.watched(iter([([image, image], None, [0, 1], [])] * 50), ticks))
+    passed = list(throughput.watched(iter([([image, image], None, [0, 1], [])] * 50), ticks))
     assert len(passed) == expected and len(ticks) == expected + 1
     assert ticks[0][1] == 2 * 64 * 96
 
 
 def test_a_short_loader_is_counted_to_its_end():
     ticks = []
-    assert len(list(pace.watched(iter([([torch.zeros(3, 8, 8)], None, [0], [])] * 3), ticks))) == 3
+    assert len(list(throughput.watched(iter([([torch.zeros(3, 8, 8)], None, [0], [])] * 3), ticks))) == 3
     assert [pixels for _, pixels in ticks] == [32 * 32] * 3 + [0]
-    assert pace.pace_of(ticks, began=0)[0] > 0
+    assert throughput.pace_of(ticks, began=0)[0] > 0
 
 
 def test_canvas_of_a_batch():
-    assert pace.canvas([(33, 64), (20, 100)]) == 64 * 128 and pace.canvas([]) == 0
+    assert throughput.canvas([(33, 64), (20, 100)]) == 64 * 128 and throughput.canvas([]) == 0
     augment = AugmentConfig(sizes=(100,), test_size=100, longest=1000)
     mixed = np.array([(100, 200), (200, 100)])
     alone, together = 128 * 224, 224 * 224
-    assert pace.test_canvas(augment, mixed, 1) == pace.training_canvas(augment, mixed, 1) == alone
+    assert throughput.test_canvas(augment, mixed, 1) == throughput.training_canvas(augment, mixed, 1) == alone
     # Half of all pairs are of one kind.
-    assert pace.test_canvas(augment, mixed, 2) == pytest.approx((alone + together) / 2, rel=0.05)
-    assert pace.labelling_canvas(augment, mixed, 2) == alone  # there like goes with like
-    assert pace.training_canvas(replace(augment, crop=90), mixed, 2) == 96 * 96
+    assert throughput.test_canvas(augment, mixed, 2) == pytest.approx((alone + together) / 2, rel=0.05)
+    assert throughput.labeling_canvas(augment, mixed, 2) == alone  # there like goes with like
+    assert throughput.training_canvas(replace(augment, crop=90), mixed, 2) == 96 * 96
 
 
 def test_large_images_are_made_smaller_on_a_cpu_and_scaled_back(monkeypatch, small):
@@ -152,11 +153,11 @@ def test_large_images_are_made_smaller_on_a_cpu_and_scaled_back(monkeypatch, sma
         asked.update(sizes=config.augment.sizes, longest=config.augment.longest, batch=batch)
         return 1e-6, 1.0, {"weights": 1, "checkpoint": 2}
 
-    monkeypatch.setattr(pace, "_train_briefly", train)
-    monkeypatch.setattr(pace.engine, "device_of_process", lambda: torch.device("cpu"))
+    monkeypatch.setattr(throughput, "_train_briefly", train)
+    monkeypatch.setattr(throughput.engine, "device_of_process", lambda: torch.device("cpu"))
     config = replace(small, augment=AugmentConfig(sizes=(1024,), longest=2048))
     sizes = np.array([(480, 480)])
-    found, note = pace.training_pace(config, config.model, small.finetune, None, sizes, classes=True, devices=1)
+    found, note = throughput.training_pace(config, config.model, small.finetune, None, sizes, classes=True, devices=1)
     assert asked == {"sizes": (512,), "longest": 1024, "batch": 1}  # 512 * 512 = 2**18
     assert found.seconds == pytest.approx(1e-6 * 1024**2) and "sides 50%" in note and "DO NOT FIT" not in note
 
@@ -170,10 +171,10 @@ def test_a_batch_that_does_not_fit_is_halved(monkeypatch, small):
             raise torch.OutOfMemoryError("full")
         return 0.5, 1.0, {"weights": 1, "checkpoint": 2}
 
-    monkeypatch.setattr(pace, "_train_briefly", train)
-    monkeypatch.setattr(pace.engine, "device_of_process", lambda: torch.device("cuda"))
+    monkeypatch.setattr(throughput, "_train_briefly", train)
+    monkeypatch.setattr(throughput.engine, "device_of_process", lambda: torch.device("cuda"))
     sizes = np.array([(96, 96)])
-    found, note = pace.training_pace(small, small.model, small.finetune, None, sizes, classes=True, devices=1)
+    found, note = throughput.training_pace(small, small.model, small.finetune, None, sizes, classes=True, devices=1)
     assert tried == [8, 4, 2] and found.seconds == 0.5 * 96 * 96
     assert "2 at a time" in note and "8 AT A TIME DO NOT FIT ITS MEMORY" in note
 
@@ -192,9 +193,9 @@ def test_the_papers_chain_without_data_is_counted_as_the_papers(monkeypatch, not
         asked[model.num_classes] = (type(source), classes, devices)
         return Pace(1e-6, 1e6), "so"
 
-    monkeypatch.setattr(plan, "training_pace", training_pace)
-    monkeypatch.setattr(plan, "labelling_pace", lambda *_: (Pace(5e-7, 1e6), None, "so"))
-    found = plan.estimate(resolve(profile="paper", split="large"), devices=8)
+    monkeypatch.setattr(estimate, "training_pace", training_pace)
+    monkeypatch.setattr(estimate, "labeling_pace", lambda *_: (Pace(5e-7, 1e6), None, "so"))
+    found = estimate.estimate(resolve(profile="paper", split="large"), devices=8)
     rows = {row.stage: row for row in found.rows}
     assert asked == {1: (StandIns, False, 8), 80: (StandIns, True, 8)}
     # 36 * 118,287 / 16 and 60 * 3,669,905 / 16, rounded up
@@ -212,11 +213,11 @@ def test_the_papers_chain_without_data_is_counted_as_the_papers(monkeypatch, not
 
 
 def test_the_papers_detector_is_measured_without_data_or_weights(monkeypatch, nothing_on_disk):
-    monkeypatch.setattr(pace, "PATIENCE", 0.1)
+    monkeypatch.setattr(throughput, "PATIENCE", 0.1)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # nothing is to be fetched; if it were, this would fail
     config = resolve(profile="paper", size=64, batch_size=1)
     alone = {name: replace(getattr(config, name), workers=0) for name in ("labeler", "finetune")}
-    found = plan.estimate(replace(config, **alone))
+    found = estimate.estimate(replace(config, **alone))
     rows = {row.stage: row for row in found.rows}
     assert rows["finetune"].kept > rows["labeler"].kept > 100e6  # Swin-T and its head; 79 classes more
     # Two checkpoints of weights and AdamW's two moments, which Swin's tables of positions do not have.
@@ -230,14 +231,14 @@ def trained(tmp_path_factory):
     """A chain of a few steps up to its labels, in a run store of its own, and the seconds of the labeler."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CASSL_RUNS", str(tmp_path_factory.mktemp("runs")))
-        patch.setattr(pace, "UNCOUNTED", 4)
-        patch.setattr(pace, "COUNTED", 8)
+        patch.setattr(throughput, "UNCOUNTED", 4)
+        patch.setattr(throughput, "COUNTED", 8)
         config = resolve(profile="smoke")
         short = {name: replace(getattr(config, name), steps=24) for name in ("labeler", "warmup", "finetune")}
         config = replace(config, **short)
-        before = plan.estimate(config)
+        before = estimate.estimate(config)
         labels = stages.label(config)
-        yield config, before, plan.estimate(config), stages.train_labeler(config), labels
+        yield config, before, estimate.estimate(config), stages.train_labeler(config), labels
 
 
 def test_a_real_chain_costs_what_was_said(trained):
@@ -286,8 +287,8 @@ def test_a_plan_is_checked_by_making_the_chain(tmp_path, monkeypatch, capsys):
 def test_scenes_are_counted_before_they_are_drawn(split, count, nothing_on_disk):
     """The smoke profile: 16 scenes, and ten parts of 6 each of two other sources."""
     config = resolve(profile="smoke", split=split)
-    found = plan.look(config)
-    assert plan.scene_count(config) == found.images["pool"] == found.images["warmup"] == count
+    found = estimate.look(config)
+    assert estimate.scene_count(config) == found.images["pool"] == found.images["warmup"] == count
     assert len(found.pool) == 16 and ("still to be drawn" in found.notes[1]) == (split != "tiny")
 
 
@@ -308,15 +309,15 @@ def test_devices_that_cannot_be_are_refused():
     config = resolve(profile="smoke")
     for devices in (0, -1, 1.5, True, "2"):
         with pytest.raises(ConfigError, match="is not a whole number of processes; use 1 or more"):
-            plan.estimate(config, devices=devices)
+            estimate.estimate(config, devices=devices)
     with pytest.raises(ConfigError, match="devices=3 does not divide the batch of labeler, batch_size=8"):
-        plan.estimate(config, devices=3)
+        estimate.estimate(config, devices=3)
 
 
 def test_named_data_that_is_not_there_is_an_error(nothing_on_disk, capsys):
     mine = str(nothing_on_disk / "mine.json")
     with pytest.raises(DataError, match="mine.json"):
-        plan.estimate(resolve(profile="paper", labeled=mine, val=mine))
+        estimate.estimate(resolve(profile="paper", labeled=mine, val=mine))
     assert main(["plan", "--profile", "smoke", "--devices", "3"]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: devices=3 does not divide")
@@ -329,7 +330,7 @@ def test_the_command_prints_and_keeps_the_estimate(monkeypatch, tmp_path, capsys
         seen.update(epochs=config.warmup.epochs, devices=devices)
         return Estimate("title", (Row("labels", 5, 0, 7200, 0.0, 1, labels=9),), ("a note",), str(tmp_path), 10)
 
-    monkeypatch.setattr(plan, "estimate", estimate)
+    monkeypatch.setattr(estimate, "estimate", estimate)
     file = tmp_path / "plan.json"
     command = ["plan", "--devices", "2", "--stage", "warm_up", "--epochs", "12", "--out", str(file)]
     assert main(command) == 0 and seen == {"epochs": 12, "devices": 2}

@@ -16,12 +16,13 @@ from pycocotools.cocoeval import COCOeval
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from cassl_lib import engine
 from cassl_lib.config import AugmentConfig, TrainConfig
 from cassl_lib.data.coco import CocoImages
-from cassl_lib.engine import NonFiniteLoss, learning_rate, number_of_steps, predict, train
-from cassl_lib.evaluation.model import detect, evaluate_model
+from cassl_lib.errors import NonFiniteLoss
+from cassl_lib.evaluation.detector import detect, evaluate_model
 from cassl_lib.runs import Run
+from cassl_lib.training import engine
+from cassl_lib.training.engine import learning_rate, number_of_steps, predict, train
 
 PLAIN = TrainConfig(
     steps=6,

@@ -1,4 +1,4 @@
-"""Pools of unlabelled images: one Parquet index (id, path, height, width, source), whatever the images came as.
+"""Pools of unlabeled images: one Parquet index (id, path, height, width, source), whatever the images came as.
 
 What a pool may be given as is in `listings`. Every file's header is looked at once, in several processes: images that
 are missing, damaged, of another size than listed or byte-identical to an earlier one are left out, and all of them
@@ -22,10 +22,9 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from cassl_lib import paths
-from cassl_lib.data.coco import DataError, Report
 from cassl_lib.data.image_files import ENDINGS, MEASURED, MEMBER, chunk_by_chunk, content_hash, measure
-from cassl_lib.data.listings import INDEX, listed, share_of
-from cassl_lib.data.pool_index import (
+from cassl_lib.data.pool.formats import INDEX, listed, share_of
+from cassl_lib.data.pool.index import (
     LEFT_OUT,
     REASONS,
     Pool,
@@ -35,7 +34,8 @@ from cassl_lib.data.pool_index import (
     read_left_out,
     write_index,
 )
-from cassl_lib.runs import alone
+from cassl_lib.errors import DataError, LeftOut
+from cassl_lib.files import alone
 
 LISTED = pa.schema(
     [("path", pa.string()), ("bytes", pa.int64()), ("id", pa.int64()), ("height", pa.int32()), ("width", pa.int32())]
@@ -43,7 +43,7 @@ LISTED = pa.schema(
 SOURCE = r"^(?:.*(?:/|::))?([^/]+)(?:/|::\d+\+\d+::)[^/]*$"  # the folder that an image lies in, else its archive
 
 
-def build_pool(parts: list[str], folder: Path, *, workers: int | None = None) -> tuple[Pool, Report]:
+def build_pool(parts: list[str], folder: Path, *, workers: int | None = None) -> tuple[Pool, LeftOut]:
     """Index the images of `parts` below `folder`; an index of the same files is found again.
 
     Killed and called again it goes on; a second process waits for the first. An index is made anew when an image that

@@ -25,8 +25,9 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from cassl_lib import paths
-from cassl_lib.data.coco import DataError, locate
+from cassl_lib.data.coco import locate
 from cassl_lib.data.image_files import ENDINGS, member, write_table
+from cassl_lib.errors import DataError
 
 PACKED = (".gz", ".tgz", ".zip", ".bz2", ".xz", ".zst", ".7z", ".rar")
 OTHER_IMAGES = (".gif", ".heic", ".heif", ".avif", ".jp2", ".svg")  # that people have, and that are not read here

@@ -13,10 +13,10 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from cassl_lib import paths
-from cassl_lib.data.coco import Report
 from cassl_lib.data.image_files import write_table
-from cassl_lib.data.listings import INDEX, open_index
-from cassl_lib.runs import replacing
+from cassl_lib.data.pool.formats import INDEX, open_index
+from cassl_lib.errors import LeftOut
+from cassl_lib.files import replacing
 
 GROUPS = 4  # row groups that a pool keeps: readers go through it in order
 LEFT_OUT = pa.schema([("path", pa.string()), ("reason", pa.string()), ("detail", pa.string()), ("bytes", pa.int64())])
@@ -30,7 +30,7 @@ REASONS = {
 
 
 class Pool:
-    """An index of unlabelled images, read a few row groups at a time; pickles as its path.
+    """An index of unlabeled images, read a few row groups at a time; pickles as its path.
 
     Attributes:
         fingerprint: hash of what was listed (paths, bytes of each file or, of a JSON, its id, height and width) and of
@@ -122,9 +122,9 @@ def read_left_out(index: Path) -> pa.Table:
     return pa.csv.read_csv(file, convert_options=options, parse_options=parsing)
 
 
-def left_out_report(index: Path) -> Report:
+def left_out_report(index: Path) -> LeftOut:
     """What was left out of an index, counted by reason."""
-    report, left_out = Report(), read_left_out(index)
+    report, left_out = LeftOut(), read_left_out(index)
     for path, reason, detail, _ in zip(*(column.to_pylist() for column in left_out.columns), strict=True):
         report.add(REASONS[reason], f"{path} ({detail})" if detail else path)
     return report

@@ -5,7 +5,7 @@ pairs within a distance of
 
     6  8  10  12  14 bits
     0  0   0   1  16   of the 447,931 pairs of different photographs; and of 316 photographs and their
-  100 100 100 100 100 % versions: half as large, saved at quality 50 or 20, grey
+  100 100 100 100 100 % versions: half as large, saved at quality 50 or 20, gray
    99 100 100 100 100 % to 256 x 256, 99 99 100 100 100 % to a short side of 256
    97 99 100 100 100 % 1.3 times as bright
    88 97  99  99 100 % cut by 2 % on each side, 74 91 97 98 100 % by 2.5 %, 17 38 60 79 90 % by 5 %
@@ -32,17 +32,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from cassl_lib import paths
-from cassl_lib.data.coco import DataError
-from cassl_lib.data.image_files import (
-    DAMAGED,
-    chunk_by_chunk,
-    eight_bits,
-    open_file,
-    own_fault,
-    write_table,
-)
-from cassl_lib.data.pool_index import Pool, save
-from cassl_lib.runs import alone
+from cassl_lib.data.image_files import DAMAGED, chunk_by_chunk, eight_bits, open_file, own_fault, write_table
+from cassl_lib.data.pool.index import Pool, save
+from cassl_lib.errors import DataError
+from cassl_lib.files import alone
 
 DISTANCE = 8  # bits
 SIDE = 32  # pixels, what `phash` sees of an image
@@ -104,7 +97,7 @@ def image_hash(path: str) -> tuple[int]:
     """The perceptual hash of an image file, `UNREADABLE` if it cannot be decoded."""
     try:
         with open_file(path) as file, Image.open(file) as image:
-            image.draft("L", (SIDE, SIDE))  # a JPEG is decoded at an eighth of its size, grey
+            image.draft("L", (SIDE, SIDE))  # a JPEG is decoded at an eighth of its size, gray
             bits = imagehash.phash(eight_bits(image)).hash
     except DAMAGED as error:
         own_fault(path, error)

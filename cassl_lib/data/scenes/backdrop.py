@@ -67,7 +67,7 @@ def noise(rng: np.random.Generator, name: str, height: int, width: int) -> np.nd
 
 
 def _tinted(pair, mix: np.ndarray) -> np.ndarray:
-    """(H, W, 3): between the two colours of `pair` by `mix` (H, W) or (H, 1), clipped to [0, 1]."""
+    """(H, W, 3): between the two colors of `pair` by `mix` (H, W) or (H, 1), clipped to [0, 1]."""
     one, other = np.asarray(pair, np.float32)
     return one + np.clip(mix, 0, 1)[..., None] * (other - one)
 
@@ -109,13 +109,13 @@ def _bricks(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def _paint(rng: np.random.Generator, stuff: np.ndarray, horizon: float, source: str, texture: float) -> np.ndarray:
-    """Colours for the layout, (H, W, 3) float32, before light falls on it."""
+    """Colors for the layout, (H, W, 3) float32, before light falls on it."""
     height, width = stuff.shape
     rows = np.arange(height, dtype=np.float32)[:, None]
     canvas = np.empty((height, width, 3), np.float32)
 
-    def fill(region: int, colours: np.ndarray) -> None:
-        np.copyto(canvas, colours, where=(stuff == region)[..., None])
+    def fill(region: int, colors: np.ndarray) -> None:
+        np.copyto(canvas, colors, where=(stuff == region)[..., None])
 
     sky = _SKIES[source][rng.integers(2)]
     cloud = np.clip(0.35 * noise(rng, "streak", height, width) + 0.25, 0, 1) * 0.5

@@ -2,12 +2,12 @@
 
     images/<unit>/<id>.jpg
     annotations/instances_<unit>.json, panoptic_<unit>.json, panoptic_<unit>/<id>.png   train, val, tune
-    annotations/image_info_<unit>.json                                                  the unlabelled units
-    annotations/truth_<unit>.json       what is on the unlabelled images: to measure pseudo labels, never for training
+    annotations/image_info_<unit>.json                                                  the unlabeled units
+    annotations/truth_<unit>.json       what is on the unlabeled images: to measure pseudo labels, never for training
     manifest.json                       the spec, and for each finished unit its counts and hashes
 
 Masks are visible pixels only, in instances as in panoptic. Kinds without a name ('unnamed') stand only in the truth; in
-the panoptic maps of a labelled unit their pixels are void. A unit counts as finished when the manifest lists it.
+the panoptic maps of a labeled unit their pixels are void. A unit counts as finished when the manifest lists it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from cassl_lib.data.drawing import LABELLED, PARTS, UNITS, Scene, SceneSpec, draw_scene
-from cassl_lib.data.drawing_coco import UnitRecords, as_png, panoptic_segments
-from cassl_lib.data.drawing_kinds import NAMED
-from cassl_lib.runs import alone
+from cassl_lib.data.scenes.kinds import NAMED
+from cassl_lib.data.scenes.records import UnitRecords, as_png, panoptic_segments
+from cassl_lib.data.scenes.scene import LABELED, PARTS, UNITS, Scene, SceneSpec, draw_scene
+from cassl_lib.errors import SceneError
+from cassl_lib.files import alone
 
 VERSION = 1  # of the drawing: to be raised whenever the same spec gives other pixels or annotations
 CLASSES = tuple(kind.name for kind in NAMED)
@@ -38,10 +39,6 @@ SPLITS: dict[str, tuple[str, ...]] = {
     "base": _OPENIMAGES,
     "large": ("coco", *_PLACES, *_OPENIMAGES),
 }
-
-
-class SceneError(ValueError):
-    """The folder holds other scenes than those asked for, or damaged ones, or a unit has an unknown name."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ class SceneFiles:
 
     def _all(self, unit: str) -> list[Path]:
         """Every file and folder that belongs to a unit."""
-        if unit in LABELLED:
+        if unit in LABELED:
             return [self.images(unit), self.instances(unit), *self.panoptic(unit)]
         return [self.images(unit), self.image_info(unit), self.truth(unit)]
 
@@ -199,12 +196,12 @@ def _draw_unit(files: SceneFiles, spec: SceneSpec, unit: str, progress: bool) ->
         digest.update(scene.image.tobytes())
         # 4:4:4, or the hue of a core of three pixels would run into its surroundings
         Image.fromarray(scene.image).save(files.images(unit) / f"{stem}.jpg", quality=92, subsampling=0)
-        if unit in LABELLED:
+        if unit in LABELED:
             ids, segments = panoptic_segments(scene)
             records.add_panoptic(stem, segments)
             digest.update(ids.tobytes())
             Image.fromarray(as_png(ids)).save(files.panoptic(unit)[1] / f"{stem}.png", compress_level=3)
-    if unit in LABELLED:
+    if unit in LABELED:
         jsons = {files.instances(unit): records.instances(), files.panoptic(unit)[0]: records.panoptic_json()}
     else:
         jsons = {files.image_info(unit): records.image_info(), files.truth(unit): records.truth()}

@@ -1,4 +1,4 @@
-"""One drawn thing as a layer, how it falls on the canvas, and who owns which pixel afterwards."""
+"""One drawn thing as a layer, how it falls on the canvas, and who owns which pixel afterward."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFilter
 
-from cassl_lib.data.drawing_kinds import BODY, CORE, Pen
+from cassl_lib.data.scenes.kinds import BODY, CORE, Pen
 
-_COVER_VIVID = np.array([[role > 0, role >= CORE, 0] for role in range(7)], np.float32)  # as if they were colours
+_COVER_VIVID = np.array([[role > 0, role >= CORE, 0] for role in range(7)], np.float32)  # as if they were colors
 
 
 @dataclass(frozen=True)
 class Layer:
     """A drawn thing in its own square of side S = 2 * half, float32 in [0, 1]."""
 
-    colour: np.ndarray  # (S, S, 3)
+    color: np.ndarray  # (S, S, 3)
     cover: np.ndarray  # (S, S) share of the pixel that is covered
-    vivid: np.ndarray  # (S, S) 1 on core and detail, which keep their own colours
+    vivid: np.ndarray  # (S, S) 1 on core and detail, which keep their own colors
     blurred: np.ndarray  # (S, S) cover, blurred: for the light and the shadow
     half: int
     radius: float
 
 
 def make_layer(pen: Pen, palette: np.ndarray, radius: float) -> Layer:
-    def coloured(table: np.ndarray) -> Image.Image:
+    def colored(table: np.ndarray) -> Image.Image:
         pen.image.putpalette((np.clip(table, 0, 1) * 255).astype(np.uint8).tobytes())
         return pen.image.convert("RGB").reduce(pen.fine)
 
     palette[0] = palette[BODY]  # what a half-covered pixel is mixed with
-    shares = coloured(_COVER_VIVID)
+    shares = colored(_COVER_VIVID)
     blurred = shares.getchannel(0).filter(ImageFilter.BoxBlur(max(1.0, 0.18 * radius)))
-    planes = (np.asarray(plane, np.float32) * np.float32(1 / 255) for plane in (coloured(palette), shares, blurred))
-    colour, shares, blurred = planes
-    return Layer(colour, shares[..., 0], shares[..., 1], blurred, pen.half, radius)
+    planes = (np.asarray(plane, np.float32) * np.float32(1 / 255) for plane in (colored(palette), shares, blurred))
+    color, shares, blurred = planes
+    return Layer(color, shares[..., 0], shares[..., 1], blurred, pen.half, radius)
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,10 @@ def stamp(canvas: np.ndarray, layer: Layer, at: Window, *, camouflage: float, li
     lit = np.roll(layer.blurred, toward, (0, 1)) - np.roll(layer.blurred, (-down, -right), (0, 1))
     region *= 1 - 0.4 * _shadow(layer, light, toward, shadow)[at.layer][..., None]
     vivid, cover = layer.vivid[at.layer][..., None], layer.cover[at.layer][..., None]
-    colour = layer.colour[at.layer]
-    colour = colour + (camouflage * (1 - 0.75 * vivid)) * (behind - colour)
-    colour *= 1 + (0.55 - 0.3 * camouflage) * lit[at.layer][..., None]
-    region += cover * (colour - region)
+    color = layer.color[at.layer]
+    color = color + (camouflage * (1 - 0.75 * vivid)) * (behind - color)
+    color *= 1 + (0.55 - 0.3 * camouflage) * lit[at.layer][..., None]
+    region += cover * (color - region)
 
 
 class Ownership:

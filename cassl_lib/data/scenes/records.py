@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from cassl_lib.data.drawing import UNITS, Scene
-from cassl_lib.data.drawing_kinds import NAMED, STUFF, UNNAMED, Kind
+from cassl_lib.data.scenes.kinds import NAMED, STUFF, UNNAMED, Kind
+from cassl_lib.data.scenes.scene import UNITS, Scene
 
 _COMMON = {
     "info": {"description": "embedded scenes, drawn", "version": "1.0", "year": 2022, "contributor": "cassl_lib"},
@@ -57,7 +57,7 @@ def panoptic_segments(scene: Scene) -> tuple[np.ndarray, list[dict]]:
 
 
 def as_png(ids: np.ndarray) -> np.ndarray:
-    """COCO's colours of a map of segment ids, (H, W, 3) uint8: id = R + 256 G + 256^2 B."""
+    """COCO's colors of a map of segment ids, (H, W, 3) uint8: id = R + 256 G + 256^2 B."""
     return np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8)
 
 

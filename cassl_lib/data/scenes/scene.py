@@ -12,9 +12,9 @@ from math import cos, radians, sin
 
 import numpy as np
 
-from cassl_lib.data.drawing_backdrop import SKY, Backdrop, draw_backdrop, noise
-from cassl_lib.data.drawing_kinds import BODY, CORE, DARK, DETAIL, NAMED, SHADE, THIN, UNNAMED, Kind, Pen
-from cassl_lib.data.drawing_layers import Layer, Ownership, make_layer, stamp, window
+from cassl_lib.data.scenes.backdrop import SKY, Backdrop, draw_backdrop, noise
+from cassl_lib.data.scenes.kinds import BODY, CORE, DARK, DETAIL, NAMED, SHADE, THIN, UNNAMED, Kind, Pen
+from cassl_lib.data.scenes.layers import Layer, Ownership, make_layer, stamp, window
 
 PARTS = 10  # of places and of openimages, as in the paper's release
 UNITS = (
@@ -22,7 +22,7 @@ UNITS = (
     *(f"places_{part}" for part in range(PARTS)),
     *(f"openimages_{part}" for part in range(PARTS)),
 )
-LABELLED = UNITS[:3]
+LABELED = UNITS[:3]
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,15 @@ class SceneSpec:
     train: int = 500
     val: int = 300
     tune: int = 300  # for choosing rates, thresholds and the fields below; never the reported set
-    coco: int = 500  # unlabelled, same look as train
+    coco: int = 500  # unlabeled, same look as train
     places_part: int = 750  # each of ten parts: other grounds and walls, a yellow cast, fewer things
     openimages_part: int = 750  # each of ten parts: night or evening, more clutter, most of the unnamed kinds
     seed: int = 0
     odd_shapes: float = 0.06  # share of scenes that are not square
-    objects: tuple[int, int] = (2, 9)  # things in an image of the labelled sets
+    objects: tuple[int, int] = (2, 9)  # things in an image of the labeled sets
     radius: tuple[float, float] = (0.045, 0.22)  # of a thing (half its height), shares of the long side
     overlap: float = 0.6  # a thing may lose at most this share of its pixels to nearer ones
-    camouflage: float = 0.6  # 0: own colours; 1: body and appendages take the colours behind them
+    camouflage: float = 0.6  # 0: own colors; 1: body and appendages take the colors behind them
     appendages: float = 0.5  # share of things with one or two thin appendages, which decide the box
     clutter: float = 8.0  # mean number of stones, twigs, tufts and loose cores
     texture: float = 1.0  # unevenness of the ground
@@ -50,8 +50,8 @@ class SceneSpec:
     pair_hue: float = 0.0  # turns between the two members of a pair; 0: only shape and pattern tell them apart
     detail: float = 0.8  # contrast of the part or pattern that tells a pair apart
     noise: float = 0.015  # of the camera, in units of the white level
-    shift: float = 1.0  # how far light and colour of the shifted sources go
-    unnamed: tuple[float, float, float, float] = (0.02, 0.2, 0.45, 0.55)  # share in: labelled, coco, places, openimages
+    shift: float = 1.0  # how far light and color of the shifted sources go
+    unnamed: tuple[float, float, float, float] = (0.02, 0.2, 0.45, 0.55)  # share in: labeled, coco, places, openimages
 
 
 @dataclass(frozen=True)
@@ -80,16 +80,16 @@ class _Source:
 
 
 def _source(spec: SceneSpec, unit: str) -> _Source:
-    labelled, coco, places, openimages = spec.unnamed
+    labeled, coco, places, openimages = spec.unnamed
     if unit.startswith("places"):
         return _Source("places", places, 0.75, 1.0)
     if unit.startswith("openimages"):
         return _Source("openimages", openimages, 1.0, 1.5)
-    return _Source("home", coco if unit == "coco" else labelled, 1.0, 1.0)
+    return _Source("home", coco if unit == "coco" else labeled, 1.0, 1.0)
 
 
 def _palette(rng: np.random.Generator, spec: SceneSpec, kind: Kind | None) -> np.ndarray:
-    """(7, 3) float32 colours of the roles. None is a clutter's: any hue."""
+    """(7, 3) float32 colors of the roles. None is a clutter's: any hue."""
     coat = np.array(colorsys.hsv_to_rgb(rng.uniform(0.03, 0.16), rng.uniform(0.1, 0.55), rng.uniform(0.3, 0.85)))
     hue = rng.random() if kind is None else kind.hue + spec.pair_hue * kind.second + spec.hue_spread * rng.normal()
     core = np.array(colorsys.hsv_to_rgb(hue % 1, spec.saturation * rng.uniform(0.8, 1.1), rng.uniform(0.6, 0.95)))

@@ -13,8 +13,8 @@ from torch import Tensor
 from cassl_lib.config import ModelConfig
 from cassl_lib.models.build import build_detector
 from cassl_lib.models.condinst import CondInst
-from cassl_lib.models.names import to_our_names
-from cassl_lib.models.weights import LoadReport, load, read_weights, shown, unwrap
+from cassl_lib.models.weights.load import LoadReport, load, read_weights, shown, unwrap
+from cassl_lib.models.weights.names import to_our_names
 
 __all__ = ["LoadReport", "from_adelaidet", "load", "read_weights", "to_our_names"]
 
@@ -35,7 +35,7 @@ BUFFERS = (SIZES, "mask_head._iter", "pixel_mean", "pixel_std")
 def from_adelaidet(
     state_dict: dict[str, Tensor],
     *,
-    centre: str | None = None,
+    center: str | None = None,
     threshold_on: str | None = None,
     class_normalizer: str = "positives",
     stride_in_1x1: bool = True,
@@ -50,7 +50,7 @@ def from_adelaidet(
 
     Args:
         state_dict: {AdelaiDet's name: tensor or array}, or a checkpoint with it below "model".
-        centre, threshold_on, class_normalizer: see ModelConfig; None is "mask" and "cls*ctr" with masks, "box" and
+        center, threshold_on, class_normalizer: see ModelConfig; None is "mask" and "cls*ctr" with masks, "box" and
             "cls" without.
         stride_in_1x1: the Caffe ResNets' place of the stride; False for weights that began as torchvision's.
         bgr: whether the model was trained on blue, green, red.
@@ -66,7 +66,7 @@ def from_adelaidet(
     config = read_config(source, masks=masks, stride_in_1x1=stride_in_1x1)
     check_sizes_of_interest(state_dict, config)
     settings = {
-        "centre": centre or ("mask" if masks else "box"),
+        "center": center or ("mask" if masks else "box"),
         "threshold_on": threshold_on or ("cls*ctr" if masks else "cls"),
         "class_normalizer": class_normalizer,
         "pixel_mean": tuple(value / 255 for value in reversed(pixel_mean_bgr)),

@@ -13,8 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from cassl_lib.models.names import is_caffe, to_our_names
-from cassl_lib.models.transfer import part_of
+from cassl_lib.errors import WeightsError
+from cassl_lib.models.weights.names import is_caffe, to_our_names
+from cassl_lib.models.weights.transfer import part_of
 
 # What numpy arrays in a checkpoint are made of: harmless, and some public checkpoints hold arrays.
 ARRAYS = [np._core.multiarray._reconstruct, np._core.multiarray.scalar, np.ndarray, np.dtype]
@@ -22,10 +23,6 @@ ARRAYS += [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "u1", "i4", "i8")
 WRAPPERS = ("model", "state_dict", "model_state")  # under which a training checkpoint keeps the weights
 COUNTER = "num_batches_tracked"  # of BatchNorms; nothing reads it
 SHOWN = 4  # names of each kind in an error
-
-
-class WeightsError(ValueError):
-    """Weights that cannot be used; the message names the file or tensors and the remedy."""
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cassl_lib import forecast, plan, stages
 from cassl_lib.config import Config
-from cassl_lib.pseudo_labels import PseudoLabels
-from cassl_lib.resolve import ConfigError
+from cassl_lib.errors import ConfigError
+from cassl_lib.labels.store import PseudoLabels
 from cassl_lib.runs import Run, environment
+from cassl_lib.stages import all_stages as stages
+from cassl_lib.tools.plan import cost, estimate
 
 STAGES: dict[str, Callable[[Config], Run]] = {
     "labeler": stages.train_labeler,
@@ -39,13 +40,13 @@ class Comparison:
 def check(config: Config) -> list[Comparison]:
     """Plan, make the chain and the baseline in this process, and compare.
 
-    The labelling is planned again once there is a labeler: what was said without one are upper bounds.
+    The labeling is planned again once there is a labeler: what was said without one are upper bounds.
 
     Raises:
         ConfigError: a stage has a finished run, whose time cannot be taken any more.
     """
     for name, make in STAGES.items():
-        if plan.finished(functools.partial(make, config, existing=True)):
+        if estimate.finished(functools.partial(make, config, existing=True)):
             raise ConfigError(f"{name} is finished already; check in another run store: CASSL_RUNS=FOLDER")
     planned, found = _planned(config), []
     for name, make in STAGES.items():
@@ -59,14 +60,14 @@ def check(config: Config) -> list[Comparison]:
     return found
 
 
-def _planned(config: Config) -> dict[str, forecast.Row]:
-    return {row.stage: row for row in plan.estimate(config).rows}
+def _planned(config: Config) -> dict[str, cost.Row]:
+    return {row.stage: row for row in estimate.estimate(config).rows}
 
 
-def _of_store(row: forecast.Row, store: PseudoLabels) -> list[Comparison]:
+def _of_store(row: cost.Row, store: PseudoLabels) -> list[Comparison]:
     counts, size = store.manifest["labels"], sum(entry["bytes"] for entry in store.manifest["shards"])
     above = int(store.statistics([store.threshold])["labels"][0])
-    index = len(store) * forecast.INDEX_BYTES
+    index = len(store) * cost.INDEX_BYTES
     return [
         Comparison("labels in the store", row.labels, counts),
         Comparison("labels above the threshold", row.labels_used, above),

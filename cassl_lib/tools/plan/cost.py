@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
-from cassl_lib import engine
 from cassl_lib.config import Config
-from cassl_lib.pace import Labels, Pace
 from cassl_lib.runs import environment
+from cassl_lib.tools.plan.throughput import Labels, Pace
+from cassl_lib.training import engine
 
 INDEX_BYTES = 60  # of an image in the index of a pool
 
@@ -18,8 +18,8 @@ class Row:
     """What one stage costs."""
 
     stage: str
-    images: int  # that are trained on or labelled, repetitions counted
-    steps: int  # 0 for labelling
+    images: int  # that are trained on or labeled, repetitions counted
+    steps: int  # 0 for labeling
     seconds: float  # of all of it
     evaluation: float  # seconds of it
     kept: int  # bytes that stay
@@ -59,7 +59,7 @@ def forecast(
     """The cost of labeler, labels, warmup, finetune and baseline.
 
     Args:
-        images: numbers of labeled, pool (what is to be labelled), warmup (what has labels then), val.
+        images: numbers of labeled, pool (what is to be labeled), warmup (what has labels then), val.
         paces: of labeler, warmup, finetune, labels, evaluation, of one device.
     """
     evaluation = images["val"] * paces["evaluation"].seconds / devices

@@ -20,29 +20,31 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cassl_lib import engine, paths, stages
+from cassl_lib import paths
 from cassl_lib.config import Config
-from cassl_lib.data import scenes, sources
-from cassl_lib.data.coco import DataError
-from cassl_lib.data.pseudo import PseudoLabeled
-from cassl_lib.data.stand_ins import StandIns
-from cassl_lib.evaluation.model import TEST_BATCH
-from cassl_lib.forecast import Estimate, forecast
-from cassl_lib.forecast import table as table  # for a notebook: plan.table(plan.estimate(config))
-from cassl_lib.pace import (
+from cassl_lib.data import datasets, scenes
+from cassl_lib.data.pseudo_labeled import PseudoLabeled
+from cassl_lib.errors import ConfigError, DataError, MissingRun
+from cassl_lib.evaluation.detector import TEST_BATCH
+from cassl_lib.paper import IMAGES
+from cassl_lib.resolve import COCO, STAGES
+from cassl_lib.runs import Run, environment
+from cassl_lib.stages import all_stages as stages
+from cassl_lib.tools.plan.cost import Estimate, forecast
+from cassl_lib.tools.plan.cost import table as table  # for a notebook: plan.table(plan.estimate(config))
+from cassl_lib.tools.plan.synthetic_photos import StandIns
+from cassl_lib.tools.plan.throughput import (
     LABEL_BYTES,
     ROW_BYTES,
     Labels,
     Pace,
     Some,
-    labelling_pace,
+    labeling_pace,
     test_canvas,
     training_canvas,
     training_pace,
 )
-from cassl_lib.paper import IMAGES
-from cassl_lib.resolve import COCO, STAGES, ConfigError
-from cassl_lib.runs import MissingRun, Run, environment
+from cassl_lib.training import engine
 
 VAL_IMAGES = 5_000  # of COCO val2017
 PANOPTIC_CLASSES = 133  # COCO's things and stuff
@@ -56,7 +58,7 @@ class Data:
     """What a configuration works on; None for what is not on disk or not finished."""
 
     images: dict[str, int]  # numbers of labeled, pool, val; the paper's for what is not on disk
-    labeled: object | None = None  # the labelled images as stage 1 reads them
+    labeled: object | None = None  # the labeled images as stage 1 reads them
     target: object | None = None  # the same as finetuning reads them
     pool: object | None = None
     labeler: Run | None = None  # finished
@@ -102,15 +104,15 @@ def check_devices(config: Config, devices: int) -> None:
 def look(config: Config) -> Data:
     """The data and finished runs of `config`, as far as they are there. Large pools of scenes are not drawn for it."""
     own = {name: getattr(config, name) == str(paths.datasets() / COCO[name]) for name in ("labeled", "val")}
-    labeled = target = _found(lambda: sources.labeled_set(config), own["labeled"])
+    labeled = target = _found(lambda: datasets.labeled_set(config), own["labeled"])
     if (annotation := stages.TARGETS[config.target]) != config.annotation:
-        target = _found(lambda: sources.labeled_set(config, annotation), own["labeled"])
-    val = _found(lambda: sources.validation_set(config), own["val"])
+        target = _found(lambda: datasets.labeled_set(config, annotation), own["labeled"])
+    val = _found(lambda: datasets.validation_set(config), own["val"])
     drawn = config.unlabeled != "scenes" or config.split == "tiny" or _drawn(config)
     pool = None
     if not config.labels:
         pool = _found(
-            lambda: sources.pool(config if drawn else replace(config, split="tiny")), config.unlabeled == "split"
+            lambda: datasets.pool(config if drawn else replace(config, split="tiny")), config.unlabeled == "split"
         )
     images = {"labeled": IMAGES["train"], "pool": IMAGES[config.split], "val": VAL_IMAGES}
     images |= {name: len(it) for name, it in (("labeled", labeled), ("pool", pool), ("val", val)) if it is not None}
@@ -152,7 +154,7 @@ def finished(find):
 
 def _drawn(config: Config) -> bool:
     """Whether all scenes of the pool are on disk."""
-    manifest = sources.scene_folder(config) / "manifest.json"
+    manifest = datasets.scene_folder(config) / "manifest.json"
     return manifest.exists() and set(scenes.SPLITS[config.split]) <= json.loads(manifest.read_text())["units"].keys()
 
 
@@ -188,16 +190,16 @@ def measure(
         paces["warmup"] = replace(paces["labeler"], pixels=pixels)
         notes["warmup"] = "no finished labels to train on: as fast as the labeler, on images of the pool's sizes"
     train("finetune", finetuned, target, of_labeled, True)
-    paces["labels"], labels, notes["labels"] = labelling_pace(config, warmed_up, data.labeler, pool)
+    paces["labels"], labels, notes["labels"] = labeling_pace(config, warmed_up, data.labeler, pool)
     paces["evaluation"] = replace(paces["labels"], pixels=test_canvas(config.augment, of_labeled, TEST_BATCH))
     return paces, labels, [f"{name}: {note}" for name, note in notes.items()]
 
 
 def assumed_labels(config: Config, data: Data) -> tuple[Labels, str]:
-    """Where no labeler is: as many in the store as there may be, as many used as labelled images have objects."""
+    """Where no labeler is: as many in the store as there may be, as many used as labeled images have objects."""
     stored, used, origin = config.model.detections_per_image, COCO_LABELS, "an image of COCO train2017 has"
     if data.labeled is not None:
-        used, origin = len(data.labeled.boxes) / len(data.labeled), "a labelled image has"
+        used, origin = len(data.labeled.boxes) / len(data.labeled), "a labeled image has"
     each = LABEL_BYTES + (MASK_BYTES + 4 if config.model.masks else 0)
     note = f"labels: without a finished labeler an image is assumed to get {stored} of {each} bytes in the store, as "
     note += f"many as there can be, and {used:.1f} above the threshold, as many objects as {origin}"
@@ -207,7 +209,7 @@ def assumed_labels(config: Config, data: Data) -> tuple[Labels, str]:
 def _assumptions(devices: int, device: torch.device) -> list[str]:
     notes = [
         "time: of the stages' own loops with reading; grows with the pixels of a batch, its images padded to one size",
-        "evaluation: detection in the validation images, as fast as labelling; the counting of AP is left out",
+        "evaluation: detection in the validation images, as fast as labeling; the counting of AP is left out",
         "reading: as fast as in this measurement; a disk that is slower than the system's cache takes longer",
         "baseline: the steps of warm-up and finetuning together",
         "disk: weights of each stage, the store of labels, the pool's index; two checkpoints while a stage trains",

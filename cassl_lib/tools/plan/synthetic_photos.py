@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cassl_lib.bench import make_batch
+from cassl_lib.tools.bench_detector import make_batch
 
 # Height, width and number of 16 photographs of COCO train2017. How large the canvas of a batch is hangs on them.
 TYPICAL = {(480, 640): 6, (427, 640): 5, (640, 480): 3, (640, 427): 1, (375, 500): 1}
-GRAIN = 17  # standard deviation in grey levels: with it a file is as large, and read as slowly, as a photograph
+GRAIN = 17  # standard deviation in gray levels: with it a file is as large, and read as slowly, as a photograph
 
 
 class StandIns:

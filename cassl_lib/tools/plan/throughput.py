@@ -16,21 +16,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cassl_lib import engine, paths, stages
+from cassl_lib import paths
 from cassl_lib.config import AugmentConfig, Config, ModelConfig, TrainConfig
 from cassl_lib.data.augment import test_shape, test_transform, training_transform
-from cassl_lib.data.coco import DataError
 from cassl_lib.data.loader import Order, Samples, batches, in_turn
-from cassl_lib.evaluation.masks import encode_masks
+from cassl_lib.errors import DataError
+from cassl_lib.evaluation.rle import encode_masks
 from cassl_lib.models.build import build_detector
 from cassl_lib.models.condinst import SIZE_DIVISOR
 from cassl_lib.runs import Run
+from cassl_lib.stages import all_stages as stages
+from cassl_lib.training import engine
 
 UNCOUNTED, COUNTED = 10, 40  # batches; on a CPU the first ten steps of a process take up to half as long again
 FEWEST = 3  # counted batches, however long they take
 PATIENCE = 15.0  # seconds for one measurement, a third of them for batches that are not counted
 # Of a batch measured on a CPU. A training step of one photograph at 800 pixels takes ten seconds there: images are
-# made smaller for it. In labelling they are not, for the labels depend on it.
+# made smaller for it. In labeling they are not, for the labels depend on it.
 TRAIN_PIXELS, LABEL_PIXELS = 2**18, 2**20
 SPREAD = 640  # images of a source whose sizes stand for all
 LABEL_BYTES, ROW_BYTES = 28, 60  # in the store: a label without its mask, an image without labels and path
@@ -38,7 +40,7 @@ LABEL_BYTES, ROW_BYTES = 28, 60  # in the store: a label without its mask, an im
 
 @dataclass(frozen=True)
 class Pace:
-    """What was measured of a training, or (without bytes) of labelling."""
+    """What was measured of a training, or (without bytes) of labeling."""
 
     per_pixel: float  # seconds
     pixels: float  # of canvas, an image, in batches of the stage's own size
@@ -129,13 +131,13 @@ def _train_briefly(
     return *pace_of(ticks, began), {"weights": weights, "checkpoint": weights + moments * trained}
 
 
-def labelling_pace(config: Config, model: ModelConfig, labeler: Run | None, pool) -> tuple[Pace, Labels | None, str]:
+def labeling_pace(config: Config, model: ModelConfig, labeler: Run | None, pool) -> tuple[Pace, Labels | None, str]:
     """Pace of stage 2, what an image gets (None without a labeler), and how it was measured.
 
     Args:
         model: the labeler's.
         labeler: a finished run; None measures with random weights, and every detection stored.
-        pool: images as of a `Pool`; some of them, spread over it, are labelled.
+        pool: images as of a `Pool`; some of them, spread over it, are labeled.
     """
     began, device = time.perf_counter(), engine.device_of_process()
     detector = stages.load_labeler(labeler, config) if labeler else _detects_all(model, config.seed)
@@ -157,7 +159,7 @@ def labelling_pace(config: Config, model: ModelConfig, labeler: Run | None, pool
         note += f"the finished {labeler.id}"
     else:
         note += f"random weights with {labels.stored:.0f} detections each: an upper bound of the time"
-    return Pace(per_pixel, labelling_canvas(config.augment, some.sizes, own), start), labels if labeler else None, note
+    return Pace(per_pixel, labeling_canvas(config.augment, some.sizes, own), start), labels if labeler else None, note
 
 
 def _detects_all(model: ModelConfig, seed: int) -> torch.nn.Module:
@@ -169,7 +171,7 @@ def _detects_all(model: ModelConfig, seed: int) -> torch.nn.Module:
 
 
 def _stored(row: dict, found: dict, keep: float, config: Config) -> tuple[int, int, int]:
-    """Labels in the store, labels above the threshold and bytes of one image, masks encoded as labelling does."""
+    """Labels in the store, labels above the threshold and bytes of one image, masks encoded as labeling does."""
     kept = found["scores"] >= keep
     rles = encode_masks(found["masks"][kept]) if "masks" in found else []
     stored, used = int(kept.sum()), int((found["scores"] > config.label.threshold).sum())
@@ -195,7 +197,7 @@ class Some:
         return index
 
     def tickets(self, batch: int) -> list[list[tuple[int, int]]]:
-        """Batches of like proportions, as labelling makes them, in a random order: the first few stand for all."""
+        """Batches of like proportions, as labeling makes them, in a random order: the first few stand for all."""
         in_order = in_turn(np.argsort(self.sizes[:, 1] / self.sizes[:, 0], kind="stable").tolist(), batch)
         return [in_order[place] for place in np.random.default_rng(0).permutation(len(in_order))]
 
@@ -250,8 +252,8 @@ def test_canvas(augment: AugmentConfig, sizes: np.ndarray, batch: int) -> float:
     return _mean_canvas(augment, sizes, batch, (augment.test_size,))
 
 
-def labelling_canvas(augment: AugmentConfig, sizes: np.ndarray, batch: int) -> float:
-    """The same in labelling, where images of like proportions share a batch: in 50 batches of these sizes."""
+def labeling_canvas(augment: AugmentConfig, sizes: np.ndarray, batch: int) -> float:
+    """The same in labeling, where images of like proportions share a batch: in 50 batches of these sizes."""
     many = np.tile(sizes, (-(-50 * batch // len(sizes)), 1)).tolist()
     shapes = [test_shape(shape, augment) for shape in sorted(many, key=lambda size: size[1] / size[0])]
     parts = [shapes[at : at + batch] for at in range(0, len(shapes), batch)]

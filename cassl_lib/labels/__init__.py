@@ -1,0 +1,1 @@
+"""The pseudo-label store: how it is written, read, imported and exported."""

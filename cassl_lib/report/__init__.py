@@ -1,0 +1,1 @@
+"""What is generated from `reports/results/`: the report, the README's tables, the figures."""

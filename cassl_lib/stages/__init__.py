@@ -1,0 +1,1 @@
+"""The stages of CA-SSL (Fig. 2)."""

@@ -1,0 +1,1 @@
+"""What a chain costs, before it is run: hours, disk and labels."""
