@@ -28,7 +28,7 @@ from cassl_lib.data.pool.build import ENDINGS
 from cassl_lib.data.pseudo_labeled import PseudoLabeled
 from cassl_lib.errors import DataError
 from cassl_lib.evaluation.matching import box_iou, match
-from cassl_lib.labels.store import PseudoLabels
+from cassl_lib.labels.store import PseudoLabelStore
 from cassl_lib.runs import Run
 from cassl_lib.stages import all_stages as stages
 
@@ -151,13 +151,15 @@ def count_marks(marked: Sequence[Mapping]) -> dict[str, int]:
     return dict(zip(MARKS, np.bincount(labels, minlength=len(MARKS)).tolist(), strict=True))
 
 
-def labeler_of(labels: PseudoLabels) -> Run | None:
+def labeler_of(labels: PseudoLabelStore) -> Run | None:
     """The finished run whose detector made the labels; None where they are another model's."""
     run = Run(paths.runs() / labels.labeler)
     return run if run.finished else None
 
 
-def gallery(labels: PseudoLabels, rank: Callable, *, count: int = 8, masks: bool = False) -> tuple[list, list[dict]]:
+def gallery(
+    labels: PseudoLabelStore, rank: Callable, *, count: int = 8, masks: bool = False
+) -> tuple[list, list[dict]]:
     """The images, with chosen labels, that come first by `rank`, of at most 2000 spread evenly over the store.
 
     Args:

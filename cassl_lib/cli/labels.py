@@ -17,7 +17,7 @@ from cassl_lib.data.image_files import spread
 from cassl_lib.errors import ConfigError, DataError
 from cassl_lib.files import write_atomically
 from cassl_lib.labels.coco import from_coco, to_coco
-from cassl_lib.labels.store import PseudoLabels
+from cassl_lib.labels.store import PseudoLabelStore
 from cassl_lib.resolve import from_json
 from cassl_lib.runs import Run, find_run
 
@@ -70,7 +70,7 @@ def _label(parsed: argparse.Namespace) -> None:
         stages.label_into(parsed.out, run, pool(config), config)
         if engine.rank_and_world()[0]:
             return
-    store = PseudoLabels(parsed.out)
+    store = PseudoLabelStore(parsed.out)
     _describe(store)
     for name in store.unreadable[:20]:
         print(f"could not be read: {name}", file=sys.stderr)
@@ -112,7 +112,7 @@ def _labels(parsed: argparse.Namespace) -> None:
         raise ConfigError(f"--picture {parsed.picture} is no picture; end its name in one of {' '.join(PICTURES)}")
     for file in filter(None, (parsed.picture, parsed.export)):
         check_writable(file)
-    store = PseudoLabels(parsed.store, threshold=parsed.threshold)
+    store = PseudoLabelStore(parsed.store, threshold=parsed.threshold)
     chosen = _slice(parsed.images, len(store))
     store.verify()
     _describe(store)
@@ -136,7 +136,7 @@ def _slice(text: str, images: int) -> range:
     return chosen
 
 
-def _describe(store: PseudoLabels) -> None:
+def _describe(store: PseudoLabelStore) -> None:
     counted = store.statistics(SHOWN)
     size = sum(entry["bytes"] for entry in store.manifest["shards"])
     print(f"{store.folder}: {len(store):,} images, {len(store.unreadable):,} more could not be read")
@@ -148,7 +148,7 @@ def _describe(store: PseudoLabels) -> None:
         print(f"{above:>8}{labels:14,}{mean:10.2f}{images:17,}")
 
 
-def _draw(store: PseudoLabels, chosen: range, file: Path) -> Path:
+def _draw(store: PseudoLabelStore, chosen: range, file: Path) -> Path:
     """At most 12 of the images, at even distances, with their labels above the store's threshold."""
     from cassl_lib import plotting
     from cassl_lib.data.loader import read_image

@@ -25,7 +25,7 @@ from cassl_lib.errors import DataError, LeftOut
 from cassl_lib.files import alone, file_fingerprint
 from cassl_lib.labels.coco import to_coco
 from cassl_lib.labels.shards import finish, finished_shards, write_shard
-from cassl_lib.labels.store import PseudoLabels
+from cassl_lib.labels.store import PseudoLabelStore
 
 SHARD_SIZE = 1000  # images
 VERSION = 3  # of the conversion: to be raised whenever the same annotation gives another store
@@ -113,7 +113,7 @@ class EntityImages(CocoImages):
         return f"{super().fingerprint}-{self.crowd}"
 
 
-def entity_store(path: Path, *, workers: int | None = None) -> PseudoLabels:
+def entity_store(path: Path, *, workers: int | None = None) -> PseudoLabelStore:
     """The store of a panoptic JSON's entities: found finished, or completed by as many processes as there are cores.
 
     They are spawned: a script of your own needs `if __name__ == "__main__"`.
@@ -133,7 +133,7 @@ def entity_store(path: Path, *, workers: int | None = None) -> PseudoLabels:
         with alone(folder):
             if not (folder / "manifest.json").exists():
                 convert(files, folder, identity, workers=cores() if workers is None else workers)
-    return PseudoLabels(folder, threshold=0.0)
+    return PseudoLabelStore(folder, threshold=0.0)
 
 
 def check_truth(files: PanopticFiles) -> None:

@@ -8,13 +8,13 @@ import numpy as np
 
 from cassl_lib import paths
 from cassl_lib.data.coco import decode_masks
-from cassl_lib.labels.store import PseudoLabels
+from cassl_lib.labels.store import PseudoLabelStore
 
 
 class PseudoLabeled:
     """Images of a store with their labels above its threshold; masks are decoded only for the image asked for."""
 
-    def __init__(self, labels: PseudoLabels):
+    def __init__(self, labels: PseudoLabelStore):
         self.labels = labels
         labels.open()
 

@@ -16,12 +16,12 @@ from pycocotools import mask as mask_api
 from cassl_lib import paths
 from cassl_lib.errors import DataError, LeftOut
 from cassl_lib.labels.shards import finish, write_shard
-from cassl_lib.labels.store import PseudoLabels
+from cassl_lib.labels.store import PseudoLabelStore
 
 SHARD_SIZE = 10_000  # images
 
 
-def to_coco(labels: PseudoLabels, images: range | None = None) -> dict:
+def to_coco(labels: PseudoLabelStore, images: range | None = None) -> dict:
     """The labels above the store's threshold as a COCO dict: instances with a `score`, masks as compressed RLE.
 
     Args:
@@ -50,7 +50,7 @@ def from_coco(
     images: str | Path | None = None,
     labeler: str = "coco",
     shard_size: int = SHARD_SIZE,
-) -> PseudoLabels:
+) -> PseudoLabelStore:
     """Make a store of any COCO instances JSON, path or dict: another tool's pseudo labels, or ground truth (score 1).
 
     Boxes are cut to their image. Crowd regions are not labels, and boxes without area in their image cannot be: they
@@ -85,7 +85,7 @@ def from_coco(
         write_shard(folder, index, [_row(image, by_image[image["id"]], rank, prefix) for image in part], labeler)
     pool = hashlib.sha256(content.encode()).hexdigest()
     finish(folder, labeler=labeler, pool=pool, shards=-(-len(coco["images"]) // shard_size), categories=categories)
-    return PseudoLabels(folder)
+    return PseudoLabelStore(folder)
 
 
 @contextlib.contextmanager

@@ -50,7 +50,7 @@ class _Shard:
         return before[self.starts[1:]] - before[self.starts[:-1]]
 
 
-class PseudoLabels:
+class PseudoLabelStore:
     """A finished store as a sequence of images, with the labels whose score is above the threshold.
 
     `labels[i]` is a dict: `image_id`, `file_name`, `height`, `width`, `boxes` (N, 4) float32 xyxy, `scores`, `labels`,
@@ -119,7 +119,7 @@ class PseudoLabels:
         """Changes with any stored bit; not with the threshold."""
         return hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()
 
-    def at(self, threshold: float) -> PseudoLabels:
+    def at(self, threshold: float) -> PseudoLabelStore:
         """The same store at another threshold; what has been opened is shared."""
         other = copy.copy(self)
         other.threshold, other._shards = threshold, self._shards

@@ -192,7 +192,7 @@ def score_histogram(scores, threshold: float | None = None, *, edges=None) -> Fi
     """How many labels have which score, and what a threshold keeps.
 
     Args:
-        scores: the scores themselves or, with `edges`, counts between edges, as `PseudoLabels.statistics` gives them;
+        scores: the scores themselves or, with `edges`, counts between edges, as `PseudoLabelStore.statistics` gives them;
             the share is then of whole bins, so exact where the threshold is an edge.
     """
     scores = as_array(scores)

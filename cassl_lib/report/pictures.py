@@ -24,7 +24,7 @@ from cassl_lib.data.loader import read_image
 from cassl_lib.data.pseudo_labeled import PseudoLabeled
 from cassl_lib.data.scenes.scene import Scene, SceneSpec
 from cassl_lib.evaluation.rle import encode_masks
-from cassl_lib.labels.store import PseudoLabels
+from cassl_lib.labels.store import PseudoLabelStore
 from cassl_lib.runs import Run
 from cassl_lib.tables import summary
 
@@ -54,7 +54,7 @@ def gather(config: Config) -> dict:
 
 def _of_pool(config: Config, runs: Mapping[str, Run], stages: Mapping[str, Run]) -> dict:
     """Images that nobody has labeled: every stage, and the truth of scenes, which no stage has seen."""
-    labels = PseudoLabels(runs["labels"].folder / "store").at(config.label.threshold)
+    labels = PseudoLabelStore(runs["labels"].folder / "store").at(config.label.threshold)
     kept, shown = PseudoLabeled(labels), range(min(SHOWN, len(labels)))
     own = [kept.annotations(index, masks=labels.has_masks) for index in shown]
     picture = {"images": [labels.file_name(index) for index in shown]}

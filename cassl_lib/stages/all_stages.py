@@ -34,10 +34,10 @@ from cassl_lib.data.pool.build import Pool
 from cassl_lib.data.pseudo_labeled import PseudoLabeled
 from cassl_lib.errors import DataError, MissingRun, PseudoLabelError
 from cassl_lib.evaluation.detector import evaluate_model
-from cassl_lib.evaluation.label_quality import judge_labels, read_truth
+from cassl_lib.evaluation.labels import judge_labels, read_truth
 from cassl_lib.files import file_fingerprint, write_atomically
 from cassl_lib.labels.shards import AGNOSTIC, read_manifest
-from cassl_lib.labels.store import PseudoLabels
+from cassl_lib.labels.store import PseudoLabelStore
 from cassl_lib.models.build import build_detector
 from cassl_lib.models.weights.transfer import copy_parts
 from cassl_lib.resolve import to_json, tuples
@@ -133,7 +133,7 @@ def warm_up(config: Config, *, labels: Run | None = None, existing: bool = False
     return _run(request, config, "warm_up", existing, train)
 
 
-def labels_of(config: Config, run: Run | None = None, *, existing: bool = False) -> tuple[PseudoLabels, Run | None]:
+def labels_of(config: Config, run: Run | None = None, *, existing: bool = False) -> tuple[PseudoLabelStore, Run | None]:
     """The pseudo labels that `config` (or a run of stage 2) means, above its threshold, and the run that made them.
 
     The run is None for a store that is not of this run store, such as another model's labels.
@@ -144,7 +144,7 @@ def labels_of(config: Config, run: Run | None = None, *, existing: bool = False)
     beside = Run(folder.parent)
     if run is None and folder.name == "store" and beside.id.startswith("labels-") and beside.finished:
         run = beside
-    return PseudoLabels(folder, threshold=config.label.threshold), run
+    return PseudoLabelStore(folder, threshold=config.label.threshold), run
 
 
 def finetune(
@@ -187,7 +187,7 @@ def finetune(
 def baseline_steps(config: Config) -> int:
     """Steps of warm-up and finetuning together: what an honest baseline is trained for."""
     pool_size = (
-        0 if config.warmup.steps else len(PseudoLabels(config.labels) if config.labels else datasets.pool(config))
+        0 if config.warmup.steps else len(PseudoLabelStore(config.labels) if config.labels else datasets.pool(config))
     )
     warmup = engine.number_of_steps(config.warmup, pool_size)
     labeled_size = 0 if config.finetune.steps else len(datasets.labeled_set(config, TARGETS[config.target]))
@@ -212,7 +212,7 @@ def what_is_learned(config: Config) -> str:
     return with_classes[config.annotation] if config.class_specific else config.annotation
 
 
-def _check_labels(store: PseudoLabels, config: Config, val) -> None:
+def _check_labels(store: PseudoLabelStore, config: Config, val) -> None:
     """Refuse, before any training, labels that this configuration cannot be trained on."""
     if config.model.masks and not store.has_masks:
         raise DataError(f"{store.folder} has labels without masks; train with masks=False, or label with masks")
@@ -227,7 +227,7 @@ def _check_labels(store: PseudoLabels, config: Config, val) -> None:
         )
 
 
-def _count_what_is_kept(store: PseudoLabels, config: Config) -> None:
+def _count_what_is_kept(store: PseudoLabelStore, config: Config) -> None:
     """Say on stderr what the threshold leaves to learn from.
 
     Nothing at all is refused, but at the smoke profile, whose labeler is trained for seconds and may find nothing.
@@ -250,7 +250,7 @@ def _readable(path: Path) -> bool:
         return False
 
 
-def judge(config: Config, store: PseudoLabels) -> dict:
+def judge(config: Config, store: PseudoLabelStore) -> dict:
     """Number of a store's labels above its threshold and, where their images have a hidden truth, their quality."""
     count = int(store.statistics([store.threshold])["labels"][0])
     truth = datasets.hidden_truth(config)
@@ -437,6 +437,6 @@ def _count_labels(run: Run, config: Config, pool: Pool) -> dict:
     """The result of a finished labeling; its labels are judged where the pool has a hidden truth."""
     if engine.rank_and_world()[0]:
         return {}
-    labels = PseudoLabels(run.folder / "store", threshold=config.label.threshold)
+    labels = PseudoLabelStore(run.folder / "store", threshold=config.label.threshold)
     seconds = image_seconds(run.history)
     return {"metrics": judge(config, labels), "images": len(pool), "seconds": seconds, "unreadable": labels.unreadable}

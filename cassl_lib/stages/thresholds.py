@@ -19,9 +19,9 @@ from cassl_lib.data import datasets
 from cassl_lib.data.coco import CocoImages
 from cassl_lib.data.pool.build import build_pool
 from cassl_lib.errors import DataError
-from cassl_lib.evaluation.label_quality import judge_labels, truth_of
+from cassl_lib.evaluation.labels import judge_labels, truth_of
 from cassl_lib.evaluation.matching import match
-from cassl_lib.labels.store import PseudoLabels
+from cassl_lib.labels.store import PseudoLabelStore
 from cassl_lib.runs import Run
 from cassl_lib.stages import all_stages as stages
 
@@ -35,7 +35,7 @@ class Proposal:
     reason: str
 
 
-def heldout_labels(config: Config, labeler: Run) -> tuple[PseudoLabels, CocoImages] | None:
+def heldout_labels(config: Config, labeler: Run) -> tuple[PseudoLabelStore, CocoImages] | None:
     """The labeler's labels of the held-out images, a label run of its own, and these images; None where there are none.
 
     Raises:
@@ -45,10 +45,10 @@ def heldout_labels(config: Config, labeler: Run) -> tuple[PseudoLabels, CocoImag
     if images is None:
         return None
     pool, _ = build_pool([f"{images.path}{os.pathsep}{images.folder}"], paths.runs() / "pools")
-    return PseudoLabels(stages.label(config, labeler=labeler, pool=pool).folder / "store"), images
+    return PseudoLabelStore(stages.label(config, labeler=labeler, pool=pool).folder / "store"), images
 
 
-def quality_at(labels: PseudoLabels, images: CocoImages, thresholds: Sequence[float] = THRESHOLDS) -> list[dict]:
+def quality_at(labels: PseudoLabelStore, images: CocoImages, thresholds: Sequence[float] = THRESHOLDS) -> list[dict]:
     """Precision, recall, F1 (boxes at IoU 0.5) and labels an image at each threshold, against the images' truth."""
     truth, rows = truth_of(images), []
     for threshold in tqdm(thresholds, desc="judging", unit="threshold", mininterval=1, disable=None):
@@ -77,7 +77,9 @@ def propose_threshold(quality: Sequence[dict]) -> Proposal:
     return Proposal(best["threshold"], reason)
 
 
-def propose_by_count(labels: PseudoLabels, labeled: CocoImages, thresholds: Sequence[float] = THRESHOLDS) -> Proposal:
+def propose_by_count(
+    labels: PseudoLabelStore, labeled: CocoImages, thresholds: Sequence[float] = THRESHOLDS
+) -> Proposal:
     """Without held-out truth: the threshold that keeps about as many labels an image as people gave."""
     human = len(labeled.boxes) / max(len(labeled), 1)
     kept = labels.statistics(thresholds)["labels_per_image"]
@@ -90,7 +92,7 @@ def propose_by_count(labels: PseudoLabels, labeled: CocoImages, thresholds: Sequ
 
 
 def by_class(
-    labels: PseudoLabels, images: CocoImages, threshold: float, thresholds: Sequence[float] = THRESHOLDS
+    labels: PseudoLabelStore, images: CocoImages, threshold: float, thresholds: Sequence[float] = THRESHOLDS
 ) -> list[dict]:
     """What one constant threshold does to each class of class-specific labels, the class with most objects first.
 
@@ -125,7 +127,7 @@ def by_class(
     return rows
 
 
-def recall_by_class(labels: PseudoLabels, images: CocoImages, threshold: float) -> list[dict]:
+def recall_by_class(labels: PseudoLabelStore, images: CocoImages, threshold: float) -> list[dict]:
     """How many objects of each class the labels above `threshold` find, whatever their own class; most objects first.
 
     Returns:
@@ -141,7 +143,7 @@ def recall_by_class(labels: PseudoLabels, images: CocoImages, threshold: float) 
     return [{"name": names[n], "objects": int(objects[n]), "found": int(found[n])} for n in order]
 
 
-def _with_truth(labels: PseudoLabels, images: CocoImages) -> Iterator[tuple[dict, slice]]:
+def _with_truth(labels: PseudoLabelStore, images: CocoImages) -> Iterator[tuple[dict, slice]]:
     """Every image of the store with the rows of its objects in `images`."""
     row_of = {images.image_id(index): index for index in range(len(images))}
     for index in tqdm(range(len(labels)), desc="judging", unit="image", mininterval=1, disable=None):

@@ -8,7 +8,7 @@ from pathlib import Path
 from cassl_lib import paths
 from cassl_lib.config import Config
 from cassl_lib.files import write_atomically
-from cassl_lib.labels.store import PseudoLabels
+from cassl_lib.labels.store import PseudoLabelStore
 from cassl_lib.paper import TABLE2
 from cassl_lib.runs import Run
 from cassl_lib.stages import all_stages as stages
@@ -29,7 +29,7 @@ def chain(config: Config) -> dict[str, Run]:
 def numbers_of(config: Config, runs: dict[str, Run]) -> dict[str, float | int | None]:
     """The summary's keys; AP between 0 and 1, None where a run has no such number (box-only, no hidden truth)."""
     metrics = {name: run.result["metrics"] for name, run in runs.items()}
-    store = PseudoLabels(runs["labels"].folder / "store", threshold=config.label.threshold)
+    store = PseudoLabelStore(runs["labels"].folder / "store", threshold=config.label.threshold)
     labels = stages.judge(config, store)
 
     def ap(name: str, kind: str, key: str = "AP") -> float | None:

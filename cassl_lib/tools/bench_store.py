@@ -97,10 +97,10 @@ def own_memory(process: int | str = "self") -> float:
 
 
 def measure_open(folder: Path, workers: int) -> dict:
-    from cassl_lib.labels.store import PseudoLabels
+    from cassl_lib.labels.store import PseudoLabelStore
 
     before, started = own_memory(), time.perf_counter()
-    labels = PseudoLabels(folder / "store", threshold=0.5)
+    labels = PseudoLabelStore(folder / "store", threshold=0.5)
     labels[len(labels) // 2]
     seconds = time.perf_counter() - started
     return {"seconds": round(seconds, 4), "own_mb": round(own_memory() - before, 1), "imports_mb": round(before, 1)}
@@ -108,9 +108,9 @@ def measure_open(folder: Path, workers: int) -> dict:
 
 def measure_read(folder: Path, workers: int) -> dict:
     """Random rows, each with all that training reads; the second pass has all shards open."""
-    from cassl_lib.labels.store import PseudoLabels
+    from cassl_lib.labels.store import PseudoLabelStore
 
-    before, labels = own_memory(), PseudoLabels(folder / "store", threshold=0.5)
+    before, labels = own_memory(), PseudoLabelStore(folder / "store", threshold=0.5)
     found = {}
     for name in ("first", "second"):
         order, times = np.random.default_rng(len(name)).integers(len(labels), size=READS), []
@@ -124,18 +124,18 @@ def measure_read(folder: Path, workers: int) -> dict:
 
 
 def measure_statistics(folder: Path, workers: int) -> dict:
-    from cassl_lib.labels.store import PseudoLabels
+    from cassl_lib.labels.store import PseudoLabelStore
 
     started = time.perf_counter()
-    PseudoLabels(folder / "store").statistics([0.3, 0.4, 0.5, 0.6, 0.7])
+    PseudoLabelStore(folder / "store").statistics([0.3, 0.4, 0.5, 0.6, 0.7])
     return {"seconds": round(time.perf_counter() - started, 2), "own_mb": round(own_memory(), 1)}
 
 
 def measure_verify(folder: Path, workers: int) -> dict:
-    from cassl_lib.labels.store import PseudoLabels
+    from cassl_lib.labels.store import PseudoLabelStore
 
     started = time.perf_counter()
-    PseudoLabels(folder / "store").verify()
+    PseudoLabelStore(folder / "store").verify()
     return {"seconds": round(time.perf_counter() - started, 2)}
 
 
@@ -146,7 +146,7 @@ def measure_train(folder: Path, workers: int) -> dict:
     from cassl_lib.data.augment import training_transform
     from cassl_lib.data.loader import Order, Samples, batches
     from cassl_lib.data.pseudo_labeled import PseudoLabeled
-    from cassl_lib.labels.store import PseudoLabels
+    from cassl_lib.labels.store import PseudoLabelStore
     from cassl_lib.models.build import build_detector
     from cassl_lib.resolve import resolve
     from cassl_lib.stages import all_stages as stages
@@ -154,7 +154,7 @@ def measure_train(folder: Path, workers: int) -> dict:
 
     config = resolve(profile="demo")
     training = replace(config.warmup, batch_size=16, workers=workers)
-    source = PseudoLabeled(PseudoLabels(folder / "store", threshold=0.5))
+    source = PseudoLabeled(PseudoLabelStore(folder / "store", threshold=0.5))
     samples = Samples(source, training_transform(config.augment), masks=True, classes=False)
     order = Order(len(samples), batch_size=16, start=0, stop=STEPS, seed=0)
     model = build_detector(stages.agnostic(config)).to(memory_format=torch.channels_last).train()

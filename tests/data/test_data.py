@@ -24,7 +24,7 @@ from cassl_lib.data.loader import Order, Samples, batches, in_turn, read_image
 from cassl_lib.data.pseudo_labeled import PseudoLabeled
 from cassl_lib.errors import DataError, LeftOut
 from cassl_lib.labels.shards import finish, write_shard
-from cassl_lib.labels.store import PseudoLabels
+from cassl_lib.labels.store import PseudoLabelStore
 from cassl_lib.resolve import resolve
 
 HEIGHT, WIDTH = 20, 30
@@ -402,7 +402,7 @@ def test_pseudo_labels_of_another_size_than_the_file_are_refused(tmp_path):
     row = {"image_id": 4, "file_name": str(tmp_path / "a.png"), "height": HEIGHT, "width": WIDTH}
     write_shard(tmp_path / "store", 0, [row | {"boxes": np.zeros((0, 4)), "scores": np.zeros(0)}], "labeler")
     finish(tmp_path / "store", labeler="labeler", pool="pool")
-    source = PseudoLabeled(PseudoLabels(tmp_path / "store"))
+    source = PseudoLabeled(PseudoLabelStore(tmp_path / "store"))
     assert source.image_path(0) == tmp_path / "a.png" and source.image_id(0) == 4 and image.shape[1:] == (20, 30)
     assert samples_of(source, WEAK)[(0, 0)][1]["masks"].shape == (0, 96, 96)
     Image.new("RGB", (WIDTH, HEIGHT + 1)).save(tmp_path / "a.png")

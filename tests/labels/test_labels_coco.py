@@ -13,7 +13,7 @@ from cassl_lib.cli.main import main
 from cassl_lib.errors import DataError
 from cassl_lib.labels.coco import from_coco, to_coco
 from cassl_lib.labels.shards import finish, write_shard
-from cassl_lib.labels.store import PseudoLabels
+from cassl_lib.labels.store import PseudoLabelStore
 
 BOXES = [[1, 2, 5, 6], [7.5, 3, 9, 10]]
 
@@ -39,7 +39,7 @@ def store(tmp_path):
     for name in (11, 12, 2**40):
         (paths.datasets() / "pool").mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (30, 20), (90, 120, 90)).save(paths.datasets() / "pool" / f"{name}.png")
-    return PseudoLabels(tmp_path / "store", threshold=0.1)
+    return PseudoLabelStore(tmp_path / "store", threshold=0.1)
 
 
 def test_coco_and_back(store, tmp_path):
@@ -234,7 +234,7 @@ def test_the_shell_imports_what_it_exported(store, tmp_path, capsys):
     assert main(["labels", str(store.folder), "--threshold", "0.1", "--export", str(exported)]) == 0
     given = f"{exported}{os.pathsep}{paths.datasets()}"
     assert main(["import-labels", given, "--out", str(tmp_path / "again"), "--labeler", "mine"]) == 0
-    again = PseudoLabels(tmp_path / "again", threshold=0.1)
+    again = PseudoLabelStore(tmp_path / "again", threshold=0.1)
     assert again.labeler == "mine" and [again.file_name(n) for n in range(3)] == [store.file_name(n) for n in range(3)]
     assert all(a["rles"] == b["rles"] for a, b in zip(again, store, strict=True))
     (tmp_path / "elsewhere").mkdir()

@@ -15,7 +15,7 @@ from cassl_lib.errors import PseudoLabelError
 from cassl_lib.labels import store
 from cassl_lib.labels.coco import to_coco
 from cassl_lib.labels.shards import finish, finished_shards, write_shard
-from cassl_lib.labels.store import PseudoLabels
+from cassl_lib.labels.store import PseudoLabelStore
 
 
 def rle(left, top, right, bottom, height=20, width=30):
@@ -55,7 +55,7 @@ def folder(tmp_path):
 
 
 def test_what_goes_in_comes_out(folder):
-    labels = PseudoLabels(folder, threshold=0.0)
+    labels = PseudoLabelStore(folder, threshold=0.0)
     assert len(labels) == 3 and labels.labeler == "labeler-1"
     item = labels[0]
     assert (item["image_id"], item["file_name"], item["height"], item["width"]) == (11, "pool/11.jpg", 20, 30)
@@ -71,7 +71,7 @@ def test_what_goes_in_comes_out(folder):
 
 
 def test_the_threshold_is_chosen_when_reading(folder):
-    labels = PseudoLabels(folder, threshold=0.3)
+    labels = PseudoLabelStore(folder, threshold=0.3)
     assert labels[0]["scores"].tolist() == pytest.approx([0.9, 0.4])
     assert labels[0]["rles"] == [MASKS[0], MASKS[2]]
     assert labels[0]["boxes"].tolist() == [BOXES[0], BOXES[2]]
@@ -80,15 +80,15 @@ def test_the_threshold_is_chosen_when_reading(folder):
 
 
 def test_an_image_without_labels_is_ordinary(folder):
-    for item in (PseudoLabels(folder)[1], PseudoLabels(folder, threshold=0.95)[0]):
+    for item in (PseudoLabelStore(folder)[1], PseudoLabelStore(folder, threshold=0.95)[0]):
         assert item["boxes"].shape == (0, 4) and item["scores"].shape == (0,) and item["rles"] == []
-    assert PseudoLabels(folder, threshold=0.95).images_with_labels().tolist() == []
-    assert PseudoLabels(folder, threshold=0.3).images_with_labels().tolist() == [0]
-    assert PseudoLabels(folder, threshold=0.1).images_with_labels().tolist() == [0, 2]
+    assert PseudoLabelStore(folder, threshold=0.95).images_with_labels().tolist() == []
+    assert PseudoLabelStore(folder, threshold=0.3).images_with_labels().tolist() == [0]
+    assert PseudoLabelStore(folder, threshold=0.1).images_with_labels().tolist() == [0, 2]
 
 
 def test_statistics_by_hand(folder):
-    statistics = PseudoLabels(folder).statistics([0.0, 0.1, 0.3, 0.95])
+    statistics = PseudoLabelStore(folder).statistics([0.0, 0.1, 0.3, 0.95])
     assert statistics["labels"].tolist() == [4, 3, 2, 0]
     assert statistics["labels_per_image"].tolist() == pytest.approx([4 / 3, 1, 2 / 3, 0])
     assert statistics["images_with_labels"].tolist() == [2, 2, 1, 0]
@@ -106,14 +106,14 @@ def test_areas_are_sorted_by_the_limits_of_coco(tmp_path):
     areas = [32**2 - 1, 32**2, 96**2 - 1, 96**2]
     write_shard(tmp_path, 0, [row(1, [0.5] * 4, [BOXES[0]] * 4, areas=areas)], "m")
     finish(tmp_path, labeler="m", pool="p")
-    assert PseudoLabels(tmp_path).statistics([0.3])["areas"].tolist() == [[1, 2, 1]]
+    assert PseudoLabelStore(tmp_path).statistics([0.3])["areas"].tolist() == [[1, 2, 1]]
 
 
 def test_box_only_labels_and_tensors(tmp_path):
     tensors = {"boxes": torch.tensor(BOXES), "scores": torch.tensor([0.9, 0.8, 0.7]), "labels": torch.zeros(3).long()}
     write_shard(tmp_path, 0, [row(1, [], []) | tensors, row(2, [], [], rles=MASKS) | tensors], "m")
     finish(tmp_path, labeler="m", pool="p")
-    labels = PseudoLabels(tmp_path)
+    labels = PseudoLabelStore(tmp_path)
     assert labels[0]["areas"].tolist() == [16, 600, 10.5] and labels[0]["rles"] == []
     assert labels[1]["rles"] == MASKS
     assert "segmentation" not in to_coco(labels)["annotations"][0]
@@ -131,7 +131,7 @@ def test_anyone_with_pyarrow_can_read_it(folder):
 
 
 def test_pickles_small_and_without_what_was_read(folder):
-    labels = PseudoLabels(folder, threshold=0.3)
+    labels = PseudoLabelStore(folder, threshold=0.3)
     before = len(pickle.dumps(labels))
     expected = labels[0]
     copied = pickle.loads(pickle.dumps(labels))
@@ -143,7 +143,7 @@ def test_each_shard_is_opened_once_and_nothing_is_copied(folder, monkeypatch):
     opened = []
     original = pa.memory_map
     monkeypatch.setattr(pa, "memory_map", lambda *args: opened.append(args) or original(*args))
-    labels = PseudoLabels(folder)
+    labels = PseudoLabelStore(folder)
     assert len(opened) == 0
     for index in (0, 1, 0, 1):
         labels[index], labels.at(0.7)[index]
@@ -160,7 +160,7 @@ def test_few_shards_are_kept_open(tmp_path, monkeypatch):
     for number in range(5):
         write_shard(tmp_path, number, [row(number, [0.9], BOXES[:1])], "m")
     finish(tmp_path, labeler="m", pool="p")
-    labels = PseudoLabels(tmp_path)
+    labels = PseudoLabelStore(tmp_path)
     assert [labels[index]["image_id"] for index in (0, 1, 2, 3, 4, 0)] == [0, 1, 2, 3, 4, 0]
     assert list(labels._shards) == [4, 0]
 
@@ -175,10 +175,10 @@ def test_a_stopped_labeling_continues(tmp_path):
     with pytest.raises(PseudoLabelError, match=r"shard-00000\.arrow is missing"):
         finish(tmp_path, labeler="m", pool="p", shards=2)
     with pytest.raises(PseudoLabelError, match=r"manifest\.json is missing \(1 shards"):
-        PseudoLabels(tmp_path)
+        PseudoLabelStore(tmp_path)
     write_shard(tmp_path, 0, ROWS[0], "m")
     finish(tmp_path, labeler="m", pool="p", shards=2)
-    assert len(PseudoLabels(tmp_path)) == 3
+    assert len(PseudoLabelStore(tmp_path)) == 3
 
 
 def test_writing_again_gives_the_same_bytes(folder, tmp_path):
@@ -190,7 +190,7 @@ def test_each_image_gets_its_own_masks(tmp_path):
     rows = [row(n, [0.9, 0.8], BOXES[:2], rles=[rle(n, 1, 9, 9), rle(n, 2, 8, 8)]) for n in range(4)]
     write_shard(tmp_path, 0, rows, "m")
     finish(tmp_path, labeler="m", pool="p")
-    labels = PseudoLabels(tmp_path, threshold=0.85)
+    labels = PseudoLabelStore(tmp_path, threshold=0.85)
     assert [item["rles"] for item in labels] == [[rle(n, 1, 9, 9)] for n in range(4)]
 
 
@@ -228,7 +228,7 @@ def damage_one_bit(path):
 def test_a_damaged_shard_is_refused_by_name(folder, damage):
     damage(folder / "shard-00001.arrow")
     with pytest.raises(PseudoLabelError, match=r"shard-00001\.arrow"):
-        PseudoLabels(folder).verify()
+        PseudoLabelStore(folder).verify()
 
 
 def test_foreign_shards_and_files_are_refused_by_name(folder):
@@ -238,10 +238,10 @@ def test_foreign_shards_and_files_are_refused_by_name(folder):
         finish(folder, labeler="labeler-1", pool="pool-1", shards=1)
     write_shard(folder, 5, ROWS[1], "labeler-1")
     with pytest.raises(PseudoLabelError, match=r"shard-00005\.arrow is not in the manifest"):
-        PseudoLabels(folder)
+        PseudoLabelStore(folder)
     (folder / "manifest.json").write_text('{"format": "another"}')
     with pytest.raises(PseudoLabelError, match=r"manifest\.json does not belong"):
-        PseudoLabels(folder)
+        PseudoLabelStore(folder)
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_rows_that_do_not_fit_are_refused(tmp_path, extra, message):
 
 def test_an_empty_store(tmp_path):
     finish(tmp_path, labeler="m", pool="p", shards=0)
-    labels = PseudoLabels(tmp_path)
+    labels = PseudoLabelStore(tmp_path)
     assert len(labels) == 0 and labels.images_with_labels().tolist() == []
     assert labels.statistics([0.5])["labels_per_image"].tolist() == [0]
     assert to_coco(labels)["images"] == []

@@ -15,7 +15,7 @@ from cassl_lib import inspection, notebook
 from cassl_lib.data import datasets
 from cassl_lib.errors import ConfigError, DataError, MissingRun
 from cassl_lib.labels.shards import finish, write_shard
-from cassl_lib.labels.store import PseudoLabels
+from cassl_lib.labels.store import PseudoLabelStore
 from cassl_lib.models.build import build_detector
 from cassl_lib.resolve import resolve, to_json
 from cassl_lib.runs import Run
@@ -350,7 +350,7 @@ def write_store(folder, boxes_and_scores):
         rows.append(facts | {"boxes": [box for box, _ in labels], "scores": [score for _, score in labels]})
     write_shard(folder / "store", 0, rows, "labeler-a")
     finish(folder / "store", labeler="labeler-a", pool="p")
-    return PseudoLabels(folder / "store", threshold=0.1)
+    return PseudoLabelStore(folder / "store", threshold=0.1)
 
 
 SQUARE, THIN, LARGE = (0, 0, 10, 10), (0, 0, 39, 3), (0, 0, 40, 18)  # 13 to 1; 9 tenths of the image
@@ -393,7 +393,7 @@ def test_a_gallery_of_masks_and_one_of_an_empty_store(tmp_path):
     row |= {"boxes": [(2, 1, 7, 3)], "scores": [0.9], "rles": [coco_mask.encode(mask)]}
     write_shard(tmp_path / "store", 0, [row], "labeler-a")
     finish(tmp_path / "store", labeler="labeler-a", pool="p")
-    labels = PseudoLabels(tmp_path / "store")
+    labels = PseudoLabelStore(tmp_path / "store")
     (found,) = inspection.gallery(labels, inspection.strangest, masks=True)[1]
     np.testing.assert_array_equal(found["masks"][0], mask)
     assert "masks" not in inspection.gallery(labels, inspection.strangest)[1][0]
@@ -416,7 +416,7 @@ def test_labels_are_judged_only_against_the_truth_of_their_own_pool(store, monke
         rows.append(row | {"boxes": boxes, "scores": np.full(len(boxes), 0.5)})
     write_shard(run.folder / "store", 0, rows, "labeler-a")
     finish(run.folder / "store", labeler="labeler-a", pool=pool.fingerprint)
-    labels = PseudoLabels(run.folder / "store")
+    labels = PseudoLabelStore(run.folder / "store")
     low, high = (stages.judge(config, labels.at(threshold)) for threshold in (0.4, 0.6))
     assert low["precision"] == low["recall"] == 1 and high["recall"] == 0
     assert stages.judge(resolve(profile="smoke", split="small"), labels).keys() == {"threshold", "labels"}

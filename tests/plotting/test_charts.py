@@ -93,7 +93,7 @@ def test_scores_of_right_and_wrong_lie_over_each_other():
 
 def test_pyplot_stays_unloaded():
     code = (
-        "import sys; from cassl_lib import charts; plotting.scores_by_match([], [])._repr_png_(); print(*sys.modules)"
+        "import sys; from cassl_lib import plotting; plotting.scores_by_match([], [])._repr_png_(); print(*sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "matplotlib.figure" in run.stdout.split() and "matplotlib.pyplot" not in run.stdout.split()

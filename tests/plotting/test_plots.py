@@ -362,6 +362,6 @@ def test_a_notebook_can_show_it(make):
 
 
 def test_pyplot_and_its_global_state_stay_unloaded():
-    code = "import sys; from cassl_lib import plots; plotting.pipeline_figure()._repr_png_(); print(*sys.modules)"
+    code = "import sys; from cassl_lib import plotting; plotting.pipeline_figure()._repr_png_(); print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "matplotlib.figure" in run.stdout.split() and "matplotlib.pyplot" not in run.stdout.split()

@@ -23,7 +23,7 @@ from cassl_lib.data.pool.build import Pool, build_pool
 from cassl_lib.errors import DataError, LabelingError, MissingRun, PseudoLabelError
 from cassl_lib.evaluation.rle import edges_of, edges_on_device, encode_masks
 from cassl_lib.labels.shards import finished_shards
-from cassl_lib.labels.store import PseudoLabels
+from cassl_lib.labels.store import PseudoLabelStore
 from cassl_lib.resolve import resolve
 from cassl_lib.runs import Run, find_run
 from cassl_lib.stages import all_stages as stages
@@ -57,7 +57,7 @@ def whole(config, labeler, pool, tmp_path_factory) -> Path:
     """The store of one undisturbed process."""
     store = tmp_path_factory.mktemp("whole")
     stages.label_into(store, labeler, pool, config)
-    assert PseudoLabels(store).manifest["labels"] > 16 and len(finished_shards(store)) == SHARDS
+    assert PseudoLabelStore(store).manifest["labels"] > 16 and len(finished_shards(store)) == SHARDS
     return store
 
 
@@ -102,7 +102,7 @@ def test_killed_at_any_point_the_same_command_makes_the_same_store(
     assert len(finished_shards(tmp_path)) == max(0, (call - 2) // 2)  # at most the shard in progress is lost
     assert not (tmp_path / "manifest.json").exists()
     with pytest.raises(PseudoLabelError, match="run the labeling again, it continues"):
-        PseudoLabels(tmp_path)
+        PseudoLabelStore(tmp_path)
     stages.label_into(tmp_path, labeler, pool, config)
     assert contents(tmp_path) == contents(whole)
     assert {path: path.stat().st_ino for path in finished} == finished  # nothing finished was made again
@@ -267,7 +267,7 @@ def test_a_pool_of_which_nothing_can_be_read_makes_no_store(config, labeler, tmp
         stages.label_into(tmp_path / "store", labeler, pool, config)
     monkeypatch.setenv("CASSL_DATASETS", str(tmp_path / "second"))
     stages.label_into(tmp_path / "store", labeler, pool, config)
-    assert len(PseudoLabels(tmp_path / "store")) == 1
+    assert len(PseudoLabelStore(tmp_path / "store")) == 1
 
 
 def test_a_shard_of_which_nothing_can_be_read_is_not_written(config, labeler, tmp_path, monkeypatch):
@@ -306,10 +306,10 @@ def test_a_damaged_shard_is_made_anew(config, labeler, pool, whole, tmp_path):
     content[-900] ^= 1
     shard.write_bytes(content)
     with pytest.raises(PseudoLabelError, match="delete it and label again, it is made anew"):
-        PseudoLabels(tmp_path / "store").verify()
+        PseudoLabelStore(tmp_path / "store").verify()
     shard.unlink()
     with pytest.raises(PseudoLabelError, match="shard-00001.arrow is missing .* label again"):
-        PseudoLabels(tmp_path / "store")
+        PseudoLabelStore(tmp_path / "store")
     stages.label_into(tmp_path / "store", labeler, pool, config)
     assert contents(tmp_path / "store") == contents(whole)
 
@@ -328,7 +328,7 @@ def test_keep_is_the_lowest_score_that_is_stored(config, labeler, pool, tmp_path
     for keep in (None, 0.2, 0.34):
         kept = replace(config, label=replace(config.label, keep=keep))
         stages.label_into(tmp_path / str(keep), labeler, pool, kept)
-        found[keep] = PseudoLabels(tmp_path / str(keep), threshold=0.0)
+        found[keep] = PseudoLabelStore(tmp_path / str(keep), threshold=0.0)
     lowest = {keep: min(item["scores"].min(initial=1) for item in labels) for keep, labels in found.items()}
     assert 0.3 <= lowest[None] < 0.31 and 0.2 <= lowest[0.2] < 0.21 and 0.34 <= lowest[0.34] < 0.35
     for index in range(len(pool)):
@@ -383,7 +383,7 @@ def test_an_image_replaced_by_one_of_another_size_is_named_and_not_labeled(confi
     pool, _ = build_pool([str(tmp_path / "images")], tmp_path / "index")
     Image.new("RGB", (64, 96)).save(tmp_path / "images/b.png")
     stages.label_into(tmp_path / "store", labeler, pool, config)
-    labels = PseudoLabels(tmp_path / "store")
+    labels = PseudoLabelStore(tmp_path / "store")
     assert [Path(labels.file_name(n)).name for n in range(len(labels))] == ["a.png", "c.png"]
     assert labels.unreadable == [f"{tmp_path / 'images/b.png'} (96x64 pixels, listed as 64x96)"]
 

@@ -16,7 +16,7 @@ from cassl_lib import paths
 from cassl_lib.data import datasets
 from cassl_lib.data.loader import Order
 from cassl_lib.errors import LaunchError
-from cassl_lib.labels.store import PseudoLabels
+from cassl_lib.labels.store import PseudoLabelStore
 from cassl_lib.resolve import from_json, resolve, to_json
 from cassl_lib.runs import Run
 from cassl_lib.stages import all_stages as stages
@@ -76,7 +76,7 @@ def test_two_processes_do_what_one_does(own_data, tmp_path, monkeypatch, capfd):
     for one, two in zip(losses(labeler), losses(labeler_2), strict=True):
         assert one == pytest.approx(two, rel=1e-4, abs=2e-6)
     assert difference(labeler, labeler_2) < 1e-5
-    stores = [PseudoLabels(run.folder / "store", threshold=0.0) for run in (labels, labels_2)]
+    stores = [PseudoLabelStore(run.folder / "store", threshold=0.0) for run in (labels, labels_2)]
     assert [stores[0].file_name(i) for i in range(16)] == [stores[1].file_name(i) for i in range(16)]
     counts = [store.manifest["labels"] for store in stores]
     assert counts[0] > 100 and abs(counts[0] - counts[1]) <= 0.02 * counts[0]  # a tie may be broken otherwise

@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 
 from cassl_lib.data import datasets
 from cassl_lib.data.panoptic import PanopticFiles
-from cassl_lib.labels.store import PseudoLabels
+from cassl_lib.labels.store import PseudoLabelStore
 from cassl_lib.resolve import resolve
 from cassl_lib.stages import all_stages as stages
 from cassl_lib.tables import summary
@@ -67,7 +67,7 @@ def test_the_whole_chain_on_real_images(folders):
     numbers, _ = summary.summarize(config)
     assert numbers["pseudo_precision"] is None and numbers["cassl_ap"] is not None
 
-    labels = PseudoLabels(runs["labels"].folder / "store", threshold=0.02)
+    labels = PseudoLabelStore(runs["labels"].folder / "store", threshold=0.02)
     damaged = sorted(folders["pool"].iterdir())[5]
     (lost,) = runs["labels"].result["unreadable"]
     assert lost.startswith(f"{damaged} (")
@@ -112,7 +112,7 @@ def test_entities_and_panoptic_quality_on_real_images(shared_data, folders):
     assert set(quality) == {"PQ", "SQ", "RQ"} and 0 <= quality["PQ"] <= 1
     written = PanopticFiles(run.folder / "panoptic.json")
     assert len(written) == 102 and sum(len(written.read(image_id)[1]) for image_id in written.image_ids) > 0
-    labels = PseudoLabels(stages.label(config, existing=True).folder / "store", threshold=0.02)
+    labels = PseudoLabelStore(stages.label(config, existing=True).folder / "store", threshold=0.02)
     for item in labels:
         assert not item["rles"] or coco_mask.decode(item["rles"]).sum(2).max() == 1
     # The same warm-up, finetuned on the instances that lie beside the panoptic files.

@@ -23,7 +23,7 @@ from cassl_lib.data import datasets
 from cassl_lib.errors import ConfigError, DataError, MissingRun, PseudoLabelError
 from cassl_lib.labels.coco import from_coco, to_coco
 from cassl_lib.labels.shards import finish, write_shard
-from cassl_lib.labels.store import PseudoLabels
+from cassl_lib.labels.store import PseudoLabelStore
 from cassl_lib.report import pictures
 from cassl_lib.resolve import from_json, resolve, to_json
 from cassl_lib.runs import Run
@@ -106,7 +106,7 @@ def test_the_labels_are_worth_a_warm_up(chain):
     """Guards the other tests: pseudo labels exist, so boxes and masks are trained on."""
     metrics = chain["labels"].result["metrics"]
     assert metrics["labels"] > 16 and 0 < metrics["recall"] <= 1
-    store = PseudoLabels(chain["labels"].folder / "store", threshold=0.0)
+    store = PseudoLabelStore(chain["labels"].folder / "store", threshold=0.0)
     assert min(item["scores"].min() for item in store if len(item["scores"])) >= 0.15  # `keep`
     assert store.manifest["labels"] > metrics["labels"]  # those between `keep` and the threshold
     assert all(entry["loss_box"] > 0 and entry["loss_mask"] > 0 for entry in chain["warmup"].history)
@@ -368,7 +368,7 @@ def test_an_image_that_cannot_be_labeled_is_named_and_has_no_labels(chain, confi
     (lost,) = labels.result["unreadable"]
     assert lost.startswith(f"{cut} (")
     assert labels.result["metrics"].keys() == {"threshold", "labels"}  # no hidden truth, no judgment
-    store = PseudoLabels(labels.folder / "store")
+    store = PseudoLabelStore(labels.folder / "store")
     assert [Path(store.file_name(index)).name for index in range(len(store))] == [
         pool.image_path(index).name for index in range(3)
     ]
@@ -390,7 +390,7 @@ def test_a_damaged_training_image_is_skipped_and_named(chain, config, elsewhere,
 
 
 def test_a_warm_up_with_a_single_label_stays_finite_and_one_without_is_refused(chain, config, elsewhere, capsys):
-    labels = PseudoLabels(chain["labels"].folder / "store", threshold=0.0)
+    labels = PseudoLabelStore(chain["labels"].folder / "store", threshold=0.0)
     scores = np.sort(np.concatenate([item["scores"] for item in labels]))
     few = replace(config.warmup, steps=2, log_every=1)
 
@@ -414,7 +414,7 @@ def test_boxes_alone_go_through_all_stages(elsewhere):
     run = stages.finetune(config)
     assert list(run.result["metrics"]) == ["box", "box_agnostic"] and "loss_mask" not in run.history[-1]
     labels = stages.label(config, existing=True)
-    first = PseudoLabels(labels.folder / "store", threshold=0)[0]
+    first = PseudoLabelStore(labels.folder / "store", threshold=0)[0]
     assert len(first["boxes"]) == 5 and first["rles"] == []
     with pytest.raises(ValueError, match="has labels without masks; train with masks=False"):
         stages.warm_up(replace(config, model=settings().model), labels=labels)
@@ -441,7 +441,7 @@ def test_validation_classes_must_be_the_training_classes(config, elsewhere, tmp_
 
 def test_the_pools_own_image_is_trained_on_with_its_own_labels(chain, config, in_chain):
     """The link between store and image: the file that a row names is the one the labels were found on."""
-    pool, store = datasets.pool(config), PseudoLabels(chain["labels"].folder / "store")
+    pool, store = datasets.pool(config), PseudoLabelStore(chain["labels"].folder / "store")
     for index in range(len(pool)):
         assert store.image_id(index) == pool.image_id(index)
         item = store[index]
@@ -475,7 +475,7 @@ def test_a_warm_up_on_entities_is_one_word_away(config, chain, monkeypatch):
 
 def test_a_store_of_another_model_is_warmed_up_on(chain, config, elsewhere, tmp_path):
     """The labels of the pool go out as COCO results, come back as a store, and train as they would have."""
-    own = PseudoLabels(chain["labels"].folder / "store", threshold=0.0)
+    own = PseudoLabelStore(chain["labels"].folder / "store", threshold=0.0)
     coco = to_coco(own)
     coco["images"] = [image | {"file_name": str(paths.image(image["file_name"]))} for image in coco["images"]]
     results = [{key: entry[key] for key in entry.keys() - {"id", "iscrowd"}} for entry in coco["annotations"]]
@@ -537,7 +537,7 @@ def test_class_specific_labels_warm_up_a_detector_that_knows_classes(config, els
     specific = replace(config, class_specific=True)
     warmed = stages.warm_up(specific)
     labels = stages.label(specific, existing=True)
-    store = PseudoLabels(labels.folder / "store", threshold=0.0)
+    store = PseudoLabelStore(labels.folder / "store", threshold=0.0)
     names = datasets.labeled_set(config).classes
     assert [category["name"] for category in store.categories] == names == warmed.result["classes"]
     assert stages.model_config(warmed).num_classes == 12 and "box" in warmed.result["metrics"]

@@ -11,7 +11,7 @@ from cassl_lib.data import datasets
 from cassl_lib.data.coco import CocoImages
 from cassl_lib.errors import ConfigError, DataError
 from cassl_lib.labels.shards import finish, write_shard
-from cassl_lib.labels.store import PseudoLabels
+from cassl_lib.labels.store import PseudoLabelStore
 from cassl_lib.resolve import resolve
 from cassl_lib.stages import all_stages as stages
 from cassl_lib.stages import thresholds
@@ -43,7 +43,7 @@ def images(tmp_path) -> CocoImages:
 
 
 @pytest.fixture
-def labels(tmp_path) -> PseudoLabels:
+def labels(tmp_path) -> PseudoLabelStore:
     """Image 1: cats found at 0 (0.9) and 1 (0.6), the dog at 3 (0.35); an invented cat at 4 (0.5). Image 2: nothing."""
     boxes, scores, kinds = [square(n) for n in (0, 1, 3, 4)], [0.9, 0.6, 0.35, 0.5], [0, 0, 1, 0]
     rows = [
@@ -60,7 +60,7 @@ def labels(tmp_path) -> PseudoLabels:
     ]
     write_shard(tmp_path / "store", 0, rows, "m")
     finish(tmp_path / "store", labeler="m", pool="p", categories=CLASSES)
-    return PseudoLabels(tmp_path / "store")
+    return PseudoLabelStore(tmp_path / "store")
 
 
 def test_quality_is_counted_by_hand(labels, images):
@@ -113,7 +113,7 @@ def test_a_class_is_matched_with_its_own_objects_only(labels, images, tmp_path):
     rows = [{**labels.at(0)[0], "labels": [0, 0, 0, 0]}, labels.at(0)[1]]
     write_shard(tmp_path / "other", 0, rows, "m")
     finish(tmp_path / "other", labeler="m", pool="p", categories=CLASSES)
-    cat, dog, _ = by_class(PseudoLabels(tmp_path / "other"), images, threshold=0.3, thresholds=(0.3,))
+    cat, dog, _ = by_class(PseudoLabelStore(tmp_path / "other"), images, threshold=0.3, thresholds=(0.3,))
     assert cat["labels"] == 4 and cat["f1"] == 2 * 2 / (4 + 4) and dog["f1"] == 0
 
 

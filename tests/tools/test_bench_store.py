@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cassl_lib.labels.store import PseudoLabels
+from cassl_lib.labels.store import PseudoLabelStore
 from cassl_lib.report import readme
 from cassl_lib.tools import bench_store
 
@@ -15,7 +15,7 @@ def test_a_synthetic_store_is_written_read_and_trained_from(tmp_path, monkeypatc
     monkeypatch.setattr(bench_store, "READS", 50)
     monkeypatch.setattr(bench_store, "STEPS", 3)
     written = bench_store.write(tmp_path, images=25, labels=3)
-    labels = PseudoLabels(tmp_path / "store", threshold=0.0)
+    labels = PseudoLabelStore(tmp_path / "store", threshold=0.0)
     assert written["written"] == len(labels) == 25 and len(labels.manifest["shards"]) == 3
     assert labels.has_masks and all(len(item["scores"]) == 3 for item in labels)
     assert bench_store.write(tmp_path, images=25, labels=3)["written"] == 0  # what is there stays

@@ -12,7 +12,7 @@ from cassl_lib.cli.main import main
 from cassl_lib.config import AugmentConfig
 from cassl_lib.data.loader import Samples
 from cassl_lib.errors import ConfigError, DataError
-from cassl_lib.labels.store import PseudoLabels
+from cassl_lib.labels.store import PseudoLabelStore
 from cassl_lib.resolve import resolve
 from cassl_lib.stages import all_stages as stages
 from cassl_lib.tools.plan import cost, estimate, throughput
@@ -274,7 +274,7 @@ def test_a_plan_is_checked_by_making_the_chain(tmp_path, monkeypatch, capsys):
     assert rows.keys() == times | {"labels in the store", "labels above the threshold", "bytes of the store"}
     config = resolve(profile="smoke")
     run = stages.label(config, existing=True)
-    assert rows["labels in the store"]["real"] == PseudoLabels(run.folder / "store").manifest["labels"]
+    assert rows["labels in the store"]["real"] == PseudoLabelStore(run.folder / "store").manifest["labels"]
     trained = stages.train_labeler(config, existing=True).result["seconds"]
     assert rows["labeler, seconds"]["real"] > trained  # evaluation and weights are in it
     capsys.readouterr()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from cassl_lib.config import Config
 from cassl_lib.errors import ConfigError
-from cassl_lib.labels.store import PseudoLabels
+from cassl_lib.labels.store import PseudoLabelStore
 from cassl_lib.runs import Run, environment
 from cassl_lib.stages import all_stages as stages
 from cassl_lib.tools.plan import cost, estimate
@@ -56,7 +56,7 @@ def check(config: Config) -> list[Comparison]:
         run = make(config)
         found.append(Comparison(f"{name}, seconds", planned[name].seconds, time.monotonic() - started))
         if name == "labels":
-            found += _of_store(planned["labels"], PseudoLabels(run.folder / "store", config.label.threshold))
+            found += _of_store(planned["labels"], PseudoLabelStore(run.folder / "store", config.label.threshold))
     return found
 
 
@@ -64,7 +64,7 @@ def _planned(config: Config) -> dict[str, cost.Row]:
     return {row.stage: row for row in estimate.estimate(config).rows}
 
 
-def _of_store(row: cost.Row, store: PseudoLabels) -> list[Comparison]:
+def _of_store(row: cost.Row, store: PseudoLabelStore) -> list[Comparison]:
     counts, size = store.manifest["labels"], sum(entry["bytes"] for entry in store.manifest["shards"])
     above = int(store.statistics([store.threshold])["labels"][0])
     index = len(store) * cost.INDEX_BYTES

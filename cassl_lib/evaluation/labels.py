@@ -10,13 +10,13 @@ import numpy as np
 
 from cassl_lib.data.coco import CocoImages
 from cassl_lib.evaluation.matching import edge_errors, label_quality
-from cassl_lib.labels.store import PseudoLabels
+from cassl_lib.labels.store import PseudoLabelStore
 
 UNNAMED = "unnamed"  # supercategory of the kinds that no label names
 
 
 def judge_labels(
-    labels: PseudoLabels,
+    labels: PseudoLabelStore,
     boxes: Mapping[int, np.ndarray],
     unnamed: Mapping[int, np.ndarray] | None = None,
     *,
