@@ -1,1 +1,1 @@
-"""The pseudo-label store: how it is written, read, imported and exported."""
+"""The pseudo-label store: writing, reading, import from and export to COCO JSON."""

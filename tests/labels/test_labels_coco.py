@@ -1,4 +1,4 @@
-"""Labels to COCO JSON and back, other models' results as a store, and the shell's verbs around them."""
+"""Labels to COCO JSON and back, other models' results as a store, and the commands for both."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def row(image_id, scores, boxes, rles):
 
 @pytest.fixture
 def store(tmp_path):
-    """Three images with two, none and one label, and their files below the data root."""
+    """Three images with two, zero and one label, and their files under the data root."""
     rows = [row(11, [0.9, 0.4], BOXES, [rle(1, 2, 5, 6), rle(7, 3, 9, 10)]), row(12, [], [], [])]
     write_shard(tmp_path / "store", 0, rows, "labeler-1", unreadable=["pool/13.png (damaged)"])
     write_shard(tmp_path / "store", 1, [row(2**40, [0.2], BOXES[:1], [rle(1, 2, 5, 6)])], "labeler-1")
@@ -42,7 +42,7 @@ def store(tmp_path):
     return PseudoLabelStore(tmp_path / "store", threshold=0.1)
 
 
-def test_coco_and_back(store, tmp_path):
+def test_labels_round_trip_through_coco(store, tmp_path):
     coco = to_coco(store)
     assert [image["id"] for image in coco["images"]] == [11, 12, 2**40]
     assert [entry["image_id"] for entry in coco["annotations"]] == [11, 11, 2**40]
@@ -54,7 +54,7 @@ def test_coco_and_back(store, tmp_path):
 
 
 def test_ground_truth_of_coco_becomes_a_store(tmp_path):
-    """Polygons, an uncompressed mask, a crowd region, an image without annotations, category ids with gaps."""
+    """Polygons, uncompressed RLE, a crowd region, an image without annotations, category ids with gaps."""
     image = {"height": 20, "width": 30}
     common = {"image_id": 3, "iscrowd": 0}
     coco = {
@@ -86,23 +86,29 @@ def test_ground_truth_of_coco_becomes_a_store(tmp_path):
     assert labels.manifest["pool"] != from_coco(coco | {"images": coco["images"][:1]}, tmp_path / "b").manifest["pool"]
 
 
-def test_a_part_is_exported(store):
+def test_a_range_of_images_can_be_exported(store):
     assert [entry["image_id"] for entry in to_coco(store, range(1, 3))["annotations"]] == [2**40]
     assert len(to_coco(store.at(0.5))["annotations"]) == 1
 
 
 def test_results_of_another_model_become_a_store(tmp_path):
-    """Detections of two images of three, boxes alone, from a file beside an image_info JSON without categories."""
+    """Box detections on two of three images, from a results file and an image_info JSON without categories."""
     images = [{"id": n, "file_name": f"{n}.jpg", "height": 20, "width": 30} for n in (4, 5, 6)]
-    found = [
+    detections = [
         {"image_id": 6, "category_id": 17, "bbox": [1, 2, 3, 4], "score": 0.25},
         {"image_id": 4, "category_id": 3, "bbox": [0, 0, 30, 20], "score": 0.5},
         {"image_id": 6, "category_id": 3, "bbox": [5, 5, 2, 2], "score": 0.75},
     ]
     (tmp_path / "info.json").write_text(json.dumps({"images": images}))
-    (tmp_path / "found.json").write_text(json.dumps(found))
-    paths_of = {"results": tmp_path / "found.json", "images": tmp_path / "pictures"}
-    labels = from_coco(tmp_path / "info.json", tmp_path / "store", **paths_of, labeler="theirs", shard_size=2)
+    (tmp_path / "results.json").write_text(json.dumps(detections))
+    labels = from_coco(
+        tmp_path / "info.json",
+        tmp_path / "store",
+        results=tmp_path / "results.json",
+        images=tmp_path / "pictures",
+        labeler="theirs",
+        shard_size=2,
+    )
     assert [labels.image_id(n) for n in range(3)] == [4, 5, 6] and labels.labeler == "theirs"
     assert [category["id"] for category in labels.categories] == [3, 17]
     last = labels.at(0.0)[2]
@@ -114,20 +120,26 @@ def test_results_of_another_model_become_a_store(tmp_path):
 @pytest.mark.parametrize(
     "results, message",
     [
-        ([{"image_id": 9, "category_id": 3, "bbox": [0, 0, 1, 1], "score": 1}], "has the image_id 9, which the JSON"),
-        ([{"image_id": 4, "category_id": 8, "bbox": [0, 0, 1, 1], "score": 1}], "has the category_id 8, which the"),
-        ({"annotations": []}, "found.json is no COCO results JSON, a list"),
-        ("no JSON at all", "found.json cannot be read as a COCO results JSON"),
+        (
+            [{"image_id": 9, "category_id": 3, "bbox": [0, 0, 1, 1], "score": 1}],
+            "has the image_id 9, which the JSON does not list",
+        ),
+        (
+            [{"image_id": 4, "category_id": 8, "bbox": [0, 0, 1, 1], "score": 1}],
+            "has the category_id 8, which the JSON does not",
+        ),
+        ({"annotations": []}, "results.json is not a COCO results JSON \\(a list\\)"),
+        ("no JSON at all", "results.json cannot be read as a COCO results JSON"),
     ],
 )
-def test_results_that_do_not_belong_are_refused(results, message, tmp_path):
+def test_results_that_do_not_fit_the_images_raise(results, message, tmp_path):
     coco = {
         "images": [{"id": 4, "file_name": "4.jpg", "height": 9, "width": 9}],
         "categories": [{"id": 3, "name": "a"}],
     }
-    (tmp_path / "found.json").write_text(results if isinstance(results, str) else json.dumps(results))
+    (tmp_path / "results.json").write_text(results if isinstance(results, str) else json.dumps(results))
     with pytest.raises(DataError, match=message):
-        from_coco(coco, tmp_path / "store", results=tmp_path / "found.json")
+        from_coco(coco, tmp_path / "store", results=tmp_path / "results.json")
     assert not (tmp_path / "store").exists()
 
 
@@ -149,19 +161,19 @@ IMAGE = {"id": 4, "file_name": "4.jpg", "height": 9, "width": 9}
         ({"segmentation": "abc"}, "'4.jpg': a mask cannot be read"),
         ({"area": "x"}, "no usable box, mask, area or score"),
         ({"area": None}, "no usable box, mask, area or score"),
-        ({"area": float("nan")}, "area nan is no area"),
-        ({"category_id": "x"}, "category_id 'x' are not whole numbers"),
-        ({"category_id": [3]}, "are not whole numbers"),
+        ({"area": float("nan")}, "area nan is not finite"),
+        ({"category_id": "x"}, "must be integers, got category_id 'x'"),
+        ({"category_id": [3]}, "must be integers"),
     ],
 )
-def test_an_impossible_label_is_refused_by_its_image(change, message, tmp_path):
+def test_an_invalid_label_raises(change, message, tmp_path):
     coco = {"images": [IMAGE], "categories": [{"id": 3, "name": "a"}]}
     with pytest.raises(DataError, match=message):
         from_coco(coco, tmp_path / "store", results=[RESULT | change])
 
 
 @pytest.mark.parametrize("missing", ["image_id", "category_id", "score", "bbox"])
-def test_a_label_that_lacks_something_is_refused(missing, tmp_path):
+def test_a_label_with_a_missing_field_raises(missing, tmp_path):
     result = {key: value for key, value in RESULT.items() if key != missing}
     with pytest.raises(DataError, match=missing):
         from_coco({"images": [IMAGE], "categories": [{"id": 3, "name": "a"}]}, tmp_path / "store", results=[result])
@@ -170,16 +182,16 @@ def test_a_label_that_lacks_something_is_refused(missing, tmp_path):
 @pytest.mark.parametrize(
     "images, message",
     [
-        ([IMAGE, IMAGE | {"file_name": "5.jpg"}], "two images have the id 4, one is '5.jpg'"),
-        ([{"id": 4, "file_name": "4.jpg"}], "lacks height, width"),
-        ([IMAGE | {"height": -10}], "not whole numbers above 0"),
-        ([IMAGE | {"id": "four"}], "not whole numbers above 0"),
-        ([IMAGE | {"id": 2**70}], "not whole numbers above 0"),
-        ([IMAGE | {"height": 2**40}], "not whole numbers above 0"),
-        ([IMAGE | {"file_name": 7}], "file_name 7 is no text"),
+        ([IMAGE, IMAGE | {"file_name": "5.jpg"}], "two images have the id 4, one of them is '5.jpg'"),
+        ([{"id": 4, "file_name": "4.jpg"}], "has no height, width"),
+        ([IMAGE | {"height": -10}], "must be integers in range"),
+        ([IMAGE | {"id": "four"}], "must be integers in range"),
+        ([IMAGE | {"id": 2**70}], "must be integers in range"),
+        ([IMAGE | {"height": 2**40}], "must be integers in range"),
+        ([IMAGE | {"file_name": 7}], "file_name 7 is not a string"),
     ],
 )
-def test_impossible_images_are_refused(images, message, tmp_path):
+def test_invalid_images_raise(images, message, tmp_path):
     with pytest.raises(DataError, match=message):
         from_coco({"images": images, "categories": []}, tmp_path / "store")
 
@@ -188,25 +200,25 @@ def test_impossible_images_are_refused(images, message, tmp_path):
     "categories, message",
     [
         ([{"id": 3, "name": "a"}, {"id": 3, "name": "b"}], "two categories have the id 3: a and b"),
-        ([{"id": 3}], "no name"),
-        ([{"name": "a"}], "no whole number as id"),
+        ([{"id": 3}], "name a string"),
+        ([{"name": "a"}], "id must be an integer"),
     ],
 )
-def test_impossible_categories_are_refused(categories, message, tmp_path):
+def test_invalid_categories_raise(categories, message, tmp_path):
     (tmp_path / "all.json").write_text(json.dumps({"images": [IMAGE], "categories": categories}))
     with pytest.raises(DataError, match=f"all.json: .*{message}"):
         from_coco(tmp_path / "all.json", tmp_path / "store")
 
 
-def test_boxes_are_cut_to_their_image_and_what_is_outside_is_counted(tmp_path, capsys):
+def test_boxes_are_clipped_and_those_outside_their_image_are_counted(tmp_path, caplog):
     coco = {"images": [IMAGE], "categories": [{"id": 3, "name": "a"}]}
     boxes = [[-5, 2, 100, 4], [20, 0, 5, 5], [-9, -9, 9, 9], [1, 1, 0, 5], [1, 1, 2, 2]]
-    found = from_coco(coco, tmp_path / "store", results=[RESULT | {"bbox": box} for box in boxes])
-    assert found.at(0.0)[0]["boxes"].tolist() == [[0, 2, 9, 6], [1, 1, 3, 3]]
-    assert "3 labels have no area in their image: [20, 0, 5, 5] of image 4, " in capsys.readouterr().err
+    labels = from_coco(coco, tmp_path / "store", results=[RESULT | {"bbox": box} for box in boxes])
+    assert labels.at(0.0)[0]["boxes"].tolist() == [[0, 2, 9, 6], [1, 1, 3, 3]]
+    assert "3 labels have no area in their image: [20, 0, 5, 5] of image 4, " in caplog.text
 
 
-def test_results_of_masks_have_their_boxes_from_them(tmp_path):
+def test_results_with_masks_alone_get_the_boxes_of_the_masks(tmp_path):
     mask = rle(2, 3, 8, 7)
     result = {"image_id": 4, "category_id": 3, "score": 0.5, "segmentation": mask | {"counts": mask["counts"].decode()}}
     coco = {"images": [IMAGE | {"height": 20, "width": 30}], "categories": [{"id": 3, "name": "a"}]}
@@ -214,22 +226,22 @@ def test_results_of_masks_have_their_boxes_from_them(tmp_path):
     assert item["boxes"].tolist() == [[2, 3, 8, 7]] and item["rles"] == [mask]
 
 
-# ---- the shell's verbs ----
+# ---- commands ----
 
 
-def test_the_shell_shows_draws_and_exports(store, tmp_path, capsys):
+def test_the_labels_command_describes_draws_and_exports(store, tmp_path, capsys):
     picture, exported = tmp_path / "seen" / "labels.png", tmp_path / "part.json"
     wanted = ["--threshold", "0.3", "--images", "0:2", "--picture", str(picture), "--export", str(exported)]
     assert main(["labels", str(store.folder), *wanted]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert "3 images, 1 more could not be read" in said[0] and "2 shards" in said[1] and "by labeler-1" in said[1]
-    assert said[3].split() == ["all", "3", "1.00", "2"] and said[5].split() == ["0.40", "1", "0.33", "1"]
+    lines = capsys.readouterr().out.splitlines()
+    assert "3 images, 1 more could not be read" in lines[0] and "2 shards" in lines[1] and "by labeler-1" in lines[1]
+    assert lines[3].split() == ["all", "3", "1.00", "2"] and lines[5].split() == ["0.40", "1", "0.33", "1"]
     with Image.open(picture) as image:
         assert min(image.size) > 100
     assert [entry["score"] for entry in json.loads(exported.read_text())["annotations"]] == pytest.approx([0.9, 0.4])
 
 
-def test_the_shell_imports_what_it_exported(store, tmp_path, capsys):
+def test_an_export_can_be_imported_again(store, tmp_path, capsys):
     exported = tmp_path / "all.json"
     assert main(["labels", str(store.folder), "--threshold", "0.1", "--export", str(exported)]) == 0
     given = f"{exported}{os.pathsep}{paths.datasets()}"
@@ -257,21 +269,25 @@ def test_the_shell_imports_what_it_exported(store, tmp_path, capsys):
         (["--picture", "a.xyz"], "--picture a.xyz is no picture; end its name in one of .png"),
     ],
 )
-def test_a_wrong_word_ends_at_once(wrong, message, store, capsys):
+def test_invalid_arguments_end_with_a_message(wrong, message, store, capsys):
     assert main(["labels", str(store.folder), *wrong]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_errors_of_the_disk_are_a_line(store, tmp_path, capsys):
+def test_file_errors_are_printed_without_a_traceback(store, tmp_path, capsys):
     exported = tmp_path / "new" / "part.json"
     assert main(["labels", str(store.folder), "--export", str(exported)]) == 0 and exported.is_file()
     assert main(["labels", str(store.folder), "--export", str(tmp_path)]) == 2
     assert f"{tmp_path} is a folder; name a file in it" in capsys.readouterr().err
     assert main(["labels", str(exported)]) == 2
     error = capsys.readouterr().err
-    assert "error: " in error and "is a file; give the folder of a store" in error and "Traceback" not in error
+    assert (
+        "error: " in error
+        and "is a file. Give the folder of a pseudo-label store" in error
+        and "Traceback" not in error
+    )
 
 
-def test_a_store_that_is_not_there_is_named(tmp_path, capsys):
+def test_a_missing_store_is_named(tmp_path, capsys):
     assert main(["labels", str(tmp_path / "nothing")]) == 2
-    assert "nothing/manifest.json is missing (there is no such folder)" in capsys.readouterr().err
+    assert "nothing/manifest.json is missing (no such folder)" in capsys.readouterr().err

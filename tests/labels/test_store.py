@@ -1,4 +1,4 @@
-"""The pseudo-label store: what goes in comes out, the threshold is chosen at reading, damage is refused by name."""
+"""The pseudo-label store: rows round-trip, the threshold is applied at read time, damaged files are named."""
 
 import json
 import pickle
@@ -11,11 +11,13 @@ import pytest
 import torch
 from pycocotools import mask as mask_api
 
+from cassl_lib.config import LabelConfig
 from cassl_lib.errors import PseudoLabelError
 from cassl_lib.labels import store
 from cassl_lib.labels.coco import to_coco
 from cassl_lib.labels.shards import finish, finished_shards, write_shard
 from cassl_lib.labels.store import PseudoLabelStore
+from cassl_lib.labels.summary import formatted_counts, threshold_counts
 
 
 def rle(left, top, right, bottom, height=20, width=30):
@@ -47,14 +49,14 @@ ROWS = [
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two shards: an image with three labels, one without any, one with a single weak label."""
+    """Two shards: an image with three labels, one with none, one with a single low-scoring label."""
     for index, rows in enumerate(ROWS):
         write_shard(tmp_path / "store", index, rows, "labeler-1")
     finish(tmp_path / "store", labeler="labeler-1", pool="pool-1", shards=2)
     return tmp_path / "store"
 
 
-def test_what_goes_in_comes_out(folder):
+def test_rows_round_trip(folder):
     labels = PseudoLabelStore(folder, threshold=0.0)
     assert len(labels) == 3 and labels.labeler == "labeler-1"
     item = labels[0]
@@ -70,7 +72,7 @@ def test_what_goes_in_comes_out(folder):
         labels[3]
 
 
-def test_the_threshold_is_chosen_when_reading(folder):
+def test_the_threshold_is_applied_at_read_time(folder):
     labels = PseudoLabelStore(folder, threshold=0.3)
     assert labels[0]["scores"].tolist() == pytest.approx([0.9, 0.4])
     assert labels[0]["rles"] == [MASKS[0], MASKS[2]]
@@ -79,7 +81,7 @@ def test_the_threshold_is_chosen_when_reading(folder):
     assert labels.at(0.4)[0]["scores"].tolist() == pytest.approx([0.9])  # above, not at, the threshold
 
 
-def test_an_image_without_labels_is_ordinary(folder):
+def test_images_without_labels_have_empty_arrays(folder):
     for item in (PseudoLabelStore(folder)[1], PseudoLabelStore(folder, threshold=0.95)[0]):
         assert item["boxes"].shape == (0, 4) and item["scores"].shape == (0,) and item["rles"] == []
     assert PseudoLabelStore(folder, threshold=0.95).images_with_labels().tolist() == []
@@ -87,7 +89,7 @@ def test_an_image_without_labels_is_ordinary(folder):
     assert PseudoLabelStore(folder, threshold=0.1).images_with_labels().tolist() == [0, 2]
 
 
-def test_statistics_by_hand(folder):
+def test_statistics_match_hand_counts(folder):
     statistics = PseudoLabelStore(folder).statistics([0.0, 0.1, 0.3, 0.95])
     assert statistics["labels"].tolist() == [4, 3, 2, 0]
     assert statistics["labels_per_image"].tolist() == pytest.approx([4 / 3, 1, 2 / 3, 0])
@@ -102,14 +104,14 @@ def test_statistics_by_hand(folder):
     assert statistics["score_histogram"].tolist() == expected
 
 
-def test_areas_are_sorted_by_the_limits_of_coco(tmp_path):
+def test_areas_are_binned_by_the_limits_of_coco(tmp_path):
     areas = [32**2 - 1, 32**2, 96**2 - 1, 96**2]
     write_shard(tmp_path, 0, [row(1, [0.5] * 4, [BOXES[0]] * 4, areas=areas)], "m")
     finish(tmp_path, labeler="m", pool="p")
     assert PseudoLabelStore(tmp_path).statistics([0.3])["areas"].tolist() == [[1, 2, 1]]
 
 
-def test_box_only_labels_and_tensors(tmp_path):
+def test_box_only_labels_and_tensors_are_accepted(tmp_path):
     tensors = {"boxes": torch.tensor(BOXES), "scores": torch.tensor([0.9, 0.8, 0.7]), "labels": torch.zeros(3).long()}
     write_shard(tmp_path, 0, [row(1, [], []) | tensors, row(2, [], [], rles=MASKS) | tensors], "m")
     finish(tmp_path, labeler="m", pool="p")
@@ -119,7 +121,7 @@ def test_box_only_labels_and_tensors(tmp_path):
     assert "segmentation" not in to_coco(labels)["annotations"][0]
 
 
-def test_anyone_with_pyarrow_can_read_it(folder):
+def test_pyarrow_alone_can_read_a_store(folder):
     table = pyarrow.feather.read_table(folder / "shard-00000.arrow")
     assert pyarrow.dataset.dataset(sorted(map(str, folder.glob("*.arrow"))), format="ipc").count_rows() == 3
     assert table["scores"].to_pylist()[1] == [] and len(table["boxes"].to_pylist()[0]) == 12
@@ -130,7 +132,7 @@ def test_anyone_with_pyarrow_can_read_it(folder):
     assert [shard["rows"] for shard in manifest["shards"]] == [2, 1]
 
 
-def test_pickles_small_and_without_what_was_read(folder):
+def test_a_pickle_is_small_and_leaves_out_the_open_shards(folder):
     labels = PseudoLabelStore(folder, threshold=0.3)
     before = len(pickle.dumps(labels))
     expected = labels[0]
@@ -139,7 +141,7 @@ def test_pickles_small_and_without_what_was_read(folder):
     np.testing.assert_array_equal(copied[0]["boxes"], expected["boxes"])
 
 
-def test_each_shard_is_opened_once_and_nothing_is_copied(folder, monkeypatch):
+def test_each_shard_is_opened_once_and_not_copied(folder, monkeypatch):
     opened = []
     original = pa.memory_map
     monkeypatch.setattr(pa, "memory_map", lambda *args: opened.append(args) or original(*args))
@@ -155,7 +157,7 @@ def test_each_shard_is_opened_once_and_nothing_is_copied(folder, monkeypatch):
     assert pa.total_allocated_bytes() == in_file
 
 
-def test_few_shards_are_kept_open(tmp_path, monkeypatch):
+def test_the_number_of_open_shards_is_limited(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "OPEN_SHARDS", 2)
     for number in range(5):
         write_shard(tmp_path, number, [row(number, [0.9], BOXES[:1])], "m")
@@ -165,12 +167,12 @@ def test_few_shards_are_kept_open(tmp_path, monkeypatch):
     assert list(labels._shards) == [4, 0]
 
 
-def test_a_stopped_labeling_continues(tmp_path):
+def test_an_interrupted_labeling_resumes(tmp_path):
     write_shard(tmp_path, 1, ROWS[1], "m")
     write_shard(tmp_path, 0, ROWS[0], "m")
     assert finished_shards(tmp_path, "m").keys() == {0, 1}
-    (tmp_path / "shard-00000.json").unlink()  # stopped between the shard and its checksum
-    (tmp_path / "shard-00002.arrow.tmp").write_bytes(b"half")  # stopped while writing
+    (tmp_path / "shard-00000.json").unlink()  # killed between the shard and its entry
+    (tmp_path / "shard-00002.arrow.tmp").write_bytes(b"half")  # killed while writing
     assert finished_shards(tmp_path, "m").keys() == {1}
     with pytest.raises(PseudoLabelError, match=r"shard-00000\.arrow is missing"):
         finish(tmp_path, labeler="m", pool="p", shards=2)
@@ -181,7 +183,7 @@ def test_a_stopped_labeling_continues(tmp_path):
     assert len(PseudoLabelStore(tmp_path)) == 3
 
 
-def test_writing_again_gives_the_same_bytes(folder, tmp_path):
+def test_rewriting_a_shard_gives_the_same_bytes(folder, tmp_path):
     write_shard(tmp_path / "again", 0, ROWS[0], "labeler-1")
     assert (tmp_path / "again/shard-00000.arrow").read_bytes() == (folder / "shard-00000.arrow").read_bytes()
 
@@ -195,13 +197,13 @@ def test_each_image_gets_its_own_masks(tmp_path):
 
 
 @pytest.mark.parametrize("step", ["os.fsync", "os.replace"])
-def test_a_writer_that_dies_leaves_the_old_shard(folder, monkeypatch, step):
+def test_a_failed_write_leaves_the_old_shard(folder, monkeypatch, step):
     before = (folder / "shard-00000.arrow").read_bytes()
 
-    def die(*_):
+    def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(step, die)
+    monkeypatch.setattr(step, fail)
     with pytest.raises(OSError, match="disk full"):
         write_shard(folder, 0, ROWS[1], "labeler-1")
     assert (folder / "shard-00000.arrow").read_bytes() == before
@@ -223,16 +225,16 @@ def damage_one_bit(path):
         lambda path: write_shard(path.parent, 1, [row(5, [0.7], BOXES[1:2], rles=MASKS[1:2])], "labeler-1"),
         lambda path: write_shard(path.parent, 7, [], "labeler-1") and path.unlink(),
     ],
-    ids=["one bit", "cut", "gone", "empty", "replaced", "renamed"],
+    ids=["one bit flipped", "truncated", "deleted", "empty", "replaced", "deleted, another added"],
 )
-def test_a_damaged_shard_is_refused_by_name(folder, damage):
+def test_a_damaged_shard_is_named(folder, damage):
     damage(folder / "shard-00001.arrow")
     with pytest.raises(PseudoLabelError, match=r"shard-00001\.arrow"):
         PseudoLabelStore(folder).verify()
 
 
-def test_foreign_shards_and_files_are_refused_by_name(folder):
-    with pytest.raises(PseudoLabelError, match=r"shard-00000\.arrow is of labeler labeler-1, not another"):
+def test_foreign_shards_and_files_are_named(folder):
+    with pytest.raises(PseudoLabelError, match=r"shard-00000\.arrow: made by labeler labeler-1, not by another"):
         finished_shards(folder, "another")
     with pytest.raises(PseudoLabelError, match=r"shard-00001\.arrow is one too many"):
         finish(folder, labeler="labeler-1", pool="pool-1", shards=1)
@@ -247,21 +249,57 @@ def test_foreign_shards_and_files_are_refused_by_name(folder):
 @pytest.mark.parametrize(
     "extra, message",
     [
-        ({"scores": [0.5]}, "boxes.*one of each"),
+        ({"scores": [0.5]}, "'boxes': 3, 'scores': 1.*Give one of each"),
         ({"rles": MASKS[:2]}, "2 masks"),
-        ({"rles": [rle(0, 0, 5, 5, height=21)] * 3}, "a mask is not of the image's size 20 x 30"),
+        ({"rles": [rle(0, 0, 5, 5, height=21)] * 3}, "a mask does not have the image's size 20 x 30"),
         ({"boxes": [[0, 0, np.nan, 1]] * 3}, "not finite"),
     ],
 )
-def test_rows_that_do_not_fit_are_refused(tmp_path, extra, message):
-    with pytest.raises(PseudoLabelError, match="pool/1.jpg.*" + message):
+def test_inconsistent_rows_raise(tmp_path, extra, message):
+    with pytest.raises(PseudoLabelError, match="pool/1.jpg: .*" + message):
         write_shard(tmp_path, 0, [row(1, [0.9, 0.8, 0.7], BOXES) | extra], "m")
     assert not list(tmp_path.glob("*.arrow"))
 
 
-def test_an_empty_store(tmp_path):
+def test_a_store_may_be_empty(tmp_path):
     finish(tmp_path, labeler="m", pool="p", shards=0)
     labels = PseudoLabelStore(tmp_path)
     assert len(labels) == 0 and labels.images_with_labels().tolist() == []
     assert labels.statistics([0.5])["labels_per_image"].tolist() == [0]
     assert to_coco(labels)["images"] == []
+
+
+def test_the_default_threshold_is_the_setting(folder):
+    assert PseudoLabelStore(folder).threshold == LabelConfig().threshold
+
+
+def test_counts_per_threshold_are_python_numbers(folder):
+    every, half = threshold_counts(PseudoLabelStore(folder), (0.0, 0.3))
+    assert every == {"threshold": 0.0, "labels": 4, "labels_per_image": 4 / 3, "images_with_labels": 2}
+    assert half == {"threshold": 0.3, "labels": 2, "labels_per_image": 2 / 3, "images_with_labels": 1}
+    assert json.loads(json.dumps([every, half])) == [every, half]
+    lines = [["score above", "labels", "per image", "images with labels"]]
+    lines += [["all", "4", "1.33", "2"], ["0.30", "2", "0.67", "1"]]
+    assert formatted_counts([every, half]) == lines
+
+
+def test_the_repr_is_one_line(folder):
+    expected = f"PseudoLabelStore('{folder}', threshold=0.3): 3 images, 2 shards, labeler labeler-1"
+    assert repr(PseudoLabelStore(folder, threshold=0.3)) == expected
+
+
+def test_the_html_repr_is_escaped_and_counts_labels(tmp_path):
+    folder, labeler = tmp_path / "<b>store</b>", "<script>&"
+    write_shard(folder, 0, ROWS[0], labeler, unreadable=["pool/13.jpg"])
+    finish(folder, labeler=labeler, pool="pool-1")
+    shown = PseudoLabelStore(folder)._repr_html_()
+    assert "&lt;script&gt;&amp;" in shown and "&lt;b&gt;store&lt;/b&gt;" in shown
+    assert "<script>" not in shown and "<b>" not in shown
+    assert "<td>2, 1 more could not be read</td>" in shown and "MB on disk" in shown
+    assert "<tr><td>all</td><td>3</td><td>1.50</td><td>1</td></tr>" in shown
+    assert "<tr><td>0.80</td><td>1</td><td>0.50</td><td>1</td></tr>" in shown
+
+
+def test_an_empty_store_has_an_html_repr(tmp_path):
+    finish(tmp_path, labeler="m", pool="p", shards=0)
+    assert "<tr><td>all</td><td>0</td><td>0.00</td><td>0</td></tr>" in PseudoLabelStore(tmp_path)._repr_html_()
