@@ -1,0 +1,108 @@
+"""The processes of one torchrun launch: device, rank, seed, and what they exchange."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import random
+import sys
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from cassl_lib.training.procedure import Batch, Procedure
+
+PATIENCE = datetime.timedelta(hours=24)  # the first process evaluates alone, and some shards take longer to label
+
+
+@contextlib.contextmanager
+def processes():
+    """Join the process group of a torchrun launch; does nothing in a single process."""
+    launched = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    if launched and not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(device_of_process())
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        if launched:
+            dist.destroy_process_group()
+
+
+def device_of_process() -> torch.device:
+    """The CUDA device of this process (its local rank under torchrun), or the CPU without CUDA."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def rank_and_world() -> tuple[int, int]:
+    """Rank of this process and number of processes; (0, 1) for a single process."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and torch, and ask cuDNN for repeatable kernels."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.backends.cudnn.benchmark = False
+
+
+class Losses(nn.Module):
+    """A procedure's losses as a module, because DistributedDataParallel synchronizes what happens in a forward pass.
+
+    `procedure.model` is the only submodule: other modules of the procedure must not be trained or synchronized.
+    """
+
+    def __init__(self, procedure: Procedure):
+        super().__init__()
+        self.model = procedure.model
+        self.losses = procedure.losses  # the method, since a procedure that is a module would become a submodule
+
+    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        return self.losses(batch, step)
+
+
+def parallel(procedure: Procedure, device: torch.device) -> nn.Module:
+    """A procedure's losses, with gradients averaged over the processes where there are several."""
+    losses = Losses(procedure)
+    if rank_and_world()[1] == 1:
+        return losses
+    ids = [device.index] if device.type == "cuda" else None
+    # Buffers are not broadcast: each process keeps the statistics of its own images until a checkpoint averages them.
+    return DistributedDataParallel(losses, device_ids=ids, broadcast_buffers=False)
+
+
+def of_all_processes(value, world: int) -> list:
+    """The values of all processes, by rank."""
+    values = [value] * world
+    if world > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def average_buffers(model: nn.Module) -> None:
+    """Average the float buffers of a model over all processes, in place.
+
+    Gradients keep the parameters equal, but each process updates BatchNorm's running statistics from its own images.
+    """
+    world = rank_and_world()[1]
+    if world == 1:
+        return
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            dist.all_reduce(buffer)
+            buffer /= world
+
+
+def quiet(rank: int) -> bool | None:
+    """tqdm's `disable`: progress bars are shown only on rank 0, and only in a notebook or a terminal."""
+    if rank:
+        return True
+    return False if "ipykernel" in sys.modules else None  # None: tqdm shows a bar if stderr is a terminal
