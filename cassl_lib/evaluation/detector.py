@@ -21,7 +21,7 @@ from cassl_lib.evaluation.panoptic_merge import merge_panoptic
 from cassl_lib.evaluation.panoptic_quality import count_images, quality
 from cassl_lib.evaluation.results import ResultWriter, StoredResults
 from cassl_lib.evaluation.rle import encode_masks
-from cassl_lib.training import engine
+from cassl_lib.training import distributed, engine
 
 TEST_BATCH = 16
 
@@ -115,7 +115,7 @@ def detect(
     Masks are compressed run lengths. All processes must see `folder`. `unreadable` receives the names of the images
     that no process could read.
     """
-    rank, world = engine.rank_and_world()
+    rank, world = distributed.rank_and_world()
     size_of = {int(i): (int(h), int(w)) for i, h, w in zip(images.ids, images.heights, images.widths, strict=True)}
     samples = Samples(images, test_transform(augment), masks=False, classes=False, replace=False)
     tickets = in_turn(range(rank, len(images), world), TEST_BATCH)
@@ -127,7 +127,7 @@ def detect(
             lost += names
             if image_id is not None:
                 writer.add(image_id, coco_results(image_id, found, images.category_ids))
-    unreadable += sorted(itertools.chain(*engine.of_all_processes(lost, world)))  # all have finished their files
+    unreadable += sorted(itertools.chain(*distributed.of_all_processes(lost, world)))  # all have finished their files
     return None if rank else StoredResults(folder, world)
 
 

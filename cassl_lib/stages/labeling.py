@@ -40,7 +40,7 @@ from cassl_lib.labels.shards import (
     shard_path,
     write_shard,
 )
-from cassl_lib.training import engine
+from cassl_lib.training import distributed, engine
 
 MANY = 20  # images that are not all damaged by themselves
 SAYS_EVERY = 60.0  # seconds, where no bar is shown
@@ -234,7 +234,7 @@ class _Progress:
         self.store, self.images, self.labeler = store, images, labeler
         self.begun, self.started, self.own = self._finished(), time.monotonic(), 0
         self.warned, self.said = False, self.started
-        hidden = engine.quiet(engine.rank_and_world()[0])
+        hidden = distributed.quiet(distributed.rank_and_world()[0])
         self.bar = tqdm(total=images, initial=self.begun, desc="labeling", unit="image", disable=hidden, mininterval=1)
 
     def _finished(self) -> int:

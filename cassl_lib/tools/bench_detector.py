@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cassl_lib.config import ModelConfig, TrainConfig
 from cassl_lib.models import CondInst, build_detector
-from cassl_lib.training.engine import autocast, build_optimizer
+from cassl_lib.training.optimizer import autocast, build_optimizer
 
 # Seconds and peak GB of the public CondInst, R-50, 80 classes, batch 2, on 2 CPU threads; memory was taken in training.
 PUBLIC = {("train", 320): (0.82, 1.26), ("train", 512): (2.06, 2.0), ("detect", 320): (0.40, None)}

@@ -150,7 +150,10 @@ def measure_train(folder: Path, workers: int) -> dict:
     from cassl_lib.models.build import build_detector
     from cassl_lib.resolve import resolve
     from cassl_lib.stages import all_stages as stages
-    from cassl_lib.training import engine
+    from cassl_lib.training.distributed import parallel
+    from cassl_lib.training.engine import train_step
+    from cassl_lib.training.optimizer import build_optimizer
+    from cassl_lib.training.procedure import Batch, Supervised
 
     config = resolve(profile="demo")
     training = replace(config.warmup, batch_size=16, workers=workers)
@@ -158,11 +161,11 @@ def measure_train(folder: Path, workers: int) -> dict:
     samples = Samples(source, training_transform(config.augment), masks=True, classes=False)
     order = Order(len(samples), batch_size=16, start=0, stop=STEPS, seed=0)
     model = build_detector(stages.agnostic(config)).to(memory_format=torch.channels_last).train()
-    optimizer = engine.build_optimizer(model, training)
-    how = {"steps": STEPS, "config": training, "device": torch.device("cpu")}
+    optimizer = build_optimizer(model, training)
+    losses_of = parallel(Supervised(model), torch.device("cpu"))
     memory, started = [], 0.0
-    for step, (images, targets, ids, _) in enumerate(batches(samples, order, workers=workers)):
-        engine._step(model, optimizer, images, targets, ids, step=step, **how)
+    for step, loaded in enumerate(batches(samples, order, workers=workers)):
+        train_step(losses_of, optimizer, Batch(*loaded), step=step, steps=STEPS, config=training)
         if step == STEPS // 3:
             started = time.perf_counter()
         if step > STEPS // 3:

@@ -63,7 +63,7 @@ def train(procedure: Procedure, loader_from, *, config: TrainConfig, steps: int,
         # Update the model, then what follows it
         batch = Batch(*loaded).to(device)
         progress.unreadable |= set(batch.unreadable)
-        losses = _step(losses_of, optimizer, batch, step=progress.step, steps=steps, config=config)
+        losses = train_step(losses_of, optimizer, batch, step=progress.step, steps=steps, config=config)
         procedure.after_step(progress.step)
         progress.step += 1
         progress.seconds = before + time.monotonic() - started
@@ -77,7 +77,7 @@ def train(procedure: Procedure, loader_from, *, config: TrainConfig, steps: int,
     return {"seconds": progress.seconds, "unreadable": sorted(progress.unreadable)}
 
 
-def _step(losses_of: nn.Module, optimizer, batch: Batch, *, step: int, steps: int, config: TrainConfig) -> dict:
+def train_step(losses_of: nn.Module, optimizer, batch: Batch, *, step: int, steps: int, config: TrainConfig) -> dict:
     """One optimizer update; returns the detached losses."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, config=config, steps=steps)

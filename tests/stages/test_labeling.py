@@ -339,7 +339,7 @@ def test_keep_is_the_lowest_score_that_is_stored(config, labeler, pool, tmp_path
 
 def test_without_a_bar_a_line_tells_how_far_it_is(config, labeler, pool, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(labeling, "SAYS_EVERY", 0.0)
-    monkeypatch.setattr(labeling.engine, "quiet", lambda rank: True)
+    monkeypatch.setattr(labeling.distributed, "quiet", lambda rank: True)
     stages.label_into(tmp_path, labeler, pool, config)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == len(pool) + SHARDS and lines[0].startswith("labeling: 1 of 16 images, ")
