@@ -1,19 +1,22 @@
-"""What a run is: frozen settings, the profiles as data, and `resolve`, the only way from parameters to settings.
+"""The settings of a run, frozen. Defaults are the paper's; `resolve` is the only way from parameters to a `Config`.
 
-A profile is one entry of `PROFILES`; nothing else in the library asks which profile is on. Where the paper is silent
-the value carries a mark, where we depart from it another; the README lists both.
+A value that the paper does not give is marked UNSTATED, a departure from the paper DEVIATES; docs/deviations.md lists
+both.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import html
+from dataclasses import asdict, dataclass, fields
 
 INFINITE = 1e8  # the upper end of the last range of interest, in pixels
+SPLITS = ("tiny", "small", "base", "large")  # pools of unlabeled images (Sec. 4)
+PARTS = ("backbone", "neck", "head", "classifier")  # of a detector, that finetuning may start from (Table 9)
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of the detector. Defaults are the paper's base detector: CondInst with Swin-T (Sec. 3.3, 4)."""
+    """The detector. Defaults are the paper's base detector: CondInst with Swin-T (Sec. 3.3 and 4)."""
 
     backbone: str = "swin_tiny_patch4_window7_224"  # a timm name
     backbone_options: tuple = ()  # (name, value) pairs handed to timm.create_model
@@ -79,23 +82,22 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class LabelConfig:
-    """Stage 2 (Sec. 3.1, eqs. 2 and 3)."""
+    """The pseudo labels (Sec. 3.1, eqs. 2 and 3)."""
 
-    # Lowest score that is stored: labels are stored once and cut when they are read. None: all that the detector gives,
-    # whose candidate test (0.05 on cls*ctr) leaves scores from 0.22 on. 0.05 makes a store five times as large.
+    # Lowest stored score; the threshold is applied when labels are read. None stores every detection: the candidate
+    # test (cls*ctr > 0.05) leaves scores above 0.22. With 0.05 a store is five times as large.
     keep: float | None = None
-    threshold: float = (
-        0.5  # UNSTATED: the one constant threshold of eq. 3, on sqrt(cls*ctr); best F1 on the tuning scenes
-    )
+    # UNSTATED: the constant threshold of eq. 3, on sqrt(cls*ctr); ours has the best F1 on the tuning scenes.
+    threshold: float = 0.5
     batch_size: int = 16
     shard_size: int = 10_000  # images
 
 
 @dataclass(frozen=True)
 class PanopticConfig:
-    """How instances of things and stuff become one segment a pixel. The paper states none of it.
+    """How detected things and stuff are merged into non-overlapping segments. The paper states none of it.
 
-    The defaults are those of Panoptic FPN (Kirillov et al., CVPR 2019), as public code for COCO has them.
+    The defaults are those of Panoptic FPN (Kirillov et al., CVPR 2019), as in public code for COCO.
     """
 
     # UNSTATED: Panoptic FPN's, on the softmax score of a box head. Ours is sqrt(cls * ctr), another scale: tune it.
@@ -113,32 +115,56 @@ class PanopticConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """A resolved request: everything a stage needs. Made by `resolve`, never by hand."""
+    """Everything a stage needs. Made by `resolve`, never by hand. Each stage has a section of its own name."""
 
     profile: str
-    split: str
-    seed: int
-    annotation: str  # what labeler and warm-up learn: objects, or entities (things and stuff, Table 2)
-    target: str  # what finetuning learns: instances of the thing classes, or panoptic: things and stuff, for PQ
-    crowd: str  # pixels of no entity are trained as background, or ignore
-    overlap: bool | None  # whether detected objects or entities may share pixels; None: objects may, entities not
+    split: str  # tiny, small, base, large: the pool of unlabeled images
+    seed: int  # of weights, order and augmentation
+    annotation: str  # what pseudo labeler and warm-up learn: objects, or entities (things and stuff, Table 2)
+    target: str  # what finetuning learns: instances of the thing classes, or panoptic (things and stuff, for PQ)
+    crowd: str  # pixels of crowds and without annotation, in entities: background or ignore
+    overlap: bool | None  # whether detected masks may overlap; None: those of objects may, those of entities may not
     labeled: str  # "scenes", or JSON[:FOLDER]
     unlabeled: str  # "scenes", "split", or parts of a pool joined by commas
     val: str  # "scenes", or JSON[:FOLDER]
     heldout: str | None  # "scenes", or JSON[:FOLDER]: labeled images to choose the threshold on; no stage sees them
-    labels: str | None  # a store, or a run of stage 2, to warm up on; None: what the labeler makes of the pool
-    class_specific: bool  # labeler and warm-up learn classes too: Objects (P,S), Table 2
-    make_inputs: bool  # a missing input run is made on the way; False stops with the command that makes it
+    store: str | None  # a pseudo-label store to warm up on; None: the pseudo labeler's labels of the pool
+    class_specific: bool  # pseudo labeler and warm-up learn classes too: Objects (P,S), Table 2
+    make_inputs: bool  # missing input runs are made on the way; False stops with the command that makes them
     scenes: tuple  # (name, value) pairs of SceneSpec that differ from its defaults
     model: ModelConfig
     augment: AugmentConfig
-    labeler: TrainConfig
-    label: LabelConfig
     panoptic: PanopticConfig
+    pseudo_labeler: TrainConfig
+    pseudo_labels: LabelConfig
     warmup: TrainConfig
     finetune: TrainConfig
 
+    def __str__(self) -> str:
+        """The settings as aligned text, one per line, in the order above."""
+        return "\n".join(f"{name:15} {value}" for name, value in self._lines())
 
-SPLITS = ("tiny", "small", "base", "large")
-PARTS = ("backbone", "neck", "head", "classifier")  # of a detector, that finetuning may start from (Table 9)
-TRAINED_BY = {"train_labeler": "labeler", "warm_up": "warmup", "finetune": "finetune"}  # verb: section of the settings
+    def _repr_html_(self) -> str:
+        """The settings folded away, as a notebook shows them."""
+        rows = "".join(
+            f"<tr><th style='text-align:left;vertical-align:top'>{html.escape(name)}</th>"
+            f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
+            for name, value in self._lines()
+        )
+        title = f"profile {self.profile}, split {self.split}, seed {self.seed}"
+        return f"<details><summary>{html.escape(title)}: all settings</summary><table>{rows}</table></details>"
+
+    def _lines(self) -> list[tuple[str, str]]:
+        lines = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if hasattr(value, "__dataclass_fields__"):
+                shown = ", ".join(f"{name}={each!r}" for name, each in asdict(value).items())
+            else:
+                shown = repr(value)
+            lines.append((field.name, shown))
+        return lines
+
+
+TRAINING_SECTIONS = tuple(field.name for field in fields(Config) if field.type == "TrainConfig")
+SECTIONS = ("model", "augment", "panoptic", "pseudo_labels", *TRAINING_SECTIONS)

@@ -1,4 +1,4 @@
-"""What a notebook looks at: images of a source, what a run finds on them, its errors, chosen pseudo labels.
+"""What a notebook inspects: images of a source, detections of a run, its errors, selected pseudo labels.
 
 Images are (3, H, W) uint8 tensors; instances are dicts of boxes (N, 4) xyxy pixels, labels, scores and masks, as
 `plotting.show_instances` draws them.
@@ -8,49 +8,52 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
-import sys
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from cassl_lib import paths
-from cassl_lib.config import AugmentConfig, Config
+from cassl_lib.config import Config
 from cassl_lib.data import datasets
-from cassl_lib.data.augment import test_transform, training_transform
+from cassl_lib.data.augment import training_transform
 from cassl_lib.data.coco import CocoImages
 from cassl_lib.data.entities import EntityImages
+from cassl_lib.data.image_files import spread
 from cassl_lib.data.loader import Order, Samples, batches, read_image
 from cassl_lib.data.panoptic import PanopticFiles
-from cassl_lib.data.pool.build import ENDINGS
 from cassl_lib.data.pseudo_labeled import PseudoLabeled
+from cassl_lib.data.source import ImageSource
 from cassl_lib.errors import DataError
 from cassl_lib.evaluation.matching import box_iou, match
 from cassl_lib.labels.store import PseudoLabelStore
+from cassl_lib.predictor import Predictor
 from cassl_lib.runs import Run
-from cassl_lib.stages import all_stages as stages
+from cassl_lib.stages.identity import ANNOTATIONS
 
-MARKS = ("found", "wrong class", "poorly placed", "spurious", "missed")  # what `mark_errors` says of a box
-FOUND, WRONG_CLASS, POORLY_PLACED, SPURIOUS, MISSED = range(len(MARKS))
+logger = logging.getLogger(__name__)
+
+MARKS = ("correct", "wrong class", "poorly localized", "false positive", "missed")  # what `mark_errors` calls a box
+CORRECT, WRONG_CLASS, POORLY_LOCALIZED, FALSE_POSITIVE, MISSED = range(len(MARKS))
+RANKED = 2000  # images of a store that `gallery` ranks
 
 
-def sample(source, count: int = 8, *, masks: bool = False) -> tuple[list[torch.Tensor], list[dict]]:
-    """Images, and their annotations, spread evenly over a source; those that cannot be read are passed over."""
-    images, found = [], []
-    for index in _spread(len(source), count):
+def sample(source: ImageSource, count: int = 8, *, masks: bool = False) -> tuple[list[torch.Tensor], list[dict]]:
+    """Evenly spaced images of a source and their annotations; unreadable ones are skipped."""
+    images, instances = [], []
+    for index in spread(len(source), count):
         try:
             images.append(read_image(source.image_path(index)))
         except OSError as error:
-            print(f"passed over {source.image_path(index)}: {error}", file=sys.stderr)
+            logger.warning("skipped %s: %s", source.image_path(index), error)
             continue
-        found.append(source.annotations(index, masks=masks))
-    return images, found
+        instances.append(source.annotations(index, masks=masks))
+    return images, instances
 
 
-def first_batch(source, config: Config, *, classes: bool) -> tuple[list[torch.Tensor], list[dict]]:
-    """Four images and targets as the first step of a training on `source` would see them."""
+def first_batch(source: ImageSource, config: Config, *, classes: bool) -> tuple[list[torch.Tensor], list[dict]]:
+    """Four images and targets as the first step of training on `source` would see them."""
     transform = training_transform(config.augment)
     samples = Samples(source, transform, masks=config.model.masks, classes=classes, seed=config.seed)
     order = Order(len(samples), batch_size=4, start=0, stop=1, seed=config.seed)
@@ -59,137 +62,113 @@ def first_batch(source, config: Config, *, classes: bool) -> tuple[list[torch.Te
 
 
 def objects_and_entities(config: Config, count: int) -> tuple[list[torch.Tensor], dict[str, list[dict]]]:
-    """Labeled images and, by annotation, their instances; objects alone where there is no panoptic annotation."""
-    found = {"objects": datasets.labeled_set(config, "objects")}
+    """Labeled images and, by annotation, their instances; objects alone if there is no panoptic annotation."""
+    sets = {"objects": datasets.labeled_set(config, "objects")}
     with contextlib.suppress(DataError):
-        found["entities"] = datasets.labeled_set(config, "entities")
-    shared = functools.reduce(np.intersect1d, (each.ids for each in found.values()))
-    chosen = shared[_spread(len(shared), count)]
-    masks = config.model.masks
-    rows = {
-        name: [each.annotations(int(np.flatnonzero(each.ids == image_id)[0]), masks=masks) for image_id in chosen]
-        for name, each in found.items()
+        sets["entities"] = datasets.labeled_set(config, "entities")
+    shared = functools.reduce(np.intersect1d, (each.ids for each in sets.values()))
+    chosen, masks = shared[spread(len(shared), count)], config.model.masks
+
+    def row(images: CocoImages, image_id: int) -> int:
+        return int(np.flatnonzero(images.ids == image_id)[0])
+
+    kind = "masks" if masks else "boxes"
+    instances = {
+        name: [{kind: each.annotations(row(each, image_id), masks=masks)[kind]} for image_id in chosen]
+        for name, each in sets.items()
     }
-    objects = found["objects"]
-    images = [read_image(objects.image_path(int(np.flatnonzero(objects.ids == image_id)[0]))) for image_id in chosen]
-    shown = "masks" if masks else "boxes"
-    return images, {name: [{shown: row[shown]} for row in annotations] for name, annotations in rows.items()}
+    objects = sets["objects"]
+    return [read_image(objects.image_path(row(objects, image_id))) for image_id in chosen], instances
 
 
 def validation_of(config: Config, run: Run) -> CocoImages:
     """The validation images with the annotation that the run was trained and evaluated on."""
-    learns = json.loads((run.folder / "request.json").read_text())["settings"].get("learns")
-    return datasets.validation_set(config, "entities" if learns in ("entities", "panoptic") else "objects")
+    own = run.config
+    return datasets.validation_set(config, ANNOTATIONS[own.target] if run.stage == "finetune" else own.annotation)
 
 
 def panoptic_maps(validation: EntityImages, runs: Mapping[str, Run], count: int) -> tuple[list[torch.Tensor], dict]:
-    """Validation images and, for the truth and each run finetuned on them, their segment ids and `segments_info`."""
-    files = {"truth": PanopticFiles(validation.path)}
+    """Validation images and, for the ground truth and each run, their segment ids and `segments_info`."""
+    files = {"ground truth": PanopticFiles(validation.path)}
     files |= {name: PanopticFiles(run.folder / "panoptic.json") for name, run in runs.items()}
-    chosen = _spread(len(validation), count)
+    chosen = spread(len(validation), count)
     images = [read_image(validation.image_path(index)) for index in chosen]
     return images, {name: [each.read(validation.image_id(index)) for index in chosen] for name, each in files.items()}
 
 
-def pictures(place: str, count: int = 8) -> list[torch.Tensor]:
-    """The image of a file, or the first images of a folder by name."""
-    path = Path(place).expanduser()
-    if not path.exists():
-        raise DataError(f"{path}: no such file or folder; give an image or a folder of images")
-    files = sorted(f for f in path.iterdir() if f.suffix.lower() in ENDINGS) if path.is_dir() else [path]
-    if not files:
-        raise DataError(f"{path}: no image in it; endings that count are {' '.join(ENDINGS)}")
-    try:
-        return [read_image(file) for file in files[:count]]
-    except OSError as error:
-        raise DataError(f"{path}: {error}") from error
-
-
 def detections(run: Run, images: Sequence[torch.Tensor], *, above: float = 0.3) -> list[dict[str, np.ndarray]]:
-    """A run's detections with a score above `above`, in the frame of each image, at the run's own test size."""
-    model = stages.load_model(run)
-    augment = json.loads((run.folder / "request.json").read_text())["settings"]["augment"]
-    transform, found = test_transform(AugmentConfig(**augment)), []
-    for image in images:
-        resized, _ = transform(image, {})
-        (result,) = model.predict([resized.to(model.pixel_mean.device)], sizes=[tuple(image.shape[-2:])])
-        kept = result["scores"] > above
-        found.append({name: value[kept].cpu().numpy() for name, value in result.items()})
-    return found
+    """A run's detections with a score above `above`, in the frame of each image; see `Predictor`."""
+    return Predictor(run).predict(images, threshold=above)
 
 
 def shared_names(*classes: Sequence[str]) -> list[str] | None:
-    """The names of the labels where all agree on more than one class; None, and so a color an instance, elsewhere."""
+    """Names of the labels if all agree on more than one class; else None, and every instance has its own color."""
     names = list(classes[0])
     return names if len(names) > 1 and all(list(other) == names for other in classes) else None
 
 
-def mark_errors(found: Mapping, truth: Mapping, *, classes: bool = True) -> dict[str, np.ndarray]:
-    """The boxes of an image with labels that index `MARKS`: matched at IoU 0.5 by falling score, or not.
+def mark_errors(detected: Mapping, ground_truth: Mapping, *, classes: bool = True) -> dict[str, np.ndarray]:
+    """The boxes of an image with labels that index `MARKS`.
 
-    A box that is not matched is poorly placed where its best IoU with any truth, free or not and of whatever class, is
-    at least 0.1 and below 0.5; else it is spurious, as is a second box of an object that is found. An object that has
-    only poorly placed boxes is missed.
+    Detections are matched to the ground truth at IoU 0.5 in order of decreasing score. An unmatched box is poorly
+    localized if its best IoU with any ground-truth box, of any class, is at least 0.1 and below 0.5; otherwise it is a
+    false positive, as is a second box on a detected object. An object with only poorly localized boxes is missed.
 
     Args:
-        classes: False takes every matched box for found, whatever its label.
+        classes: False counts every matched box as correct, whatever its label.
     """
-    taken = match(found["boxes"], found["scores"], truth["boxes"])
-    right = truth["labels"][taken] == found["labels"] if len(truth["labels"]) else taken >= 0
-    overlap = box_iou(found["boxes"], truth["boxes"]).max(axis=1, initial=0)
+    taken = match(detected["boxes"], detected["scores"], ground_truth["boxes"])
+    right = ground_truth["labels"][taken] == detected["labels"] if len(ground_truth["labels"]) else taken >= 0
+    overlap = box_iou(detected["boxes"], ground_truth["boxes"]).max(axis=1, initial=0)
     near = (overlap >= 0.1) & (overlap < 0.5)
-    of_matched = np.where(right | (not classes), FOUND, WRONG_CLASS)
-    marks = np.where(taken >= 0, of_matched, np.where(near, POORLY_PLACED, SPURIOUS))
-    missed = np.setdiff1d(np.arange(len(truth["boxes"])), taken)
-    boxes = np.concatenate([found["boxes"], truth["boxes"][missed]])
+    of_matched = np.where(right | (not classes), CORRECT, WRONG_CLASS)
+    marks = np.where(taken >= 0, of_matched, np.where(near, POORLY_LOCALIZED, FALSE_POSITIVE))
+    missed = np.setdiff1d(np.arange(len(ground_truth["boxes"])), taken)
+    boxes = np.concatenate([detected["boxes"], ground_truth["boxes"][missed]])
     return {"boxes": boxes, "labels": np.concatenate([marks, np.full(len(missed), MISSED)]).astype(np.int64)}
 
 
 def count_marks(marked: Sequence[Mapping]) -> dict[str, int]:
-    """How many boxes of all images have which mark."""
+    """How many boxes of all images have each mark."""
     labels = np.concatenate([np.zeros(0, np.int64), *(image["labels"] for image in marked)])
     return dict(zip(MARKS, np.bincount(labels, minlength=len(MARKS)).tolist(), strict=True))
 
 
-def labeler_of(labels: PseudoLabelStore) -> Run | None:
-    """The finished run whose detector made the labels; None where they are another model's."""
-    run = Run(paths.runs() / labels.labeler)
+def labeler_of(store: PseudoLabelStore) -> Run | None:
+    """The finished run whose detector made the labels; None for another model's labels."""
+    run = Run(paths.runs() / store.labeler)
     return run if run.finished else None
 
 
-def gallery(
-    labels: PseudoLabelStore, rank: Callable, *, count: int = 8, masks: bool = False
-) -> tuple[list, list[dict]]:
-    """The images, with chosen labels, that come first by `rank`, of at most 2000 spread evenly over the store.
+def gallery(store: PseudoLabelStore, rank: Callable, *, count: int = 8, masks: bool = False) -> tuple[list, list[dict]]:
+    """The images that rank highest, of up to 2000 evenly spaced ones, with selected labels.
 
     Args:
-        rank: function of an image of the store that returns how far ahead it comes, None to leave it out, and the
-            indices of the labels to show.
+        rank: function of an image of the store that returns its rank, None to leave it out, and the indices of the
+            labels to show.
     """
     ranked = []
-    for index in _spread(len(labels), 2000):
-        value, rows = rank(labels[index])
+    for index in spread(len(store), RANKED):
+        value, rows = rank(store[index])
         if value is not None:
             ranked.append((-value, index, rows))
-    images, shown = [], []
+    source, images, shown = PseudoLabeled(store), [], []
     for _, index, rows in sorted(ranked, key=lambda entry: entry[:2])[:count]:
-        item = labels[index]
-        found = PseudoLabeled(labels).annotations(index, masks=masks and bool(item["rles"])) | {
-            "scores": item["scores"]
-        }
+        item = store[index]
+        instances = source.annotations(index, masks=masks and bool(item["rles"])) | {"scores": item["scores"]}
         images.append(read_image(paths.image(item["file_name"])))
-        shown.append({name: value[rows] for name, value in found.items() if name != "size"})
+        shown.append({name: value[rows] for name, value in instances.items() if name != "size"})
     return images, shown
 
 
-def surest(item: Mapping) -> tuple:
-    """By the mean score of the labels, of which there are at least two."""
+def most_confident(item: Mapping) -> tuple:
+    """Rank by the mean score of the labels, of which there are at least two."""
     scores = item["scores"]
     return (float(scores.mean()) if len(scores) > 1 else None), np.arange(len(scores))
 
 
 def borderline(threshold: float, *, width: float = 0.05) -> Callable:
-    """By the number of labels within `width` of the threshold; only these are shown."""
+    """Rank by the number of labels within `width` of the threshold; only these are shown."""
 
     def rank(item: Mapping) -> tuple:
         rows = np.flatnonzero(np.abs(item["scores"] - threshold) < width)
@@ -198,17 +177,12 @@ def borderline(threshold: float, *, width: float = 0.05) -> Callable:
     return rank
 
 
-def strangest(item: Mapping) -> tuple:
-    """By the one label that is thinnest for its length, or covers most of the image: 6 to 1 counts as 6 tenths."""
+def most_extreme(item: Mapping) -> tuple:
+    """Rank by the most extreme box: max(aspect ratio, 10 x share of the image); only this one is shown."""
     if not len(item["boxes"]):
         return None, np.zeros(0, np.int64)
     sides = np.maximum(item["boxes"][:, 2:] - item["boxes"][:, :2], 1)
-    thin = sides.max(1) / sides.min(1)
-    large = 10 * sides.prod(1) / (item["height"] * item["width"])
-    strange = np.maximum(thin, large)
-    return float(strange.max()), strange.argmax()[None]
-
-
-def _spread(total: int, count: int) -> list[int]:
-    """At most `count` of `total` indices at even distances, the first included."""
-    return [place * total // min(count, total) for place in range(min(count, total))]
+    aspect = sides.max(1) / sides.min(1)
+    share = 10 * sides.prod(1) / (item["height"] * item["width"])
+    extreme = np.maximum(aspect, share)
+    return float(extreme.max()), extreme.argmax()[None]

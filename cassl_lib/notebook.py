@@ -1,97 +1,122 @@
-"""The bridge between a notebook and the library: parameters in, source shown, numbers set beside the paper's."""
+"""The bridge between a notebook and the library: parameters in, source code and tables shown."""
 
 from __future__ import annotations
 
 import ast
+import html
 import inspect
 import sys
-import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
+from cassl_lib import log_to_stderr
 from cassl_lib.config import Config
 from cassl_lib.errors import ConfigError
-from cassl_lib.resolve import describe, resolve, why_profile
+from cassl_lib.resolve import resolve, why_profile
 from cassl_lib.runs import Run, find_run
 
-COUNTS = {"devices": "processes", "jobs": "runs", "seeds": "seeds"}  # parameters of notebooks that are numbers
+SETTINGS = tuple(name for name in inspect.signature(resolve).parameters if name != "stage")
+COUNTS = {"devices": "processes", "jobs": "runs", "seeds": "seeds"}  # notebook parameters that are numbers
+NAMES = ("pseudo_labeler", "warmup", "run", "other", "images")  # notebook parameters that are names or None
 
 
-def configure(*, stage: str | None = None, own: Mapping | None = None, show: bool = True, **parameters) -> Config:
-    """The Config of a notebook's parameters; prints which profile it is and why, and the settings.
+def configure(namespace: Mapping, *, stage: str | None = None) -> Config:
+    """The Config of a notebook's parameters; prints which profile is used, and why.
 
-    papermill only warns about a parameter that a notebook does not have, and goes on with the defaults. Here it fails.
+    papermill only warns about a parameter that a notebook does not have, and runs with the defaults. Here it raises.
 
     Args:
-        stage: of `resolve`, said by the notebook and no parameter of it.
-        own: the parameters that decide no setting: whole numbers (`COUNTS`); all others are names or None.
-        parameters: of `resolve`.
+        namespace: the notebook's `globals()`, of which the parameters are taken by name.
+        stage: the stage that the parameter `epochs` is for.
 
     Raises:
-        ConfigError: a parameter that is not known, or a value that is not allowed.
+        ConfigError: an unknown parameter, or a value that is not allowed.
     """
-    own = dict(own or {})
-    check_injected((*parameters, *own))
-    config = resolve(**parameters, stage=stage)
-    _check_own(own)
-    print(why_profile(parameters.get("profile", "auto")))
-    if show:
-        for line in describe(config).splitlines():
-            print(textwrap.fill(line, 120, subsequent_indent=" " * 13, break_long_words=False))
+    log_to_stderr()
+    declared = [name for name in declared_names() or namespace if name in (*SETTINGS, *COUNTS, *NAMES)]
+    check_injected(declared)
+    own = {name: namespace[name] for name in declared if name not in SETTINGS}
+    config = resolve(**{name: namespace[name] for name in declared if name in SETTINGS}, stage=stage)
+    check_own(own)
+    print(why_profile(namespace.get("profile", "auto")))
     return config
 
 
-def _check_own(own: Mapping) -> None:
-    """Refuse devices that are no number, names that are no text, and both together."""
+def check_own(own: Mapping) -> None:
+    """Validate notebook-only parameters: counts are positive integers, names are strings; a named run needs devices=1.
+
+    Raises:
+        ConfigError: naming the parameter, its value and what is allowed.
+    """
     devices = own.get("devices", 1)
     for name, things in COUNTS.items():
         count = own.get(name, 1)
         if (name, count) != ("seeds", None) and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
-            raise ConfigError(f"{name}={count!r} is not a whole number of {things}; use 1 or more")
+            raise ConfigError(f"{name}={count!r} is not a number of {things}; use an integer from 1")
     for name, value in own.items():
         if name in COUNTS or value is None:
             continue
         if not isinstance(value, str) or not value.strip():
-            raise ConfigError(f"{name}={value!r} is not a name; use None for the one that the other parameters mean")
+            raise ConfigError(f"{name}={value!r} is not a name; use None for the default")
         if devices > 1:
-            raise ConfigError(f"{name}={value!r} is for one process; use devices=1, not {devices}")
+            raise ConfigError(f"{name}={value!r} works with one process; use devices=1, not {devices}")
 
 
-def check_injected(allowed: tuple[str, ...]) -> None:
-    """Refuse names that papermill injected and this notebook does not have."""
+def check_injected(allowed: Sequence[str]) -> None:
+    """Raise ConfigError for names that papermill injected and this notebook does not declare."""
     unknown = [name for name in injected_names() if name not in allowed]
     if unknown:
         raise ConfigError(f"unknown parameter {', '.join(unknown)}; this notebook has: {', '.join(allowed)}")
 
 
+def declared_names() -> list[str]:
+    """Names of the parameters cell, the first cell of annotated assignments alone; none outside a notebook."""
+    for cell in _executed_cells():
+        nodes = _parse(cell)
+        if nodes and all(isinstance(node, ast.AnnAssign) for node in nodes):
+            return [node.target.id for node in nodes]
+    return []
+
+
 def injected_names() -> list[str]:
-    """Names assigned in the cell that papermill put after the parameters; none without papermill."""
+    """Names assigned in the cell that papermill inserted after the parameters; none without papermill."""
+    for cell in reversed(_executed_cells()):
+        if cell.lstrip().startswith("# Parameters\n"):
+            nodes = _parse(cell)
+            return [target.id for node in nodes if isinstance(node, ast.Assign) for target in node.targets]
+    return []
+
+
+def _executed_cells() -> list[str]:
     if "IPython" not in sys.modules:
         return []
     from IPython import get_ipython
 
     shell = get_ipython()
-    cells = shell.user_ns.get("In", []) if shell else []
-    injected = next((cell for cell in reversed(cells) if cell.lstrip().startswith("# Parameters\n")), "")
-    nodes = ast.parse(injected).body
-    return [target.id for node in nodes if isinstance(node, ast.Assign) for target in node.targets]
+    return list(shell.user_ns.get("In", [])) if shell else []
+
+
+def _parse(cell: str) -> list[ast.stmt]:
+    try:
+        return ast.parse(cell).body
+    except SyntaxError:  # a cell magic
+        return []
 
 
 def named_run(name: str, *allowed: str) -> Run:
-    """The finished run that a parameter names.
+    """The finished run that a parameter names (run name, unique prefix, or folder).
 
     Args:
-        name: of `find_run`.
-        allowed: the stages it may be of.
+        allowed: names of the stages it may be of.
     """
     run = find_run(name)
-    stage = run.result["stage"]
-    if stage not in allowed:
-        raise ConfigError(f"{name!r} is a run of the stage {stage}; give one of: {', '.join(allowed)}")
+    if run.stage not in allowed:
+        raise ConfigError(f"{name!r} is a {run.stage} run; give a run of {' or '.join(allowed)}")
     return run
 
 
 def show_source(*functions) -> None:
-    """Show the source of library functions, colored: the very code that the stage runs."""
+    """Show the source of library functions, highlighted: the very code that the stage runs."""
     from IPython.display import Code, display
 
     for function in functions:
@@ -99,7 +124,7 @@ def show_source(*functions) -> None:
 
 
 def show_shapes(**named) -> None:
-    """Print the shapes of tensors, lists of tensors and dicts of tensors, one name a line."""
+    """Print the shapes of tensors, and of lists and dicts of tensors, one name per line."""
     for name, value in named.items():
         print(f"{name:12} {_shape(value)}")
 
@@ -113,31 +138,59 @@ def _shape(value) -> str:
     return str(tuple(value.shape)) if hasattr(value, "shape") else repr(value)
 
 
-def show_left_out(report) -> None:
-    """Print what was left out while reading, by reason; a sentence where nothing was."""
-    print(str(report) or "nothing was left out")
-
-
-def show_run(run: Run) -> None:
-    """Print a finished run: its name, on how much it was made and in what time."""
-    result = run.result
-    steps = f"{result['steps']:,} steps, " if "steps" in result else ""
-    print(f"{run.id}: {steps}{result['images']:,} images, {result['seconds']:.0f} s")
-    for name, images in (("unreadable", "images"), ("unreadable_validation", "validation images")):
-        if lost := result.get(name):
-            print(f"{len(lost)} {images} could not be read, such as {lost[0]}")
-
-
 def metric(run: Run, kind: str, key: str = "AP") -> float | None:
-    """A number of a run, such as ("box_agnostic", "AP75"), between 0 and 1; None where the run has none."""
+    """A number of a run, such as ("box_agnostic", "AP75"), between 0 and 1; None if the run has none."""
     value = run.result["metrics"].get(kind, {}).get(key)
     return None if value is None or value < 0 else value
 
 
-def beside_paper(rows: list[tuple[str, float | None, float | None]], *, metric: str) -> None:
-    """Print (row, ours, the paper's) as a table; ours between 0 and 1, the paper's times 100, None stays blank."""
-    print(f"{metric:46}{'here':>8}{'paper':>8}")
+@dataclass(frozen=True)
+class Rows:
+    """A small table that shows itself: as HTML in a notebook, as aligned text in print."""
+
+    head: Sequence[str]
+    body: Sequence[Sequence[str]]
+
+    def __str__(self) -> str:
+        lines = [list(self.head), *map(list, self.body)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        form = "  ".join(f"{{:{'<' if place == 0 else '>'}{width}}}" for place, width in enumerate(widths))
+        return "\n".join(form.format(*line).rstrip() for line in lines)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in self.head)
+        body = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
+            + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+            + "</tr>"
+            for name, *cells in self.body
+        )
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def beside_paper(rows: Iterable[tuple[str, float | None, float | None]], *, metric: str) -> Rows:
+    """(row, ours, the paper's) as a table; ours between 0 and 1, the paper's times 100, None stays blank."""
+    body = []
     for name, ours, printed in rows:
         here = "" if ours is None else f"{100 * ours:.1f}"
-        there = "" if printed is None else f"{printed:.1f}"
-        print(f"{name:46}{here:>8}{there:>8}")
+        body.append([name, here, "" if printed is None else f"{printed:.1f}"])
+    return Rows([metric, "here", "paper"], body)
+
+
+def as_rows(records: Sequence[Mapping], **columns: str) -> Rows:
+    """Dicts as a table.
+
+    Args:
+        columns: key of the dicts -> heading; shares between 0 and 1 are floats and shown with three digits.
+    """
+    return Rows(list(columns.values()), [[_cell(record[key]) for key in columns] for record in records])
+
+
+def _cell(value) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,12 +1,13 @@
-"""The run store: what a run is called, who works on it, what it leaves behind, and how it goes on after a crash.
+"""The run store: the name of a run, who works on it, what it leaves behind, and how it resumes after a crash.
 
-A run is a folder `<stage>-<identity>`; the identity is a hash of everything that decides the result: settings, the
-identities of the runs it starts from, the fingerprints of its data. So the same request finds the same folder.
+A run is a folder `<stage>-<identity>`. The identity is a hash of everything that decides the result (see
+`stages/identity.py`), so the same request always leads to the same folder.
 
-    request.json        what was asked for
+    request.json        what decides the result, as it was hashed
+    config.json         the whole configuration
     log.jsonl           one line per logged step
     checkpoint.pt       the newest training state, replaced atomically
-    model.safetensors   the weights, with the settings as metadata
+    model.safetensors   the weights, with the model's settings as metadata
     result.json         written last: the run is finished when it exists
 """
 
@@ -16,47 +17,40 @@ import contextlib
 import datetime
 import fcntl
 import hashlib
+import html
 import json
+import logging
 import os
 import platform
 import subprocess
-import sys
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cassl_lib import paths
-from cassl_lib.errors import MissingRun
+from cassl_lib.config import Config
+from cassl_lib.errors import ConfigError, MissingRun
 from cassl_lib.files import WITHOUT_LOCKS, write_atomically
+from cassl_lib.resolve import from_json, to_json
 
-
-@dataclass(frozen=True)
-class Request:
-    """All that decides a run's result. `settings` is JSON data; `inputs` and `data` map names to identities."""
-
-    stage: str
-    settings: dict[str, Any]
-    inputs: dict[str, str] = field(default_factory=dict)
-    data: dict[str, str] = field(default_factory=dict)
-
-    def as_json(self) -> dict:
-        return {"stage": self.stage, "settings": self.settings, "inputs": self.inputs, "data": self.data}
-
-    @property
-    def id(self) -> str:
-        text = json.dumps(self.as_json(), sort_keys=True, separators=(",", ":"))
-        return f"{self.stage}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A folder of the run store; cheap to make, reads from disk when asked."""
+    """A folder of the run store; cheap to create, reads from disk on demand."""
 
     folder: Path
 
     @property
     def id(self) -> str:
         return self.folder.name
+
+    @property
+    def stage(self) -> str:
+        """The name of the run's stage."""
+        return self.id.rpartition("-")[0]
 
     @property
     def finished(self) -> bool:
@@ -67,8 +61,26 @@ class Run:
         return json.loads((self.folder / "result.json").read_text())
 
     @property
+    def config(self) -> Config:
+        """The configuration that the run was made with.
+
+        Raises:
+            ConfigError: config.json is missing or damaged.
+        """
+        file = self.folder / "config.json"
+        try:
+            return from_json(json.loads(file.read_text()))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{file} cannot be read ({error!r}); the run is incomplete") from error
+
+    @property
     def weights(self) -> Path:
         return self.folder / "model.safetensors"
+
+    @property
+    def store(self) -> Path:
+        """The pseudo-label store of a pseudo_labels run."""
+        return self.folder / "store"
 
     @property
     def checkpoint(self) -> Path:
@@ -76,12 +88,12 @@ class Run:
 
     @property
     def history(self) -> list[dict]:
-        """The logged steps, oldest first, without lines that a crash or a full disk has cut short."""
-        log, found = self.folder / "log.jsonl", []
+        """The logged steps, oldest first, without lines that a crash or a full disk cut short."""
+        log, entries = self.folder / "log.jsonl", []
         for line in log.read_text().splitlines() if log.exists() else []:
             with contextlib.suppress(json.JSONDecodeError):
-                found.append(json.loads(line))
-        return found
+                entries.append(json.loads(line))
+        return entries
 
     def log(self, entry: dict) -> None:
         with (self.folder / "log.jsonl").open("ab+") as file:
@@ -89,7 +101,7 @@ class Run:
             file.write((b"" if whole else b"\n") + json.dumps(entry).encode() + b"\n")
 
     def forget_log_after(self, step: int) -> None:
-        """Drop what was logged after the checkpoint of `step`, and a line that a crash cut short."""
+        """Drop log lines after the checkpoint of `step`, and a line that a crash cut short."""
         log = self.folder / "log.jsonl"
         if not log.exists():
             return
@@ -104,7 +116,7 @@ class Run:
     def lock(self):
         """Hold the run; a second process says so and waits. The system frees the lock when its holder dies.
 
-        On a file system without locks everybody holds it.
+        On a file system without locks nobody waits.
         """
         with (self.folder / "lock").open("a+") as file:
             try:
@@ -112,7 +124,7 @@ class Run:
             except BlockingIOError:
                 file.seek(0)
                 holder = file.read().strip() or "another process"
-                print(f"{self.id}: {holder} works on this run; waiting for it", file=sys.stderr, flush=True)
+                logger.info("%s: %s is working on this run; waiting", self.id, holder)
                 fcntl.flock(file, fcntl.LOCK_EX)
             except OSError as error:
                 if error.errno not in WITHOUT_LOCKS:
@@ -123,39 +135,93 @@ class Run:
             file.flush()
             yield
 
+    def keep_config(self, config: Config) -> None:
+        write_atomically(self.folder / "config.json", json.dumps(to_json(config), indent=1).encode())
+
     def finish(self, result: dict) -> None:
-        """Write the result, which makes the run finished, and drop the training state that nobody needs any more."""
+        """Write the result, which marks the run as finished, and delete the training state."""
         request = json.loads((self.folder / "request.json").read_text())
         whole = {"run": self.id, **request, **result, "environment": environment()}
         write_atomically(self.folder / "result.json", json.dumps(whole, indent=1).encode())
         self.checkpoint.unlink(missing_ok=True)
 
+    def __str__(self) -> str:
+        """One line: name, amount of work and time, and how many images could not be read."""
+        if not self.finished:
+            return f"{self.id}: not finished"
+        return f"{self.id}: " + ", ".join(f"{value} {name}" for name, value in self.facts().items())
 
-def open_run(request: Request) -> Run:
-    """The run of this request: finished, begun, or new."""
-    run = Run(paths.runs() / request.id)
+    def facts(self) -> dict[str, str]:
+        """Amount of work and time of a finished run, by unit."""
+        result = self.result
+        facts = {"steps": f"{result['steps']:,}"} if "steps" in result else {}
+        facts |= {"images": f"{result['images']:,}", "s": f"{result['seconds']:.0f}"}
+        for name, what in (("unreadable", "unreadable images"), ("unreadable_validation", "unreadable val images")):
+            if lost := result.get(name):
+                facts[f"{what}, e.g. {lost[0]}"] = f"{len(lost)}"
+        return facts
+
+    def _repr_html_(self) -> str:
+        """The run as a notebook shows it: name, facts, and its AP x 100."""
+        line = html.escape(str(self))
+        if not self.finished:
+            return f"<p>{line}</p>"
+        rows = [
+            (kind.replace("_", " "), f"{100 * numbers['AP']:.1f}", f"{100 * numbers.get('AP75', -1):.1f}")
+            for kind, numbers in self.result["metrics"].items()
+            if isinstance(numbers, Mapping) and numbers.get("AP", -1) >= 0
+        ]
+        body = "".join(f"<tr><th>{html.escape(kind)}</th><td>{ap}</td><td>{ap75}</td></tr>" for kind, ap, ap75 in rows)
+        table = f"<table><tr><th></th><th>AP</th><th>AP75</th></tr>{body}</table>" if rows else ""
+        return f"<p><code>{line}</code></p>{table}"
+
+
+def run_id(identity: Mapping[str, Any]) -> str:
+    """The name of the run with this identity: `<stage>-<hash>`.
+
+    Args:
+        identity: JSON data: stage, version, settings, inputs and data, see `stages/identity.py`.
+    """
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    return f"{identity['stage']}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def run_of(identity: Mapping[str, Any]) -> Run:
+    """The run with this identity, whether it exists or not; nothing is written."""
+    return Run(paths.runs() / run_id(identity))
+
+
+def open_run(identity: Mapping[str, Any]) -> Run:
+    """The run with this identity, its folder created if needed."""
+    run = run_of(identity)
     run.folder.mkdir(parents=True, exist_ok=True)
     if not (run.folder / "request.json").exists():
-        write_atomically(run.folder / "request.json", json.dumps(request.as_json(), indent=1).encode())
+        write_atomically(run.folder / "request.json", json.dumps(identity, indent=1).encode())
     return run
 
 
 def find_run(name: str) -> Run:
-    """A finished run by its folder, its name in the run store, or the beginning of that name."""
+    """A finished run by its folder, its name in the run store, or a unique prefix of that name.
+
+    Raises:
+        MissingRun: there is no such run, it is not finished, or its folder was renamed.
+    """
     folder = Path(name).expanduser()
     if not (folder / "request.json").exists():
         matches = sorted(paths.runs().glob(f"{name}*/result.json")) if name and "/" not in name else []
         if len(matches) != 1:
-            what = "is no run" if not matches else f"names {len(matches)} runs"
-            raise MissingRun(f"{name!r} {what}; finished in {paths.runs()}: {', '.join(finished_runs()) or 'none'}")
+            problem = f"is ambiguous, it matches {len(matches)} runs" if matches else "is not a run"
+            raise MissingRun(
+                f"{name!r} {problem}. Finished runs in {paths.runs()}: {', '.join(finished_runs()) or 'none'}"
+            )
         folder = matches[0].parent
     run = Run(folder.resolve())
     if not run.finished:
-        raise MissingRun(f"{folder} is not finished; run the same command again to continue it")
-    if run.folder.parent != paths.runs():  # brought from elsewhere: what is made from it names it by its folder
-        asked = json.loads((run.folder / "request.json").read_text())
-        if (identity := Request(**asked).id) != run.id:
-            raise MissingRun(f"{run.folder} was renamed; its run is {identity}: give the folder this name again")
+        raise MissingRun(f"{folder} is not finished; run the same command again to resume it")
+    if run.folder.parent != paths.runs():  # from elsewhere: runs made from it refer to it by its folder's name
+        identity = run_id(json.loads((run.folder / "request.json").read_text()))
+        if identity != run.id:
+            raise MissingRun(f"{run.folder} was renamed, its run is {identity}: give the folder this name again")
     return run
 
 

@@ -1,80 +1,90 @@
-"""The stages for a shell: `python -m cassl_lib --help`."""
+"""The shell: `cassl VERB`, or `python -m cassl_lib VERB`."""
 
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import sys
 from pathlib import Path
 
+from cassl_lib import log_to_stderr
 from cassl_lib.cli import labels, pool, table
-from cassl_lib.config import PARTS, SPLITS, TRAINED_BY, Config
-from cassl_lib.errors import ConfigError
-from cassl_lib.profiles import PROFILES
-from cassl_lib.report import readme, report
-from cassl_lib.resolve import describe, from_json, resolve, why_profile
-from cassl_lib.tools.plan import check, estimate
+from cassl_lib.cli.options import add_config_options, config_of
+from cassl_lib.config import PARTS, TRAINING_SECTIONS
+from cassl_lib.errors import CasslError, ConfigError
+from cassl_lib.resolve import why_profile
+from cassl_lib.stages.registry import SCRATCH, STAGES
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse and obey; errors a user can act on are printed without a traceback."""
-    from cassl_lib.errors import DataError, MissingRun, PseudoLabelError, SceneError, WeightsError
+    """Parse and act; errors that a person can act on are printed without a traceback.
 
+    Returns:
+        The exit status: 0; 1 if some runs of a table failed; 2 after an error; 130 after an interrupt.
+    """
     parsed = _parser().parse_args(arguments)
+    log_to_stderr()
     try:
         return parsed.act(parsed) or 0
-    except (ConfigError, DataError, MissingRun, PseudoLabelError, SceneError, WeightsError) as error:
-        # Of an error in a loading process the loader makes a text that ends in its traceback, and that in the message.
-        own = str(error).rpartition(f"{type(error).__name__}: ")[2].strip()
-        print(f"error: {own}", file=sys.stderr)
+    except CasslError as error:
+        # DataLoader re-raises worker errors with the worker's traceback in the message; keep only the last part.
+        message = str(error).rpartition(f"{type(error).__name__}: ")[2].strip()
+        print(f"error: {message}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on where it was", file=sys.stderr)
+        print("stopped; rerun the same command to resume", file=sys.stderr)
         return 130
     except BrokenPipeError:
         raise
-    except OSError as error:  # a full disk, a folder where a file is asked for, no permission
-        print(f"error: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
+    except OSError as error:  # a full disk, a folder where a file is needed, no permission
+        print(f"error: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
         return 2
 
 
 def _parser() -> argparse.ArgumentParser:
-
-    parser = argparse.ArgumentParser(prog="python -m cassl_lib", description=__doc__)
+    parser = argparse.ArgumentParser(prog="cassl", description="CA-SSL from the shell.")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
-    def verb(name: str, act, help: str) -> argparse.ArgumentParser:
-        added = verbs.add_parser(name, help=help)
+    def verb(name: str, act, help: str, *, configured: bool = True) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, help=help, description=help)
         added.set_defaults(act=act)
-        if act not in (_report, _bench, _bench_store):
-            _config_options(added)
+        if configured:
+            add_config_options(added)
         return added
 
-    run = verb("run", _run, "run a stage: train_labeler, label, warm_up or finetune")
-    run.add_argument("verb", metavar="STAGE", choices=("train_labeler", "label", "warm_up", "finetune"))
-    run.add_argument("--start", default="warmup", choices=("warmup", "labeler", "scratch"), help="of finetune")
-    run.add_argument("--input", metavar="RUN", help="the finished run to start from, instead of what the options mean")
+    run = verb("run", _run, f"run a stage: {', '.join(STAGES)}")
+    run.add_argument("stage", metavar="STAGE", choices=tuple(STAGES))
+    starts = (*STAGES["finetune"].starts_from, SCRATCH)
+    run.add_argument("--start", choices=starts, help="of finetune: the stage to start from (warmup)")
+    run.add_argument("--input", metavar="RUN", help="a finished run to start from instead of the usual one")
     run.add_argument("--parts", nargs="+", default=PARTS[:3], choices=PARTS, help="of finetune: what is copied")
     run.add_argument("--devices", type=int, default=1, help="processes; more than one starts torchrun")
-    table.add_options(verb("table", _table, "a table of the paper: what it needs, making it, its numbers"))
+
+    table.add_options(verb("table", table.act, "a table of the paper: its runs, making them, its numbers"))
     labels.add_verbs(verbs)
     pool.add_verb(verbs)
+
     plan = verb("plan", _plan, "hours, disk and labels of every stage, from a short measurement on this machine")
     plan.add_argument("--devices", type=int, default=1, help="processes, each on a device like the one measured")
-    plan.add_argument("--stage", dest="verb", choices=tuple(TRAINED_BY), default="", help="the stage --epochs is of")
-    plan.add_argument("--check", action="store_true", help="make the chain as well, and compare: takes its whole time")
-    plan.add_argument("--out", type=Path, help="keep the estimate, or the comparison, as JSON")
+    plan.add_argument("--stage", choices=TRAINING_SECTIONS, help="the stage that --epochs is for")
+    plan.add_argument("--check", action="store_true", help="run the chain too, and compare; takes its whole time")
+    plan.add_argument("--out", type=Path, help="write the plan, or the comparison, as JSON")
+
     verb("show", _show, "print the resolved configuration")
     scenes = verb("scenes", _scenes, "write the embedded scenes of a profile")
-    scenes.add_argument("--verify", action="store_true", help="compare what is on disk with its recorded hashes")
-    summary = verb("summary", _summary, "the chain's numbers as a table, and as runs/summary.json")
+    scenes.add_argument("--verify", action="store_true", help="compare the files with their recorded hashes")
+    summary = verb("summary", _summary, "the numbers of a finished chain, also as runs/summary.json, and its pictures")
     summary.add_argument("--record", action="store_true", help="keep them under reports/results/ too")
-    regime = verb("regime", _regime, "the operating point of a profile, on tuning scenes: labeler, baseline, (G,A)")
-    regime.add_argument("--jobs", type=int, default=1, help="runs side by side on this machine")
-    regime.add_argument("--record", action="store_true", help="keep the numbers under reports/results/")
-    verb("report", _report, "renew README, reports/report.md, its HTML, CSVs and figures from reports/results/")
-    bench = verb("bench", _bench, "seconds and memory of a training step and of detection")
+    point = verb("operating-point", _operating_point, "check a profile's regime on tuning scenes")
+    point.add_argument("--jobs", type=int, default=1, help="runs side by side on this machine")
+    point.add_argument("--record", action="store_true", help="keep the numbers under reports/results/")
+    verb("report", _report, "regenerate report, figures and tables from reports/results/", configured=False)
+    _add_benchmarks(verb)
+    return parser
+
+
+def _add_benchmarks(verb) -> None:
+    bench = verb("bench", _bench, "seconds and memory of a training step and of detection", configured=False)
     bench.add_argument("--device", default="cpu", help="cpu or cuda (bf16)")
     bench.add_argument(
         "--sizes", nargs="+", default=["320", "512"], metavar="SIDE", help="SIDE or HEIGHTxWIDTH, pixels"
@@ -82,66 +92,41 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--batch", type=int, default=2)
     bench.add_argument("--threads", type=int, default=2, help="of the CPU")
     bench.add_argument("--backbones", nargs="+", default=["resnet50"], choices=("resnet50", "swin_tiny"))
-    bench.add_argument("--steps", type=int, default=9, help="measured after three that are not")
-    bench.add_argument("--out", type=Path, help="keep the numbers as JSON")
-    store = verb("bench-store", _bench_store, "a synthetic store of pseudo labels at full size: times and memory")
+    bench.add_argument("--steps", type=int, default=9, help="measured steps, after three warm-up steps")
+    bench.add_argument("--out", type=Path, help="write the numbers as JSON")
+    store = verb("bench-store", _bench_store, "times and memory of a synthetic pseudo-label store", configured=False)
     store.add_argument("--images", type=int, default=3_660_000)
-    store.add_argument("--labels", type=int, default=9, help="an image")
+    store.add_argument("--labels", type=int, default=9, help="per image")
     store.add_argument("--workers", type=int, default=2, help="processes that load training images")
-    store.add_argument("--folder", type=Path, required=True, help="of the store; about 3 KB an image are needed")
-    store.add_argument("--out", type=Path, help="keep the numbers as JSON")
-    return parser
-
-
-def _config_options(parser: argparse.ArgumentParser) -> None:
-    """The parameters of `resolve` as options; a JSON written by a run replaces them all."""
-    parser.add_argument("--config", type=Path, help="a config.json, as runs write it; instead of the options below")
-    choices = {"profile": ("auto", *PROFILES), "split": SPLITS}
-    kinds = {"seed": int, "epochs": float, "size": int, "threshold": float, "batch_size": int}
-    for name, parameter in inspect.signature(resolve).parameters.items():
-        option = f"--{name.replace('_', '-')}"
-        if name == "stage":  # said by the verb
-            continue
-        if name in ("masks", "overlap", "rescore", "class_specific"):
-            parser.add_argument(option, action=argparse.BooleanOptionalAction, default=parameter.default)
-        else:
-            kind = kinds.get(name, str)
-            parser.add_argument(option, type=kind, choices=choices.get(name), default=parameter.default)
-
-
-def _config(parsed: argparse.Namespace) -> Config:
-    if parsed.config:
-        try:
-            return from_json(json.loads(parsed.config.read_text()))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"--config {parsed.config} cannot be read ({error!r}); give a run's config.json"
-            ) from error
-    values = {name: getattr(parsed, name) for name in inspect.signature(resolve).parameters if name != "stage"}
-    return resolve(**values, stage=TRAINED_BY.get(getattr(parsed, "verb", "")))
+    store.add_argument("--folder", type=Path, required=True, help="of the store; needs about 3 kB per image")
+    store.add_argument("--out", type=Path, help="write the numbers as JSON")
 
 
 def _run(parsed: argparse.Namespace) -> int | None:
+    from cassl_lib.errors import LaunchError
     from cassl_lib.runs import find_run
-    from cassl_lib.stages import launch
-    from cassl_lib.training import engine
+    from cassl_lib.stages import graph, requests
+    from cassl_lib.training.distributed import processes, rank_and_world
 
-    with engine.processes():
+    with processes():
         try:
-            source = find_run(parsed.input) if parsed.input else None
-            how = {"start": parsed.start, "source": source, "parts": tuple(parsed.parts)}
-            run = launch.run_stage(parsed.verb, _config(parsed), devices=parsed.devices, **how)
-        except launch.LaunchError as error:
+            run = find_run(parsed.input) if parsed.input else None
+            request = requests.request(
+                parsed.stage, config_of(parsed), start=parsed.start, run=run, parts=tuple(parsed.parts)
+            )
+            run = graph.obtain(request, devices=parsed.devices)
+        except LaunchError as error:
             print(f"error: {str(error).splitlines()[0]} their messages are above", file=sys.stderr)
             return 2
-        if engine.rank_and_world()[0] == 0:
+        if rank_and_world()[0] == 0:
             print(run.folder)
             print(json.dumps(run.result["metrics"], indent=1))
 
 
 def _plan(parsed: argparse.Namespace) -> None:
+    from cassl_lib.tools.plan import check, cost, estimate
 
-    config = _config(parsed)
+    config = config_of(parsed)
     if parsed.check and parsed.devices > 1:
         raise ConfigError(f"--devices {parsed.devices}: --check runs the stages in this process, on one device")
     if parsed.check:
@@ -149,29 +134,23 @@ def _plan(parsed: argparse.Namespace) -> None:
         print(check.table(compared))
         content = check.to_json(config, compared)
     else:
-        found = estimate.estimate(config, devices=parsed.devices)
-        print(estimate.table(found))
-        content = found.to_json()
+        plan = estimate.estimate(config, devices=parsed.devices)
+        print(cost.table(plan))
+        content = plan.to_json()
     if parsed.out:
         parsed.out.write_text(json.dumps(content, indent=1) + "\n")
-
-
-def _table(parsed: argparse.Namespace) -> int:
-    from cassl_lib.cli.table import act
-
-    return act(parsed, _config(parsed))
 
 
 def _show(parsed: argparse.Namespace) -> None:
     if not parsed.config:
         print(why_profile(parsed.profile))
-    print(describe(_config(parsed)))
+    print(config_of(parsed))
 
 
 def _scenes(parsed: argparse.Namespace) -> None:
     from cassl_lib.data import datasets, scenes
 
-    config = _config(parsed)
+    config = config_of(parsed)
     if not config.scenes and config.labeled != "scenes":
         raise ConfigError(f"profile {config.profile} has no scenes; use smoke, demo or gpu")
     datasets.scene_files(config, ("train", "val", "tune", *scenes.SPLITS[config.split]))
@@ -184,62 +163,65 @@ def _scenes(parsed: argparse.Namespace) -> None:
 def _summary(parsed: argparse.Namespace) -> None:
     from cassl_lib import paths
     from cassl_lib.report import pictures
+    from cassl_lib.tables import results
     from cassl_lib.tables.summary import summarize, table
 
-    config = _config(parsed)
+    config = config_of(parsed)
     numbers, file = summarize(config)
     print(table(numbers))
     print(file)
-    if parsed.record:
-        print(readme.record(config, numbers))
+    if parsed.record:  # before the pictures, so that an unreadable image cannot cost the numbers
+        print(results.record(config, numbers))
     gathered = pictures.gather(config)
     if parsed.record:
-        print(readme.record(config, gathered, "pictures"))
-    _print_lines(pictures.save(pictures.draw(gathered), paths.runs() / "pictures"))
-
-
-def _regime(parsed: argparse.Namespace) -> None:
-    from cassl_lib.files import write_atomically
-    from cassl_lib.tables import operating_point
-
-    config = _config(parsed)
-    found = operating_point.look(config, jobs=parsed.jobs)
-    print(operating_point.text(found))
-    if parsed.record:
-        file = readme.RESULTS / f"regime_{config.profile}_seed{config.seed}.json"
-        write_atomically(file, (json.dumps(found, indent=1) + "\n").encode())
+        print(results.record(config, gathered, "pictures"))
+    for file in pictures.save(pictures.draw(gathered), paths.runs() / "pictures"):
         print(file)
 
 
-def _report(parsed: argparse.Namespace) -> None:
-    from cassl_lib.report.readme import README, update_readme
+def _operating_point(parsed: argparse.Namespace) -> None:
+    from cassl_lib.tables import operating_point, results
 
-    update_readme()
-    _print_lines([README, *report.renew()])
+    config = config_of(parsed)
+    measured = operating_point.measure(config, jobs=parsed.jobs)
+    print(operating_point.text(measured))
+    if parsed.record:
+        print(results.write(measured, f"operating_point_{config.profile}_seed{config.seed}"))
+
+
+def _report(parsed: argparse.Namespace) -> None:
+    from cassl_lib.report import report
+
+    for file in report.renew():
+        print(file)
 
 
 def _bench(parsed: argparse.Namespace) -> None:
-    from cassl_lib.runs import environment
     from cassl_lib.tools.bench_detector import bench
 
-    settings = {name: value for name, value in vars(parsed).items() if name not in ("act", "out")}
-    found = bench(**settings)
-    if parsed.out:
-        parsed.out.write_text(json.dumps({"environment": environment(), "measured": found}, indent=1) + "\n")
+    measured = bench(
+        device=parsed.device,
+        sizes=parsed.sizes,
+        batch=parsed.batch,
+        threads=parsed.threads,
+        backbones=parsed.backbones,
+        steps=parsed.steps,
+    )
+    _write_measured(measured, parsed.out)
 
 
 def _bench_store(parsed: argparse.Namespace) -> None:
-    from cassl_lib.runs import environment
     from cassl_lib.tools.bench_store import bench_store
 
-    settings = {name: getattr(parsed, name) for name in ("images", "labels", "folder", "workers")}
-    found = bench_store(**settings)
-    if parsed.out:
-        parsed.out.write_text(json.dumps({"environment": environment(), "measured": found}, indent=1) + "\n")
+    measured = bench_store(images=parsed.images, labels=parsed.labels, folder=parsed.folder, workers=parsed.workers)
+    _write_measured(measured, parsed.out)
 
 
-def _print_lines(values: list) -> None:
-    print("\n".join(str(value) for value in values))
+def _write_measured(measured, file: Path | None) -> None:
+    from cassl_lib.runs import environment
+
+    if file:
+        file.write_text(json.dumps({"environment": environment(), "measured": measured}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

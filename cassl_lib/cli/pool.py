@@ -1,4 +1,4 @@
-"""The shell's verb `pool`: index unlabeled images once, and keep the validation images out of them."""
+"""The verb `pool`: index unlabeled images once, and keep validation images out of them."""
 
 from __future__ import annotations
 
@@ -19,29 +19,31 @@ SHOWN = 5  # pairs
 
 def add_verb(verbs) -> None:
     """Add `pool` to the parser's verbs."""
-    pool = verbs.add_parser("pool", help="index unlabeled images as one Parquet file, of any number of parts")
+    pool = verbs.add_parser("pool", help="index unlabeled images from any number of parts as one Parquet file")
     pool.set_defaults(act=_pool)
     pool.add_argument(
         "parts",
         nargs="*",
         metavar="PART",
         help="a folder of images or of .tar files, a .tar, a COCO JSON, Open Images CSV or Places365 .txt list (each "
-        "with :FOLDER where its images are not beside it), or an earlier index .parquet; PART@0.3 takes 3 in 10",
+        "with :FOLDER if its images are elsewhere), or an earlier index .parquet; PART@0.3 takes 30 %%",
     )
     pool.add_argument("--split", choices=SPLITS, help="a split of the paper, below $CASSL_DATASETS, instead of parts")
     pool.add_argument("--out", required=True, type=Path, metavar="FILE.parquet")
-    pool.add_argument("--against", metavar="PART", help="images that nothing in the pool should resemble: validation")
-    pool.add_argument("--near", choices=("report", "exclude"), default="report", help="what to do with those that do")
-    pool.add_argument("--distance", type=int, default=DISTANCE, help="bits of 64 in which near duplicates may differ")
+    pool.add_argument("--against", metavar="PART", help="images that the pool must not resemble: validation")
+    pool.add_argument(
+        "--near", choices=("report", "exclude"), default="report", help="what to do with near-duplicates of them"
+    )
+    pool.add_argument("--distance", type=int, default=DISTANCE, help="bits, of 64, in which near-duplicates may differ")
 
 
 def _pool(parsed: argparse.Namespace) -> None:
     if bool(parsed.parts) == bool(parsed.split):
         raise DataError("give the parts of the pool, or --split tiny, small, base or large")
     if parsed.out.suffix != ".parquet":
-        raise DataError(f"--out {parsed.out}: an index is known by its ending; use {parsed.out}.parquet")
+        raise DataError(f"--out {parsed.out}: an index must end in .parquet; use {parsed.out}.parquet")
     if parsed.near == "exclude" and not parsed.against:
-        raise DataError("--near exclude needs --against, the images that nothing in the pool should resemble")
+        raise DataError("--near exclude needs --against, the images that the pool must not resemble")
     if not 0 <= parsed.distance < 32:
         raise DataError(f"--distance {parsed.distance} is out of range; use 0 to 31")
     check_writable(parsed.out)
@@ -56,17 +58,17 @@ def _pool(parsed: argparse.Namespace) -> None:
     if report := str(left_out_report(pool.index)):
         print(f"{report}\nall that was left out: {left_out_file(pool.index)}")
     if parsed.against:
-        print(_told(near, parsed))
+        print(_near_report(near, parsed))
     print(f"{len(pool):,} images, fingerprint {pool.fingerprint}; use them with: -p unlabeled {pool.index}")
 
 
 def check_writable(file: Path) -> None:
-    """Refuse, before any work, a file that could not be written at its end; makes the folder it goes to."""
+    """Raise DataError, before any work, if a file cannot be written later; creates its folder."""
     if file.is_dir():
         raise DataError(f"{file} is a folder; name a file in it")
     file.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(file.parent, os.W_OK):
-        raise DataError(f"{file}: no permission to write into {file.parent}; name another folder")
+        raise DataError(f"{file}: no permission to write to {file.parent}; name another folder")
 
 
 def _near(pool: Pool, part: str, distance: int, folder: Path) -> list[Near]:
@@ -74,17 +76,17 @@ def _near(pool: Pool, part: str, distance: int, folder: Path) -> list[Near]:
     return near_duplicates(pool, [against.image_path(place) for place in range(len(against))], distance=distance)
 
 
-def _told(near: list[Near], parsed: argparse.Namespace) -> str:
+def _near_report(near: list[Near], parsed: argparse.Namespace) -> str:
     file = parsed.out.with_suffix(".near.csv")
     write_pairs(near, file)
-    done = "left out" if parsed.near == "exclude" else "still in it; --near exclude leaves them out"
+    done = "excluded" if parsed.near == "exclude" else "kept; use --near exclude to leave them out"
     lines = [f"{len({pair.place for pair in near}):,} images within {parsed.distance} bits of {parsed.against}: {done}"]
-    lines += [f"  {pair.path} is like {pair.like} ({pair.distance} bits)" for pair in near[:SHOWN]]
+    lines += [f"  {pair.path} resembles {pair.like} ({pair.distance} bits)" for pair in near[:SHOWN]]
     return "\n".join([*lines, f"all pairs: {file}"])
 
 
 def table(rows: list[dict]) -> str:
-    """`split_counts` as aligned text; reasons that nowhere occur have no column."""
+    """`split_counts` as aligned text; reasons that do not occur have no column."""
     occurring = [reason for reason in REASONS if any(row[reason] for row in rows)]
     names = ["part", "expected", "listed", *occurring, "images"]
     lines = [names] + [[_cell(row[name]) for name in names] for row in rows]

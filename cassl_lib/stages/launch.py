@@ -1,4 +1,4 @@
-"""Stages over several processes: torchrun as a child process, its lines in the cell or the shell that started it."""
+"""Stages over several processes: torchrun as a child process, its lines shown in the cell or shell that started it."""
 
 from __future__ import annotations
 
@@ -9,65 +9,34 @@ import sys
 import tempfile
 from pathlib import Path
 
-from cassl_lib.config import PARTS, Config
-from cassl_lib.errors import ConfigError, LaunchError
+from cassl_lib.errors import LaunchError
 from cassl_lib.resolve import to_json
-from cassl_lib.runs import Run
-from cassl_lib.stages import all_stages as stages
-
-VERBS = {"train_labeler": stages.train_labeler, "label": stages.label, "warm_up": stages.warm_up}
-VERBS["finetune"] = stages.finetune
-SOURCES = {"label": "labeler", "warm_up": "labels", "finetune": "source"}  # verb: what it calls the run it starts from
+from cassl_lib.stages.registry import SCRATCH
+from cassl_lib.stages.requests import DEFAULT_PARTS, Request
 
 
-def run_stage(
-    verb: str,
-    config: Config,
-    *,
-    devices: int = 1,
-    start: str = "warmup",
-    source: Run | None = None,
-    parts: tuple[str, ...] = PARTS[:3],
-) -> Run:
-    """A stage's finished run, made by `devices` processes.
+def options(request: Request) -> list[str]:
+    """What the shell's `run STAGE --config FILE` needs besides, to mean this request; its inputs are runs."""
+    if request.is_baseline:
+        return ["--start", SCRATCH]
+    words = ["--input", str(request.inputs[0].folder)] if request.inputs else []
+    return words + (["--parts", *request.parts] if request.parts != DEFAULT_PARTS else [])
 
-    With one process the stage is called here. With several it runs under torchrun: forked processes would fail in a
-    notebook that has touched CUDA. An interrupt stops all of them; their failure raises.
 
-    Args:
-        verb: train_labeler, label, warm_up or finetune.
-        start: of finetune: warmup, labeler or scratch.
-        source: the finished run to start from, instead of the one that `config` means: a labeler for label, labels for
-            warm_up, a warm-up or labeler for finetune.
-        parts: of finetune, what is copied from the source.
+def torchrun(request: Request, devices: int) -> None:
+    """Make the run of a request, whose inputs are runs, with `devices` processes.
+
+    Under torchrun, because forked processes fail in a notebook that has touched CUDA. An interrupt stops all of them.
+
+    Raises:
+        LaunchError: a process failed.
     """
-    if verb not in VERBS:
-        raise ValueError(f"stage {verb!r} is not known; use one of: {', '.join(VERBS)}")
-    options = arguments(verb, start=start, source=source, parts=parts)
-    if devices > 1:
-        _torchrun(verb, config, devices, start, source, parts)
-    return VERBS[verb](config, existing=devices > 1, **options)
-
-
-def arguments(verb: str, *, start: str, source: Run | None, parts: tuple[str, ...]) -> dict:
-    """What the function of a stage, `VERBS[verb]`, is to be called with beside its configuration."""
-    options = {"start": start, "parts": parts} if verb == "finetune" else {}
-    if source is None:
-        return options
-    if verb not in SOURCES:
-        raise ConfigError(f"input={source.id!r}: {verb} starts from no run; leave it out")
-    return options | {SOURCES[verb]: source}
-
-
-def _torchrun(verb: str, config: Config, devices: int, start: str, source: Run | None, parts: tuple[str, ...]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.json"
-        file.write_text(json.dumps(to_json(config)))
+        file.write_text(json.dumps(to_json(request.config)))
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={devices}"]
-        # Without the "--" torchrun takes --start for the beginning of an option of its own.
-        command += ["-m", "--", "cassl_lib", "run", verb, "--config", str(file), "--start", start]
-        command += ["--input", str(source.folder)] if source else []
-        command += ["--parts", *parts]
+        # Without the "--" torchrun would take --start for an abbreviation of one of its own options.
+        command += ["-m", "--", "cassl_lib", "run", request.stage, "--config", str(file), *options(request)]
         _stream(command)
 
 
@@ -80,7 +49,7 @@ def _stream(command: list[str]) -> None:
     try:
         for line in process.stdout:
             print(line, end="", flush=True)
-            tail = [*tail[-100:], line]  # torchrun itself says 40 lines about a failure
+            tail = [*tail[-100:], line]  # torchrun itself prints 40 lines about a failure
     except BaseException:
         process.send_signal(signal.SIGTERM)  # torchrun passes it on to every process
         try:
@@ -89,4 +58,4 @@ def _stream(command: list[str]) -> None:
             process.kill()
         raise
     if process.wait():
-        raise LaunchError(f"{' '.join(command)} ended with {process.returncode}:\n{''.join(tail)}")
+        raise LaunchError(f"{' '.join(command)} exited with status {process.returncode}:\n{''.join(tail)}")

@@ -1,8 +1,10 @@
-"""The chain's honest numbers in one place: the quality of the labels, and the four rows that belong together."""
+"""The numbers of one chain in one place: the quality of its labels, and the rows that belong together."""
 
 from __future__ import annotations
 
+import html
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from cassl_lib import paths
@@ -11,41 +13,35 @@ from cassl_lib.files import write_atomically
 from cassl_lib.labels.store import PseudoLabelStore
 from cassl_lib.paper import TABLE2
 from cassl_lib.runs import Run
-from cassl_lib.stages import all_stages as stages
+from cassl_lib.stages import graph, requests
+from cassl_lib.stages.pseudo_labels import judge
+from cassl_lib.tables.runner import number
 
 
-def chain(config: Config) -> dict[str, Run]:
-    """The finished runs of the whole chain by name; raises MissingRun, with the command, where one is missing."""
+def chain_runs(config: Config) -> dict[str, Run]:
+    """The finished runs of the whole chain, by the names of `requests.chain`.
+
+    Raises:
+        MissingRun: one of them is missing; the message holds the command that makes it.
+    """
+    return {name: graph.require(request) for name, request in requests.chain(config).items()}
+
+
+def numbers_of(config: Config, runs: Mapping[str, Run]) -> dict[str, float | int | None]:
+    """The summary; AP between 0 and 1, None where a run has no such number (boxes only, no hidden ground truth)."""
+    store = PseudoLabelStore(runs["pseudo_labels"].store, threshold=config.pseudo_labels.threshold)
+    labels = judge(config, store)
     return {
-        "labeler": stages.train_labeler(config, existing=True),
-        "labels": stages.label(config, existing=True),
-        "warmup": stages.warm_up(config, existing=True),
-        "baseline": stages.finetune(config, start="scratch", existing=True),
-        "objects_ga": stages.finetune(config, start="labeler", existing=True),
-        "cassl": stages.finetune(config, existing=True),
-    }
-
-
-def numbers_of(config: Config, runs: dict[str, Run]) -> dict[str, float | int | None]:
-    """The summary's keys; AP between 0 and 1, None where a run has no such number (box-only, no hidden truth)."""
-    metrics = {name: run.result["metrics"] for name, run in runs.items()}
-    store = PseudoLabelStore(runs["labels"].folder / "store", threshold=config.label.threshold)
-    labels = stages.judge(config, store)
-
-    def ap(name: str, kind: str, key: str = "AP") -> float | None:
-        return _value(metrics[name], kind, key)
-
-    return {
-        "labeler_agnostic_ap": ap("labeler", "box_agnostic"),
-        "labeler_agnostic_ap75": ap("labeler", "box_agnostic", "AP75"),
-        "warmup_agnostic_ap": ap("warmup", "box_agnostic"),
-        "warmup_agnostic_ap75": ap("warmup", "box_agnostic", "AP75"),
-        "baseline_ap": ap("baseline", "box"),
-        "objects_ga_ap": ap("objects_ga", "box"),
-        "cassl_ap": ap("cassl", "box"),
-        "baseline_mask_ap": ap("baseline", "mask"),
-        "objects_ga_mask_ap": ap("objects_ga", "mask"),
-        "cassl_mask_ap": ap("cassl", "mask"),
+        "labeler_agnostic_ap": number(runs["pseudo_labeler"], "box_agnostic", "AP"),
+        "labeler_agnostic_ap75": number(runs["pseudo_labeler"], "box_agnostic", "AP75"),
+        "warmup_agnostic_ap": number(runs["warmup"], "box_agnostic", "AP"),
+        "warmup_agnostic_ap75": number(runs["warmup"], "box_agnostic", "AP75"),
+        "baseline_ap": number(runs["baseline"], "box", "AP"),
+        "objects_ga_ap": number(runs["objects_ga"], "box", "AP"),
+        "cassl_ap": number(runs["cassl"], "box", "AP"),
+        "baseline_mask_ap": number(runs["baseline"], "mask", "AP"),
+        "objects_ga_mask_ap": number(runs["objects_ga"], "mask", "AP"),
+        "cassl_mask_ap": number(runs["cassl"], "mask", "AP"),
         "pseudo_labels": labels["labels"],
         "pseudo_precision": labels.get("precision"),
         "pseudo_recall": labels.get("recall"),
@@ -56,51 +52,51 @@ def numbers_of(config: Config, runs: dict[str, Run]) -> dict[str, float | int | 
     }
 
 
-def _value(metrics: dict, kind: str, key: str) -> float | None:
-    """None where it was not measured, or (-1) where there was nothing to find."""
-    value = metrics.get(kind, {}).get(key)
-    return None if value is None or value < 0 else value
-
-
 def summarize(config: Config) -> tuple[dict, Path]:
     """Gather the chain's numbers, with where they come from, and write them to `summary.json` in the run store."""
-    runs = chain(config)
-    numbers = numbers_of(config, runs)
+    runs = chain_runs(config)
     origin = {"profile": config.profile, "split": config.split, "seed": config.seed}
-    whole = numbers | origin | {"runs": {name: run.id for name, run in runs.items()}}
+    whole = numbers_of(config, runs) | origin | {"runs": {name: run.id for name, run in runs.items()}}
     whole["environment"] = runs["cassl"].result["environment"]
     file = paths.runs() / "summary.json"
     write_atomically(file, (json.dumps(whole, indent=1) + "\n").encode())
     return whole, file
 
 
-def table(numbers: dict) -> str:
-    """The numbers as a text table, the paper's Table 2 beside the rows it has."""
-    paper = {row: TABLE2[row]["finetuned det AP"] for row in ("ImageNet", "Objects (G,A)", "Objects (P,A)")}
-    rows = [
-        ("pseudo labeler, class-agnostic", "labeler_agnostic_ap", None),
-        ("warmed-up detector, class-agnostic", "warmup_agnostic_ap", None),
-        ("baseline, no warm-up", "baseline_ap", paper["ImageNet"]),
-        ("finetuned from the labeler, Objects (G,A)", "objects_ga_ap", paper["Objects (G,A)"]),
-        ("CA-SSL, Objects (P,A)", "cassl_ap", paper["Objects (P,A)"]),
-    ]
-    lines = [f"{'box AP x 100 on the validation set':44}{'here':>8}{'paper':>8}"]
-    for name, key, printed in rows:
-        lines.append(f"{name:44}{_hundred(numbers[key])}{'' if printed is None else f'{printed:8.1f}'}")
-    for name, key in (("baseline, mask AP", "baseline_mask_ap"), ("CA-SSL, mask AP", "cassl_mask_ap")):
-        lines.append(f"{name:44}{_hundred(numbers[key])}")
-    lines.append("pseudo labels" + f"{numbers['pseudo_labels']:39d}")
-    for name, key in (
-        ("  precision at IoU 0.5", "pseudo_precision"),
-        ("  recall at IoU 0.5", "pseudo_recall"),
-        ("  recall at IoU 0.75", "pseudo_recall_75"),
-        ("  recall on kinds no label names", "pseudo_recall_unnamed"),
-    ):
-        lines.append(f"{name:44}{_hundred(numbers[key])}")
-    lines.append(f"{'seconds of training and labeling':44}{numbers['seconds']:8.0f}")
-    lines.append("The paper: COCO, Swin-T. Here: drawn scenes, a small model, one seed. Not comparable in size.")
+PAPER = {row: TABLE2[row]["finetuned det AP"] for row in ("ImageNet", "Objects (G,A)", "Objects (P,A)")}
+LINES = (  # what it is called, key of the summary, the paper's number (Table 2)
+    ("pseudo labeler, class-agnostic", "labeler_agnostic_ap", None),
+    ("warm-up, class-agnostic", "warmup_agnostic_ap", None),
+    ("baseline, no warm-up", "baseline_ap", PAPER["ImageNet"]),
+    ("finetuned from the pseudo labeler, Objects (G,A)", "objects_ga_ap", PAPER["Objects (G,A)"]),
+    ("CA-SSL, Objects (P,A)", "cassl_ap", PAPER["Objects (P,A)"]),
+    ("baseline, mask AP", "baseline_mask_ap", None),
+    ("CA-SSL, mask AP", "cassl_mask_ap", None),
+    ("pseudo labels, precision at IoU 0.5", "pseudo_precision", None),
+    ("pseudo labels, recall at IoU 0.5", "pseudo_recall", None),
+    ("pseudo labels, recall at IoU 0.75", "pseudo_recall_75", None),
+    ("pseudo labels, recall of unnamed kinds", "pseudo_recall_unnamed", None),
+)
+
+
+def table(numbers: Mapping) -> str:
+    """The numbers as text, beside the paper's Table 2 where it has them."""
+    lines = [f"{'box AP x 100 on the validation set':50}{'here':>8}{'paper':>8}"]
+    for name, key, printed in LINES:
+        here = "" if numbers[key] is None else f"{100 * numbers[key]:.1f}"
+        lines.append(f"{name:50}{here:>8}{'' if printed is None else f'{printed:.1f}':>8}".rstrip())
+    lines.append(f"{'pseudo labels above the threshold':50}{numbers['pseudo_labels']:8,}")
+    lines.append(f"{'seconds of training and labeling':50}{numbers['seconds']:8,.0f}")
+    lines.append("Paper: COCO, Swin-T. Here: drawn scenes, a small model, one seed. The heights cannot be compared.")
     return "\n".join(lines)
 
 
-def _hundred(value: float | None) -> str:
-    return " " * 8 if value is None else f"{100 * value:8.1f}"
+def table_html(numbers: Mapping) -> str:
+    """The same table for a notebook."""
+    rows = "".join(
+        f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
+        f"<td>{'' if numbers[key] is None else f'{100 * numbers[key]:.1f}'}</td>"
+        f"<td style='color:gray'>{'' if printed is None else f'{printed:.1f}'}</td></tr>"
+        for name, key, printed in LINES
+    )
+    return f"<table><tr><th></th><th>here</th><th style='color:gray'>paper</th></tr>{rows}</table>"

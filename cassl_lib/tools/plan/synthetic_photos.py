@@ -1,4 +1,4 @@
-"""Drawn photographs in the place of a data set that is not on disk: for measuring speed, and for nothing else."""
+"""Synthetic photographs that stand in for a data set that is not on disk: for measuring speed only."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from PIL import Image
 
 from cassl_lib.tools.bench_detector import make_batch
 
-# Height, width and number of 16 photographs of COCO train2017. How large the canvas of a batch is hangs on them.
+# (height, width): number among 16 photographs of COCO train2017. The padded batch size depends on these shapes.
 TYPICAL = {(480, 640): 6, (427, 640): 5, (640, 480): 3, (640, 427): 1, (375, 500): 1}
-GRAIN = 17  # standard deviation in gray levels: with it a file is as large, and read as slowly, as a photograph
+GRAIN = 17  # standard deviation in gray levels: files as large, and as slow to decode, as photographs
 
 
-class StandIns:
-    """Sixteen JPEGs with ellipses as instances: a source of `Samples` with `heights` and `widths`, and a pool."""
+class SyntheticPhotos:
+    """Sixteen JPEGs with ellipses as instances: an ImageSource with `heights` and `widths`, and rows as of a pool."""
 
+    left_out = None
     classes = tuple(str(place) for place in range(80))
 
     def __init__(self, folder: Path):
@@ -43,12 +44,12 @@ class StandIns:
         return index
 
     def row(self, index: int) -> dict:
-        """As of a pool."""
+        """As `Pool.row`."""
         size = {"height": int(self.heights[index]), "width": int(self.widths[index])}
         return {"id": index, "path": str(self.paths[index]), **size}
 
     def annotations(self, index: int, *, masks: bool = True) -> dict[str, np.ndarray]:
         """boxes (9, 4) float32 xyxy, labels (9,) int64 from 0 to 79 and masks (9, H, W) uint8."""
-        found = {name: value.numpy() for name, value in self.targets[index].items()}
-        found["boxes"] = found["boxes"].astype(np.float32)
-        return found | {"masks": found["masks"].astype(np.uint8)} if masks else found
+        target = {name: value.numpy() for name, value in self.targets[index].items()}
+        target["boxes"] = target["boxes"].astype(np.float32)
+        return target | {"masks": target["masks"].astype(np.uint8)} if masks else target

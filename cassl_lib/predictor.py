@@ -1,0 +1,121 @@
+"""From a finished run to detections in anyone's images."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cassl_lib.data.augment import test_transform
+from cassl_lib.data.image_files import ENDINGS
+from cassl_lib.data.loader import read_image
+from cassl_lib.errors import ConfigError, DataError
+from cassl_lib.runs import Run, find_run
+from cassl_lib.stages.models import load_detector
+from cassl_lib.stages.registry import STAGES
+
+Image = torch.Tensor | np.ndarray | str | Path
+
+
+class Predictor:
+    """The detector of a finished run, with the run's own test size and classes.
+
+        predictor = Predictor("finetune-1a2b")        # a run's name, unique prefix, or folder
+        detections = predictor.predict("photo.jpg")
+        predictor.show("photos/")                     # a Figure
+
+    Attributes:
+        classes: names of the labels; ["object"] for a class-agnostic detector.
+    """
+
+    def __init__(self, run: Run | str | Path):
+        """
+        Raises:
+            MissingRun: there is no such finished run.
+            ConfigError: the run is not of a stage that trains a detector.
+        """
+        self.run = run if isinstance(run, Run) else find_run(str(run))
+        if not STAGES[self.run.stage].trains:
+            raise ConfigError(f"{self.run.id} has no detector; give a run of pseudo_labeler, warmup or finetune")
+        self.detector = load_detector(self.run)
+        self.classes: list[str] = self.run.result["classes"]
+        self._transform = test_transform(self.run.config.augment)
+
+    def predict(self, images: Image | Sequence[Image], *, threshold: float = 0.3) -> list[dict[str, np.ndarray]]:
+        """Detections with a score above `threshold`.
+
+        Args:
+            images: a file, a folder, an image, or a sequence of files and images. An image is RGB uint8, a tensor
+                (3, H, W) or an array (H, W, 3).
+
+        Returns:
+            One dict per image: boxes (N, 4) float32 xyxy in pixels of the image as given, scores (N,) in [0, 1],
+            descending, labels (N,) int64 into `classes` and, if the detector has them, masks (N, H, W) bool.
+
+        Raises:
+            DataError: a file that is missing or not an image.
+        """
+        return [self._predict(image, threshold) for image in load_images(images)]
+
+    def show(self, images: Image | Sequence[Image], *, threshold: float = 0.3, count: int = 8):
+        """A figure of the first `count` images with their detections."""
+        from cassl_lib import plotting
+
+        loaded = load_images(images)[:count]
+        detections = [self._predict(image, threshold) for image in loaded]
+        names = self.classes if len(self.classes) > 1 else None
+        return plotting.show_instances(loaded, detections, names=names)
+
+    def _predict(self, image: torch.Tensor, threshold: float) -> dict[str, np.ndarray]:
+        resized, _ = self._transform(image, {})
+        (detections,) = self.detector.predict([resized.to(self.detector.device)], sizes=[tuple(image.shape[-2:])])
+        kept = detections["scores"] > threshold
+        return {name: value[kept].cpu().numpy() for name, value in detections.items()}
+
+    def __repr__(self) -> str:
+        return f"Predictor({self.run.id}, {len(self.classes)} classes)"
+
+    def _repr_html_(self) -> str:
+        return f"<p><code>{html.escape(repr(self))}</code></p><p>{html.escape(', '.join(self.classes))}</p>"
+
+
+def load_images(images: Image | Sequence[Image]) -> list[torch.Tensor]:
+    """Images as (3, H, W) uint8 RGB tensors, from files, folders (sorted by name), tensors or arrays.
+
+    Raises:
+        DataError: a file that is missing or not an image, a folder without images, an array of another shape.
+    """
+    if isinstance(images, (str, Path)):
+        return [_read(file) for file in image_files(images)]
+    if isinstance(images, (torch.Tensor, np.ndarray)):
+        return [_as_tensor(images)]
+    return [each for image in images for each in load_images(image)]
+
+
+def image_files(place: str | Path) -> list[Path]:
+    """The file itself, or the images in a folder, sorted by name."""
+    path = Path(place).expanduser()
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder; give an image or a folder of images")
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in ENDINGS) if path.is_dir() else [path]
+    if not files:
+        raise DataError(f"{path}: no image in this folder; image files end in {' '.join(ENDINGS)}")
+    return files
+
+
+def _read(path: Path) -> torch.Tensor:
+    try:
+        return read_image(path)
+    except OSError as error:
+        raise DataError(f"{path}: {error}; give an image file") from error
+
+
+def _as_tensor(image: torch.Tensor | np.ndarray) -> torch.Tensor:
+    tensor = torch.from_numpy(image).permute(2, 0, 1) if isinstance(image, np.ndarray) and image.ndim == 3 else image
+    if not isinstance(tensor, torch.Tensor) or tensor.ndim != 3 or len(tensor) != 3 or tensor.dtype != torch.uint8:
+        shape = f"{tuple(image.shape)} {image.dtype}"
+        raise DataError(f"image {shape}: give uint8 RGB, a tensor (3, H, W) or an array (H, W, 3)")
+    return tensor

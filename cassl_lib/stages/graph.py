@@ -1,0 +1,146 @@
+"""From requests to runs: the one place that finds a run, resumes it, or makes it and what it starts from."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shlex
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import torch.distributed as dist
+
+from cassl_lib.errors import CasslError, MissingRun
+from cassl_lib.runs import Run, open_run, run_of
+from cassl_lib.stages import launch
+from cassl_lib.stages import pseudo_labels as labels_stage
+from cassl_lib.stages.finetune import finetune
+from cassl_lib.stages.identity import identity
+from cassl_lib.stages.pseudo_labeler import pseudo_labeler
+from cassl_lib.stages.pseudo_labels import pseudo_labels
+from cassl_lib.stages.registry import STAGES
+from cassl_lib.stages.requests import Request
+from cassl_lib.stages.warmup import warmup
+from cassl_lib.training.distributed import rank_and_world
+
+logger = logging.getLogger(__name__)
+
+FUNCTIONS: dict[str, Callable[[Request, Run], dict]] = {
+    "pseudo_labeler": pseudo_labeler,
+    "pseudo_labels": pseudo_labels,
+    "warmup": warmup,
+    "finetune": finetune,
+}
+SHARED = {"pseudo_labels": labels_stage.label}  # work that any number of processes share before the stage's function
+INTACT = {"pseudo_labels": labels_stage.intact}  # whether the shared work of a finished run is still whole
+
+
+def find(request: Request) -> Run | None:
+    """The finished run of a request; None if it, or one that it starts from, is missing."""
+    inputs = [each if isinstance(each, Run) else find(each) for each in request.inputs]
+    if not all(inputs):
+        return None
+    run = located(replace(request, inputs=tuple(inputs)))
+    return run if _whole(run) else None
+
+
+def find_all(requests: Iterable[Request]) -> dict[Request, Run | None]:
+    """The finished runs of many requests, each looked up once; None where one is missing or its data are not there."""
+    found: dict[Request, Run | None] = {}
+    for request in requests:
+        inputs = [each if isinstance(each, Run) else found.get(each) for each in request.inputs]
+        found[request] = find_quietly(replace(request, inputs=tuple(inputs))) if all(inputs) else None
+    return found
+
+
+def find_quietly(request: Request) -> Run | None:
+    """As `find`, but None too where the data that decide the run's name cannot be read: making it will say why."""
+    try:
+        return find(request)
+    except (CasslError, OSError):
+        return None
+
+
+def require(request: Request) -> Run:
+    """The finished run of a request.
+
+    Raises:
+        MissingRun: it, or one that it starts from, is missing; the message holds the command that makes it.
+    """
+    inputs = tuple(each if isinstance(each, Run) else require(each) for each in request.inputs)
+    ready = replace(request, inputs=inputs)
+    run = located(ready)
+    if _whole(run):
+        return run
+    raise _missing(ready, run)
+
+
+def obtain(request: Request, *, devices: int = 1) -> Run:
+    """The finished run of a request: found, resumed, or made, after the runs that it starts from.
+
+    Args:
+        devices: processes that make a missing run, under torchrun if more than one.
+
+    Raises:
+        MissingRun: an input is missing and the profile does not make inputs on the way (`config.make_inputs`); the
+            message holds the command that makes it.
+    """
+    make_input = obtain if request.config.make_inputs else lambda each, devices: require(each)
+    inputs = tuple(each if isinstance(each, Run) else make_input(each, devices=devices) for each in request.inputs)
+    return make(replace(request, inputs=inputs), devices=devices)
+
+
+def make(request: Request, *, devices: int = 1) -> Run:
+    """The finished run of a request whose inputs are finished runs: found, resumed, or made."""
+    run = located(request)
+    rank, world = rank_and_world()
+    if _whole(run) and world == 1:  # several processes decide together whether there is work, see `_alone`
+        return run
+    if devices > 1:
+        launch.torchrun(request, devices)
+        return require(request)
+    open_run(identity(request))
+    if not run.finished:
+        run.keep_config(request.config)
+    if request.stage in SHARED and not _whole(run):
+        SHARED[request.stage](request, run)
+    with _alone(run) as unfinished:
+        if unfinished:
+            result = FUNCTIONS[request.stage](request, run)
+            if rank == 0:
+                run.finish(result)
+        if dist.is_initialized():
+            dist.barrier()
+    return run
+
+
+def located(request: Request) -> Run:
+    """The run of a request whose inputs are runs, finished or not; nothing is written."""
+    return run_of(identity(request))
+
+
+def _whole(run: Run) -> bool:
+    return run.finished and INTACT.get(run.stage, lambda _: True)(run)
+
+
+def _missing(request: Request, run: Run) -> MissingRun:
+    """The error with the command that makes exactly this run, from inputs that are there."""
+    open_run(identity(request)).keep_config(request.config)
+    words = ["run", request.stage, "--config", str(run.folder / "config.json"), *launch.options(request)]
+    state = "damaged" if run.finished else "missing"
+    command = f"python -m cassl_lib {shlex.join(words)}"
+    title = STAGES[request.stage].title
+    return MissingRun(
+        f"the {title} run {run.id} is {state}; make it with\n    {command}\n(--devices N for N processes)", run
+    )
+
+
+@contextlib.contextmanager
+def _alone(run: Run):
+    """Hold the run's lock in the first process; yields, in every process, whether the run still has to be made."""
+    rank, world = rank_and_world()
+    with run.lock() if rank == 0 else contextlib.nullcontext():
+        unfinished = [not run.finished]
+        if world > 1:
+            dist.broadcast_object_list(unfinished)
+        yield unfinished[0]

@@ -1,0 +1,182 @@
+"""What decides the result of a run, and so its name. The only place where an identity is computed.
+
+An identity is JSON data that is hashed (`runs.run_id`):
+
+    stage, version   of the registry
+    settings         what decides the result and differs from its default, section by section
+    inputs           names of the runs it starts from, by stage
+    data             fingerprints of the data it reads
+
+Only values that differ from their defaults are hashed. So a new setting whose default keeps the old behavior renames
+no run. A default must therefore never change without raising the version of the stages that it concerns; a test holds
+the defaults.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from cassl_lib.config import PARTS, Config, LabelConfig, TrainConfig
+from cassl_lib.data import datasets
+from cassl_lib.files import file_fingerprint
+from cassl_lib.labels.store import PseudoLabelStore
+from cassl_lib.stages.models import class_agnostic_model
+from cassl_lib.stages.registry import STAGES
+from cassl_lib.training.distributed import device_of_process
+from cassl_lib.training.optimizer import precision_of
+
+if TYPE_CHECKING:
+    from cassl_lib.stages.requests import Request
+
+ANNOTATIONS = {"instances": "objects", "panoptic": "entities"}  # target of finetuning: the annotation it reads
+NEUTRAL = {"seed": 0, "annotation": "objects", "target": "instances", "crowd": "background", "class_specific": False}
+IDLE = ("workers", "checkpoint_every", "log_every")  # of a training section: they do not decide the result
+
+
+def identity(request: Request) -> dict[str, Any]:
+    """The identity of a request whose inputs are runs.
+
+    Reads the data it names, to fingerprint them.
+
+    Raises:
+        DataError: data that are not there or cannot be used.
+    """
+    return _json(
+        {
+            "stage": request.stage,
+            "version": STAGES[request.stage].version,
+            "settings": settings(request),
+            "inputs": {run.stage: run.id for run in request.inputs},
+            "data": {name: _fingerprint(name, request) for name in data_names(request)},
+        }
+    )
+
+
+def key(request: Request, inputs: Sequence[str]) -> str:
+    """As an identity, but data are named instead of read; equal keys mean equal identities."""
+    data = {name: _description(name, request.config) for name in data_names(request)}
+    return json.dumps(_json([request.stage, settings(request), list(inputs), data]), sort_keys=True)
+
+
+def settings(request: Request) -> dict[str, Any]:
+    """What decides the result besides inputs and data, where it differs from the default."""
+    if request.stage == "pseudo_labels":
+        return _label_settings(request.config)
+    config, section = request.config, getattr(request.config, request.stage)
+    chosen = {
+        **_choices(request),
+        "model": _model_settings(request),
+        "augment": changed(config.augment),
+        "train": _train_settings(request),
+        "panoptic": changed(config.panoptic) if learns(request) == "panoptic" else {},
+        "precision": _precision(section),
+    }
+    if request.stage == "warmup" and config.pseudo_labels.threshold != LabelConfig().threshold:
+        chosen["threshold"] = config.pseudo_labels.threshold
+    if request.stage == "finetune" and request.inputs and request.parts != PARTS[:3]:
+        chosen["parts"] = request.parts
+    return {name: value for name, value in chosen.items() if value not in ({}, None)}
+
+
+def learns(request: Request) -> str:
+    """What the detector learns: objects or entities, class-agnostic; instances or panoptic, with classes."""
+    config = request.config
+    if request.stage == "finetune":
+        return config.target
+    with_classes = {annotation: target for target, annotation in ANNOTATIONS.items()}
+    return with_classes[config.annotation] if config.class_specific else config.annotation
+
+
+def annotation_of(request: Request) -> str:
+    """The annotation that a request's stage reads: objects or entities."""
+    return ANNOTATIONS[request.config.target] if request.stage == "finetune" else request.config.annotation
+
+
+def changed(section: Any, *, skip: Sequence[str] = ()) -> dict[str, Any]:
+    """The fields of a section of the settings that differ from their defaults."""
+    defaults = type(section)()
+    names = (field.name for field in fields(section) if field.name not in skip)
+    return {name: value for name in names if (value := getattr(section, name)) != getattr(defaults, name)}
+
+
+def data_names(request: Request) -> tuple[str, ...]:
+    """Names of the data that a request reads besides its inputs."""
+    lengthy = ("store" if request.config.store else "pool",)
+    if request.stage == "pseudo_labels":
+        return ("pool",)
+    if request.stage == "warmup":
+        return ("val",) if request.inputs else ("val", "store")
+    # A baseline is as long as a warm-up: in epochs that depends on the size of its pool.
+    counts_pool = request.is_baseline and not request.config.warmup.steps
+    return ("labeled", "val", *(lengthy if counts_pool else ()))
+
+
+def _choices(request: Request) -> dict[str, Any]:
+    """The choices of the configuration that the stage depends on, where they are not the neutral ones."""
+    names = ["seed", *(["target"] if request.stage == "finetune" else ["annotation", "class_specific"])]
+    if learns(request) in ("entities", "panoptic"):
+        names.append("crowd")
+    return {name: getattr(request.config, name) for name in names if getattr(request.config, name) != NEUTRAL[name]}
+
+
+def _model_settings(request: Request) -> dict[str, Any]:
+    """The detector; its number of classes follows from the data."""
+    config = request.config
+    model = config.model if request.stage == "finetune" else class_agnostic_model(config)
+    chosen = changed(model, skip=("num_classes", "pretrained"))
+    if model.pretrained:  # the file's content decides, not its place
+        chosen["pretrained"] = file_fingerprint(model.pretrained) if isinstance(model.pretrained, str) else "imagenet"
+    return chosen
+
+
+def _train_settings(request: Request) -> dict[str, Any]:
+    """Schedule and optimizer; `epochs` does not decide where `steps` is given."""
+    section = getattr(request.config, request.stage)
+    chosen = changed(section, skip=(*IDLE, "precision", "epochs" if section.steps else "steps"))
+    if request.is_baseline:
+        warmup = request.config.warmup
+        if section.steps and warmup.steps:
+            chosen["steps"] = section.steps + warmup.steps
+        else:
+            chosen["plus"] = {name: getattr(warmup, name) for name in ("steps", "epochs", "batch_size")}
+    return chosen
+
+
+def _label_settings(config: Config) -> dict[str, Any]:
+    """What decides pseudo labels besides pseudo labeler and pool; the threshold is applied when they are read."""
+    augment = changed(config.augment)
+    test = {name: augment[name] for name in ("test_size", "longest") if name in augment}
+    # batch_size decides: an image is padded to the largest of its batch, which moves scores a little.
+    chosen = changed(config.pseudo_labels, skip=("threshold",)) | {"augment": test}
+    chosen["precision"] = _precision(config.pseudo_labeler)
+    return {name: value for name, value in chosen.items() if value not in ({}, None)}
+
+
+def _precision(section: TrainConfig) -> str | None:
+    precision = precision_of(section, device_of_process())
+    return None if precision == "float32" else precision
+
+
+def _fingerprint(name: str, request: Request) -> str:
+    config, annotation = request.config, annotation_of(request)
+    if name == "pool":
+        return datasets.pool(config).fingerprint
+    if name == "store":
+        return PseudoLabelStore(config.store).fingerprint
+    images = datasets.labeled_set if name == "labeled" else datasets.validation_set
+    return images(config, annotation).fingerprint
+
+
+def _description(name: str, config: Config) -> list[Any]:
+    """The data by what the configuration calls them."""
+    value = config.unlabeled if name == "pool" else getattr(config, name)
+    if name == "pool" and value in ("scenes", "split"):
+        return [value, config.split, config.scenes]
+    return [value, config.scenes if value == "scenes" else ()]
+
+
+def _json(value: Any) -> Any:
+    return json.loads(json.dumps(value))

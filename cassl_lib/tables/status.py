@@ -1,0 +1,83 @@
+"""What a table still needs: its runs, which of them are finished, and what the missing ones will cost."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+
+from cassl_lib.config import Config
+from cassl_lib.errors import ConfigError
+from cassl_lib.profiles import PROFILES
+from cassl_lib.runs import Run
+from cassl_lib.stages import graph
+from cassl_lib.stages.requests import Request, describe
+from cassl_lib.tables.definitions import ROWS
+from cassl_lib.tools.plan import estimate
+from cassl_lib.tools.plan.cost import duration
+from cassl_lib.training.optimizer import number_of_steps
+
+
+def tables_named(words: Sequence[str]) -> list[int | str]:
+    """The tables that the shell's words mean: numbers, names, or "all"."""
+    if list(words) == ["all"]:
+        return list(ROWS)
+    named = {str(table): table for table in ROWS}
+    for word in words:
+        if word not in named:
+            raise ConfigError(f"table {word!r} is not implemented; use all, or one of: {', '.join(named)}")
+    return [named[word] for word in words]
+
+
+def seeds_of(config: Config, count: int | None = None) -> range:
+    """`count` seeds, starting from the configuration's; None is the profile's number."""
+    count = PROFILES[config.profile]["seeds"] if count is None else count
+    if count < 1:
+        raise ConfigError(f"seeds={count} is out of range; use 1 or more")
+    return range(config.seed, config.seed + count)
+
+
+def listing(needed: Sequence[Request], config: Config) -> str:
+    """One line per run: finished with its name, or missing with its estimated cost; and the total cost."""
+    found = graph.find_all(needed)
+    missing = [request for request in needed if not found[request]]
+    costs = cost_of(missing, [run for run in found.values() if run])
+    lines = []
+    for request in needed:
+        run = found[request]
+        state = f"finished {run.id}" if run else f"missing  {duration(costs[request])}"
+        lines.append(f"{request.title:28}{state:40}{describe(request)}, seed {request.config.seed}")
+    lines.append(f"{len(needed)} runs, {len(missing)} missing: {duration(sum(costs.values()))} one after the other")
+    return "\n".join(lines)
+
+
+def cost_of(missing: Sequence[Request], finished: Iterable[Run]) -> dict[Request, float]:
+    """Seconds of each missing run: its steps, or images to label, at the rate of finished runs or a measured one."""
+    seen: dict[str, list[float]] = {}
+    for result in (run.result for run in finished):
+        amount = max(result.get("steps") or result.get("images", 1), 1)
+        seen.setdefault(result["stage"], []).append(result["seconds"] / amount)
+    rates = {stage: statistics.mean(values) for stage, values in seen.items()}
+    if any(request.stage not in rates for request in missing):
+        for row in estimate.estimate(missing[0].config).rows:
+            rates.setdefault(row.stage, row.seconds / max(row.steps or row.images, 1))
+    counts: dict[tuple, Mapping[str, int]] = {}
+    costs = {}
+    for request in missing:
+        data = (request.config.split, request.config.annotation, request.config.target)
+        if data not in counts:
+            counts[data] = estimate.survey(request.config).images
+        costs[request] = work_of(request, counts[data]) * rates[request.stage]
+    return costs
+
+
+def work_of(request: Request, images: Mapping[str, int]) -> int:
+    """Training steps of a request, or the number of images it labels.
+
+    Args:
+        images: numbers of images of labeled, pool and warmup, as `estimate.survey` counts them.
+    """
+    if request.stage == "pseudo_labels":
+        return images["pool"]
+    over = {"pseudo_labeler": images["labeled"], "warmup": images["warmup"], "finetune": images["labeled"]}
+    stages = ("finetune", "warmup") if request.is_baseline else (request.stage,)
+    return sum(number_of_steps(getattr(request.config, name), over[name]) for name in stages)
