@@ -1,4 +1,4 @@
-"""How good detections and pseudo labels are: COCO's numbers, and plain box matching."""
+"""Evaluation of detections (COCO's AP and AR, panoptic quality) and of pseudo labels (box matching)."""
 
 from cassl_lib.evaluation.coco import evaluate
 from cassl_lib.evaluation.matching import edge_errors, label_quality

@@ -1,4 +1,4 @@
-"""COCO's average precision and recall, class by class or class-agnostic (entity AP, Sec. 3.1)."""
+"""COCO's average precision and recall: per class, or class-agnostic (entity AP, Sec. 3.1)."""
 
 from __future__ import annotations
 
@@ -15,51 +15,55 @@ from pycocotools import mask as mask_api
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 KEYPOINT_METRICS = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
 AGNOSTIC_CATEGORY = {"id": 1, "name": "object"}
-SHAPES = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}  # what each IoU type compares
-KEYPOINTS = 17  # COCO's person; pycocotools has tolerances for no others
+FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}  # the field that each IoU type compares
+KEYPOINTS = 17  # of COCO's person, the only ones with tolerances in pycocotools
 
 
 def evaluate(results, annotations, iou_type="bbox", class_agnostic=False, per_class=False) -> dict:
-    """Score detections against ground truth, equal to pycocotools on every number.
+    """COCO's numbers for detections against ground truth, each equal to that of pycocotools.
 
     Args:
         results: COCO result dicts (`image_id`, `category_id`, `score`, `bbox` as xywh pixels and/or `segmentation` as
             RLE and/or `keypoints` as 17 times x, y, v) in a list or any iterable, which is read once; or the path of a
-            JSON file with such a list. May be empty. As in pycocotools, where the first result has a box, the area of
-            all results is that of their boxes, also for other IoU types: leave the box out of mask results to have
-            them sorted into small, medium and large by mask area.
-        annotations: path of a COCO JSON, the loaded dict, or a loaded COCO object. Left as it was. A missing `iscrowd`
-            counts as 0, a missing `area` is the box's. Annotation id 0 is warned of: pycocotools takes a match with it
-            for none, and so does this.
+            JSON file with such a list. May be empty. As in pycocotools, if the first result has a box, the area of
+            every result is that of its box, for all IoU types. Leave the boxes out of mask results to have them binned
+            into small, medium and large by mask area.
+        annotations: path of a COCO JSON, the loaded dict, or a loaded COCO object; not modified. A missing `iscrowd` is
+            0, a missing `area` that of the box. Annotation id 0 gives a warning: pycocotools never counts it as
+            matched, and neither does this.
         iou_type: "bbox", "segm" or "keypoints".
         class_agnostic: merge all categories into one, in ground truth and results.
-        per_class: also give the AP of each category.
+        per_class: also return the AP of each category.
+
     Returns:
-        The twelve numbers of `METRICS`, for keypoints the ten of `KEYPOINT_METRICS`, 0 to 1; -1 where the ground truth
-        has nothing to find. AP and AR are means over IoU 0.50 to 0.95, of at most 100 detections an image and category
-        (AR1 and AR10: 1 and 10; keypoints: 20). With `per_class` also `per_class`, AP by category name; -1 for a
-        category without ground truth.
+        The twelve numbers of `METRICS`, or the ten of `KEYPOINT_METRICS`, in [0, 1]; -1 where there is no ground truth.
+        AP and AR are averaged over IoU 0.50 to 0.95 and use at most 100 detections per image and category (AR1: 1,
+        AR10: 10, keypoints: 20). With `per_class` also `per_class`: AP by category name, -1 for a category without
+        ground truth.
+
+    Raises:
+        ValueError: a field is missing or does not fit, such as a result for an unknown image.
     """
-    if iou_type not in SHAPES:
-        raise ValueError(f"iou_type is 'bbox', 'segm' or 'keypoints', not {iou_type!r}")
+    if iou_type not in FIELDS:
+        raise ValueError(f"iou_type must be 'bbox', 'segm' or 'keypoints', got {iou_type!r}")
     with _garbage_collector_paused():
-        truth = _load_truth(annotations, iou_type)
-        detections = _load_results(results, truth["images"], iou_type)
+        ground_truth = _load_ground_truth(annotations, iou_type)
+        detections = _load_results(results, ground_truth["images"], iou_type)
         if class_agnostic:
-            truth["categories"] = [AGNOSTIC_CATEGORY]
-            for entry in truth["annotations"] + detections:
+            ground_truth["categories"] = [AGNOSTIC_CATEGORY]
+            for entry in ground_truth["annotations"] + detections:
                 entry["category_id"] = AGNOSTIC_CATEGORY["id"]
-        evaluator = _run(truth, detections, iou_type)
+        evaluator = _run(ground_truth, detections, iou_type)
     names = KEYPOINT_METRICS if iou_type == "keypoints" else METRICS
     metrics = {name: float(value) for name, value in zip(names, evaluator.stats[: len(names)], strict=True)}
     if per_class:
-        metrics["per_class"] = _ap_per_class(evaluator, truth["categories"])
+        metrics["per_class"] = _ap_per_class(evaluator, ground_truth["categories"])
     return metrics
 
 
 @contextlib.contextmanager
 def _garbage_collector_paused():
-    """Python would search the many result dicts for cycles again and again: a third of the time, for none."""
+    """Pause cycle collection, which scans the many result dicts over and over and takes a third of the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -69,15 +73,15 @@ def _garbage_collector_paused():
             gc.enable()
 
 
-def _run(truth: dict, detections: list[dict], iou_type: str):
+def _run(ground_truth: dict, detections: list[dict], iou_type: str):
     coco_class, evaluator_class = _libraries()
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Found annotation id 0")
         evaluator = evaluator_class(
-            _index(coco_class, truth), _index(coco_class, truth | {"annotations": detections}), iou_type
+            _index(coco_class, ground_truth), _index(coco_class, ground_truth | {"annotations": detections}), iou_type
         )
-        # For keypoints faster-coco-eval would take the categories that have annotations, listed or not.
-        evaluator.params.catIds = sorted(category["id"] for category in truth["categories"])
+        # For keypoints faster-coco-eval would take the categories of the annotations instead of the listed ones.
+        evaluator.params.catIds = sorted(category["id"] for category in ground_truth["categories"])
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
@@ -85,7 +89,7 @@ def _run(truth: dict, detections: list[dict], iou_type: str):
 
 
 def _libraries():
-    """The COCO and evaluator classes: faster-coco-eval, whose numbers are tested equal, else pycocotools."""
+    """The COCO and evaluator classes of faster-coco-eval, tested to give equal numbers, or else of pycocotools."""
     try:
         from faster_coco_eval import COCO, COCOeval_faster
 
@@ -107,19 +111,21 @@ def _index(coco_class, dataset: dict):
 def _ap_per_class(evaluator, categories: list[dict]) -> dict[str, float]:
     names = [category["name"] for category in categories]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"several categories are called {', '.join(twice)}: their AP cannot be given by name")
-    precision = evaluator.eval["precision"][:, :, :, 0, -1]  # (IoU, recall, category), all areas, most detections
+        raise ValueError(
+            f"per_class=True: several categories are called {', '.join(twice)}, so their AP cannot be listed by name"
+        )
+    precision = evaluator.eval["precision"][:, :, :, 0, -1]  # (IoU, recall, category): all areas, most detections
     position = {int(number): k for k, number in enumerate(evaluator.params.catIds)}
-    found = {}
+    ap = {}
     for category in categories:
         values = precision[:, :, position[category["id"]]]
         values = values[values > -1]
-        found[category["name"]] = float(values.mean()) if values.size else -1.0
-    return found
+        ap[category["name"]] = float(values.mean()) if values.size else -1.0
+    return ap
 
 
-def _load_truth(annotations, iou_type: str) -> dict:
-    """A COCO dict of its own, with what evaluation reads: both libraries write into the dicts they are given."""
+def _load_ground_truth(annotations, iou_type: str) -> dict:
+    """A copy of the fields that evaluation reads, as a COCO dict: both libraries write into the dicts they get."""
     if isinstance(annotations, (str, Path)):
         name, dataset = str(annotations), json.loads(Path(annotations).read_bytes())
     else:
@@ -127,25 +133,27 @@ def _load_truth(annotations, iou_type: str) -> dict:
     missing = [key for key in ("images", "annotations", "categories") if key not in dataset]
     if missing:
         raise ValueError(
-            f"{name} has no {' and no '.join(missing)}: evaluation needs a COCO ground-truth file with images, "
-            "annotations and categories, such as instances_val2017.json; image_info_*.json files have no annotations"
+            f"{name} has no {' and no '.join(missing)}. Give a COCO ground-truth file with images, annotations and "
+            "categories, such as instances_val2017.json; image_info_*.json files have no annotations."
         )
-    # Renumbered, 0 apart: faster-coco-eval takes a negative or broken number for 0, which pycocotools does not.
+    # Renumber all ids but 0: unlike pycocotools, faster-coco-eval treats negative and fractional ids as 0.
     numbers: dict = {}
     entries = []
     for entry in dataset["annotations"]:
-        if SHAPES[iou_type] not in entry:
-            raise ValueError(f"annotation {entry['id']} of {name} has no {SHAPES[iou_type]} for {iou_type!r}")
+        if FIELDS[iou_type] not in entry:
+            raise ValueError(
+                f"annotation {entry['id']} of {name} has no {FIELDS[iou_type]}, needed for iou_type={iou_type!r}"
+            )
         number = numbers.setdefault(entry["id"], len(numbers) + 1) if entry["id"] != 0 else 0
-        entries.append({"id": number} | _truth_entry(entry, iou_type))
+        entries.append({"id": number} | _ground_truth_entry(entry, iou_type))
     if any(entry["id"] == 0 for entry in entries):
-        warnings.warn(f"{name} has annotation id 0, which pycocotools never counts as found", stacklevel=3)
+        warnings.warn(f"{name} has annotation id 0, which pycocotools never counts as matched", stacklevel=3)
     images = [{key: image[key] for key in ("id", "height", "width") if key in image} for image in dataset["images"]]
     return {"info": {}, "images": images, "annotations": entries, "categories": dataset["categories"]}
 
 
-def _truth_entry(entry: Mapping, iou_type: str) -> dict:
-    kept = {key: entry[key] for key in ("image_id", "category_id", "bbox", SHAPES[iou_type]) if key in entry}
+def _ground_truth_entry(entry: Mapping, iou_type: str) -> dict:
+    kept = {key: entry[key] for key in ("image_id", "category_id", "bbox", FIELDS[iou_type]) if key in entry}
     kept["iscrowd"] = entry.get("iscrowd", 0)
     kept["area"] = entry["area"] if "area" in entry else entry["bbox"][2] * entry["bbox"][3]
     if iou_type == "keypoints":
@@ -155,60 +163,61 @@ def _truth_entry(entry: Mapping, iou_type: str) -> dict:
 
 
 def _load_results(results, images: list[dict], iou_type: str) -> list[dict]:
-    """Results of their own with what evaluation reads, numbered from 1, with the areas pycocotools gives them."""
+    """A copy of the fields that evaluation reads, numbered from 1, with the areas that pycocotools assigns."""
     if isinstance(results, (str, Path)):
         results = json.loads(Path(results).read_bytes())
     if isinstance(results, Mapping) or not isinstance(results, Iterable):
-        raise ValueError(f"results are a list of COCO result dicts, not {type(results).__name__}")
-    known, kept, source, shape = {image["id"] for image in images}, [], None, SHAPES[iou_type]
+        raise ValueError(f"results must be a list of COCO result dicts, not {type(results).__name__}")
+    known, kept, area_field, field = {image["id"] for image in images}, [], None, FIELDS[iou_type]
     for number, entry in enumerate(results, start=1):
-        source = source or _source_of_areas(entry)
-        _check_result(entry, known, source, iou_type)
-        box = entry["bbox"] if source == "bbox" else _box(entry, source)
+        area_field = area_field or _area_field(entry)
+        _check_result(entry, known, area_field, iou_type)
+        box = entry["bbox"] if area_field == "bbox" else _box(entry, area_field)
         kept.append(
             {
                 "id": number,
                 "image_id": entry["image_id"],
                 "category_id": entry["category_id"],
                 "score": entry["score"],
-                "area": int(mask_api.area(entry[source])) if source == "segmentation" else box[2] * box[3],
-                shape: box if shape == "bbox" else entry[shape],
+                "area": int(mask_api.area(entry[area_field])) if area_field == "segmentation" else box[2] * box[3],
+                field: box if field == "bbox" else entry[field],
             }
         )
     return kept
 
 
-def _source_of_areas(first: Mapping) -> str:
-    """What pycocotools takes the areas of all results from, by the first of them."""
+def _area_field(first: Mapping) -> str:
+    """The field from which pycocotools takes the areas of all results, chosen by the first result."""
     if len(first.get("bbox", ())):
         return "bbox"
     return next((key for key in ("segmentation", "keypoints") if key in first), "bbox or segmentation")
 
 
-def _check_result(entry: Mapping, known: set[int], source: str, iou_type: str) -> None:
+def _check_result(entry: Mapping, known: set[int], area_field: str, iou_type: str) -> None:
+    """Raise ValueError for a result of an unknown image, without a score, or without a needed field."""
     image_id, score = entry["image_id"], entry.get("score")
     if image_id not in known:
-        raise ValueError(f"a result is for image {image_id}, which the ground truth does not have")
+        raise ValueError(f"a result is for image {image_id}, which is not in the ground truth")
     if score is None or score != score:
-        raise ValueError(f"a result of image {image_id} has no score, or one that is not a number")
-    needed = source if iou_type == "bbox" else SHAPES[iou_type]
-    if source not in entry or needed not in entry:
-        missing = needed if source in entry else source
-        raise ValueError(f"a result of image {image_id} has no {missing} for {iou_type!r}")
+        raise ValueError(f"a result for image {image_id} has no score, or its score is NaN")
+    needed = area_field if iou_type == "bbox" else FIELDS[iou_type]
+    if area_field not in entry or needed not in entry:
+        missing = needed if area_field in entry else area_field
+        raise ValueError(f"a result for image {image_id} has no {missing}, needed for iou_type={iou_type!r}")
     if iou_type == "keypoints":
         _keypoints(entry)
 
 
-def _box(entry: Mapping, source: str) -> list:
-    """The box, xywh, that pycocotools gives a result without one."""
-    if source == "segmentation":
+def _box(entry: Mapping, area_field: str) -> list:
+    """The xywh box that pycocotools gives a result without one."""
+    if area_field == "segmentation":
         return mask_api.toBbox(entry["segmentation"]).tolist()
     x, y = _keypoints(entry)[0::3], _keypoints(entry)[1::3]
     return [min(x), min(y), max(x) - min(x), max(y) - min(y)]
 
 
 def _keypoints(entry: Mapping):
-    """The keypoints of an annotation or a result, x, y, v each."""
+    """The keypoints of an annotation or a result, a flat list of x, y, v; raises ValueError unless there are 17."""
     if (count := len(entry["keypoints"])) != 3 * KEYPOINTS:
-        raise ValueError(f"image {entry['image_id']}: keypoints are {KEYPOINTS} times x, y, v, not {count} numbers")
+        raise ValueError(f"image {entry['image_id']}: keypoints must be {KEYPOINTS} times x, y, v, got {count} numbers")
     return entry["keypoints"]

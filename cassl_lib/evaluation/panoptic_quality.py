@@ -1,12 +1,12 @@
 """Panoptic quality as published (Kirillov et al., CVPR 2019, Sec. 4), with COCO's rules for void and crowds.
 
-Of one class over all images, TP are pairs of a predicted and a true segment with IoU > 0.5:
+For one class over all images, TP are the pairs of a predicted and a ground-truth segment with IoU > 0.5:
 
     PQ = sum of their IoU / (TP + FP / 2 + FN / 2) = SQ x RQ, SQ = sum of IoU / TP, RQ = TP / (TP + FP / 2 + FN / 2)
 
-Pixels that are void in the truth leave the union. A true crowd matches nothing and is never missed. A prediction
-without a match is no FP if more than half of it lies on void and crowds of its class. PQ, SQ and RQ of many classes are
-means over those that have a TP, FP or FN.
+Void pixels of the ground truth are excluded from the union. A crowd segment matches nothing and is never missed. An
+unmatched prediction is no FP if more than half of it lies on void and on crowds of its class. PQ, SQ and RQ of several
+classes are averaged over the classes that have a TP, FP or FN.
 """
 
 from __future__ import annotations
@@ -21,57 +21,63 @@ import numpy as np
 from cassl_lib.data.panoptic import ID_LIMIT, Panoptic, PanopticFiles, check_segments, count_values
 from cassl_lib.errors import DataError
 
-IMAGES_AT_ONCE = 16  # that a process is given
+IMAGES_AT_ONCE = 16  # per task of a worker process
 Files = PanopticFiles | tuple[Path | str, Path | str] | Path | str
 
 
-def panoptic_quality(predicted: Files, truth: Files, *, workers: int = 0, allow_missing: bool = False) -> dict:
-    """Score panoptic results against the truth.
+def panoptic_quality(predicted: Files, ground_truth: Files, *, workers: int = 0, allow_missing: bool = False) -> dict:
+    """Score panoptic results against ground truth.
 
     Args:
-        predicted, truth: readers, or (JSON, PNG folder), or a JSON whose folder is named like it.
-        workers: processes that share the images; 0 counts in this one. The numbers are the same to the last bit. They
-            are spawned: a script that calls this with workers needs `if __name__ == "__main__"`.
-        allow_missing: count all segments of an image without prediction as missed, where otherwise it is an error.
+        predicted, ground_truth: readers, or (JSON, PNG folder), or a JSON with a PNG folder of the same name.
+        workers: processes that share the images; 0 uses this one. The numbers are identical to the last bit. Workers
+            are spawned, so a script that calls this with workers needs `if __name__ == "__main__"`.
+        allow_missing: count all segments of an image without prediction as missed, instead of raising an error.
+
     Returns:
-        What `quality` gives.
+        The result of `quality`.
+
     Raises:
         DataError: files that cannot be used or do not belong together.
     """
-    predicted, truth = _files(predicted), _files(truth)
-    _check_pair(predicted, truth, allow_missing)
-    parts = _counts(predicted, truth, truth.image_ids, workers)
-    return quality(sum(parts, _no_counts(truth)), truth.categories)
+    predicted, ground_truth = _files(predicted), _files(ground_truth)
+    _check_pair(predicted, ground_truth, allow_missing)
+    parts = _counts(predicted, ground_truth, ground_truth.image_ids, workers)
+    return quality(sum(parts, _no_counts(ground_truth)), ground_truth.categories)
 
 
-def count_images(predicted: PanopticFiles, truth: PanopticFiles, image_ids: Iterable[int]) -> np.ndarray:
-    """The sum of `image_counts` over some images: what one of several processes adds. `quality` takes the total.
+def count_images(predicted: PanopticFiles, ground_truth: PanopticFiles, image_ids: Iterable[int]) -> np.ndarray:
+    """The sum of `image_counts` over some images: one process's share. `quality` takes the total of all processes.
 
     All segments of an image without prediction are missed.
     """
-    return sum(_counts(predicted, truth, image_ids, 0), _no_counts(truth))
+    return sum(_counts(predicted, ground_truth, image_ids, 0), _no_counts(ground_truth))
 
 
-def image_counts(predicted: Panoptic, truth: Panoptic, *, category_ids: Sequence[int]) -> np.ndarray:
-    """What one image adds to each class: (C, 4) float64, the sum of IoU over TP, then TP, FP, FN.
+def image_counts(predicted: Panoptic, ground_truth: Panoptic, *, category_ids: Sequence[int]) -> np.ndarray:
+    """The counts of one image per class: (C, 4) float64, the sum of IoU over TP, then TP, FP, FN.
 
     Args:
-        predicted, truth: (H, W) segment ids and their `segments_info`; whether a predicted segment is a crowd does not
-            matter.
+        predicted, ground_truth: (H, W) segment ids and their `segments_info`; `iscrowd` of a prediction is ignored.
         category_ids: of the C classes.
+
+    Raises:
+        ValueError: the sizes differ, or a segment has an unknown category.
     """
     row_of = {category: row for row, category in enumerate(category_ids)}
-    overlap = _overlaps(predicted, truth)
-    labels, true_labels = (_rows_of(segments, row_of) for _, segments in (predicted, truth))
-    crowd = np.array([bool(segment.get("iscrowd", 0)) for segment in truth[1]], bool)
+    overlap = _overlaps(predicted, ground_truth)
+    labels, true_labels = (_rows_of(segments, row_of) for _, segments in (predicted, ground_truth))
+    crowd = np.array([bool(segment.get("iscrowd", 0)) for segment in ground_truth[1]], bool)
 
+    # Match: IoU > 0.5 with a segment of the same class, void left out of the union
     areas, true_areas = overlap[1:].sum(1), overlap[:, 1:].sum(0)
     on_void, shared = overlap[1:, 0], overlap[1:, 1:]
     union = areas[:, None] - on_void[:, None] + true_areas - shared
     same_class = labels[:, None] == true_labels
-    pairs = same_class & ~crowd & (2 * shared > union)  # IoU > 0.5, in integers
+    pairs = same_class & ~crowd & (2 * shared > union)  # in integers
     excused = on_void + (shared * (same_class & crowd)).sum(1)
 
+    # Count per class
     counts = np.zeros((len(category_ids), 4))
     first, second = np.nonzero(pairs)
     np.add.at(counts[:, 0], labels[first], shared[first, second] / union[first, second])
@@ -86,8 +92,9 @@ def quality(counts: np.ndarray, categories: Sequence[dict]) -> dict:
 
     Args:
         categories: dicts with `name` and `isthing` of the C classes.
+
     Returns:
-        `all`, `things`, `stuff`: each `PQ`, `SQ`, `RQ`, 0 to 1, and `n`, the number of classes that are counted;
+        `all`, `things`, `stuff`: each `PQ`, `SQ`, `RQ` in [0, 1], and `n`, the number of classes averaged over;
         `per_class`: by name `PQ`, `SQ`, `RQ`, `tp`, `fp`, `fn`. PQ, SQ and RQ are -1 where there is nothing to count.
     """
     iou, tp, fp, fn = np.asarray(counts, np.float64).T
@@ -109,28 +116,31 @@ def quality(counts: np.ndarray, categories: Sequence[dict]) -> dict:
     return result
 
 
-def _overlaps(predicted: Panoptic, truth: Panoptic) -> np.ndarray:
-    """(P + 1, T + 1) int64 pixels that each predicted and true segment share; row 0 and column 0 are void."""
-    (ids, segments), (true_ids, true_segments) = predicted, truth
+def _overlaps(predicted: Panoptic, ground_truth: Panoptic) -> np.ndarray:
+    """(P + 1, T + 1) int64 pixels shared by each predicted and ground-truth segment; row 0 and column 0 are void."""
+    (ids, segments), (true_ids, true_segments) = predicted, ground_truth
     if ids.shape != true_ids.shape:
-        raise ValueError(f"a prediction of {ids.shape} pixels cannot be compared with a truth of {true_ids.shape}")
+        raise ValueError(f"a prediction of {ids.shape} pixels cannot be compared with ground truth of {true_ids.shape}")
     pairs, areas = count_values(ids.astype(np.int64) * ID_LIMIT + true_ids)
-    places = []
-    for found, infos, name in ((pairs // ID_LIMIT, segments, "prediction"), (pairs % ID_LIMIT, true_segments, "truth")):
-        check_segments(found, infos, name)
-        place_of = {info["id"]: place for place, info in enumerate(infos, start=1)}
-        places.append([place_of.get(segment, 0) for segment in found.tolist()])
+    positions = []
+    for present, infos, name in (
+        (pairs // ID_LIMIT, segments, "prediction"),
+        (pairs % ID_LIMIT, true_segments, "ground truth"),
+    ):
+        check_segments(present, infos, name)
+        position_of = {info["id"]: position for position, info in enumerate(infos, start=1)}
+        positions.append([position_of.get(segment, 0) for segment in present.tolist()])
     overlaps = np.zeros((len(segments) + 1, len(true_segments) + 1), np.int64)
-    overlaps[tuple(places)] = areas
+    overlaps[tuple(positions)] = areas
     return overlaps
 
 
 def _rows_of(segments: list[dict], row_of: dict[int, int]) -> np.ndarray:
-    """The class of each segment, (N,) int64, as a row of the counts."""
+    """The row of each segment's class in the counts, (N,) int64."""
     for segment in segments:
         if segment["category_id"] not in row_of:
             raise ValueError(
-                f"segment {segment['id']} has category {segment['category_id']}, not one of {list(row_of)}"
+                f"segment {segment['id']} has category {segment['category_id']}, which is not one of {list(row_of)}"
             )
     return np.array([row_of[segment["category_id"]] for segment in segments], np.int64)
 
@@ -141,64 +151,76 @@ def _files(files: Files) -> PanopticFiles:
     return PanopticFiles(files) if isinstance(files, (str, Path)) else PanopticFiles(*files)
 
 
-def _check_pair(predicted: PanopticFiles, truth: PanopticFiles, allow_missing: bool) -> None:
-    if not truth.categories:
-        raise DataError(f"{truth.path} has no categories, so it is a result and no truth; give panoptic_val2017.json")
-    known = {category["id"] for category in truth.categories}
+def _check_pair(predicted: PanopticFiles, ground_truth: PanopticFiles, allow_missing: bool) -> None:
+    """Raise DataError unless the prediction has known images and categories, and all images of the ground truth."""
+    if not ground_truth.categories:
+        raise DataError(
+            f"{ground_truth.path}: no categories, so this is a result and not ground truth. Give a file such as "
+            "panoptic_val2017.json."
+        )
+    known = {category["id"] for category in ground_truth.categories}
     for image_id in predicted.image_ids:
-        if image_id not in truth:
-            raise DataError(f"{predicted.path} has image {image_id}, which the truth {truth.path} lacks; leave it out")
+        if image_id not in ground_truth:
+            raise DataError(
+                f"{predicted.path} has image {image_id}, which is not in the ground truth {ground_truth.path}. "
+                "Remove it."
+            )
         for segment in predicted.segments(image_id):
             if segment["category_id"] not in known:
                 raise DataError(
                     f"{predicted.path}, image {image_id}: segment {segment['id']} has category "
-                    f"{segment['category_id']}, which {truth.path} lacks; give its ids, not places in a list"
+                    f"{segment['category_id']}, which is not in {ground_truth.path}. Use category ids, not labels."
                 )
-    missing = [image_id for image_id in truth.image_ids if image_id not in predicted]
+    missing = [image_id for image_id in ground_truth.image_ids if image_id not in predicted]
     if missing and not allow_missing:
         raise DataError(
-            f"{predicted.path} lacks {len(missing)} of the {len(truth)} images of {truth.path}, such as {missing[0]}; "
-            "add them, or count them as missed with allow_missing=True"
+            f"{predicted.path}: lacks {len(missing)} of the {len(ground_truth)} images of {ground_truth.path}, such as "
+            f"{missing[0]}. Add them, or pass allow_missing=True to count them as missed."
         )
 
 
-def _no_counts(truth: PanopticFiles) -> np.ndarray:
-    return np.zeros((len(truth.categories), 4))
+def _no_counts(ground_truth: PanopticFiles) -> np.ndarray:
+    return np.zeros((len(ground_truth.categories), 4))
 
 
 def _counts(
-    predicted: PanopticFiles, truth: PanopticFiles, image_ids: Iterable[int], workers: int
+    predicted: PanopticFiles, ground_truth: PanopticFiles, image_ids: Iterable[int], workers: int
 ) -> Iterator[np.ndarray]:
-    """The counts of each image, in order, whoever made them: so their sum does not depend on the processes."""
+    """The counts of each image, in order, so that their sum does not depend on the number of processes."""
     if workers == 0:
         for image_id in image_ids:
-            yield _read_and_count(predicted, truth, image_id)
+            yield _read_and_count(predicted, ground_truth, image_id)
         return
-    # fork would copy the threads' locks of whoever calls; this pool, unlike multiprocessing's, notices a killed process
+    # Forked workers would copy locks held by the caller's threads. Unlike multiprocessing.Pool, this pool notices a
+    # killed worker.
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_take_pair, initargs=(predicted, truth)) as pool:
+    with ProcessPoolExecutor(
+        workers, mp_context=spawn, initializer=_take_pair, initargs=(predicted, ground_truth)
+    ) as pool:
         yield from pool.map(_count_of_pair, image_ids, chunksize=IMAGES_AT_ONCE)
 
 
 _pair: tuple[PanopticFiles, PanopticFiles] | None = None  # of a worker process, sent to it once
 
 
-def _take_pair(predicted: PanopticFiles, truth: PanopticFiles) -> None:
+def _take_pair(predicted: PanopticFiles, ground_truth: PanopticFiles) -> None:
     global _pair
-    _pair = predicted, truth
+    _pair = predicted, ground_truth
 
 
 def _count_of_pair(image_id: int) -> np.ndarray:
     return _read_and_count(*_pair, image_id)
 
 
-def _read_and_count(predicted: PanopticFiles, truth: PanopticFiles, image_id: int) -> np.ndarray:
-    true = truth.read(image_id)
-    found = predicted.read(image_id) if image_id in predicted else (np.zeros_like(true[0]), [])
-    if found[0].shape != true[0].shape:
-        height, width = found[0].shape
+def _read_and_count(predicted: PanopticFiles, ground_truth: PanopticFiles, image_id: int) -> np.ndarray:
+    true_ids, true_segments = ground_truth.read(image_id)
+    ids, segments = predicted.read(image_id) if image_id in predicted else (np.zeros_like(true_ids), [])
+    if ids.shape != true_ids.shape:
+        height, width = ids.shape
         raise DataError(
-            f"{predicted.png(image_id)} is {width} x {height} pixels, the truth {truth.png(image_id)} "
-            f"{true[0].shape[1]} x {true[0].shape[0]}; results have to be of the original image's size"
+            f"{predicted.png(image_id)} has {width} x {height} pixels, but the ground truth "
+            f"{ground_truth.png(image_id)} {true_ids.shape[1]} x {true_ids.shape[0]}. Write results in the size of the "
+            "original image."
         )
-    return image_counts(found, true, category_ids=[category["id"] for category in truth.categories])
+    category_ids = [category["id"] for category in ground_truth.categories]
+    return image_counts((ids, segments), (true_ids, true_segments), category_ids=category_ids)

@@ -1,4 +1,4 @@
-"""COCO results on disk while they are made: each process appends to a file of its own, one line an image."""
+"""COCO results on disk during evaluation: each process appends to its own file, one line per image."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from cassl_lib.files import write_atomically
 
 
 class ResultWriter:
-    """Appends the results of a process's images to its file in `folder`; leaving the `with` unharmed finishes it.
+    """Append the results of a process's images to its file in `folder`; leaving `with` without an error finishes it.
 
-    A line is `{"image_id": ..., "results": [COCO result dicts]}` and is handed to the system at once, so what a killed
-    process had found can be looked at. Only a finished file has an index beside it, and only finished files are read.
-    A writer drops what an earlier one of the same rank and world left.
+    A line is `{"image_id": ..., "results": [COCO result dicts]}` and is flushed at once, so that the results of a
+    killed process can be inspected. Only finished files have an index beside them, and only those are read. A new
+    writer overwrites the file of an earlier one with the same rank and world.
     """
 
     def __init__(self, folder: str | Path, rank: int = 0, world: int = 1):
@@ -27,11 +27,15 @@ class ResultWriter:
         self._file = self.path.open("wb")
 
     def add(self, image_id: int, results: list[dict]) -> None:
-        """Append all results of one image; there may be none. Counts of run lengths may be bytes."""
+        """Append all results of one image, possibly none. RLE counts may be bytes.
+
+        Raises:
+            ValueError: the image was added before, or a result is for another image.
+        """
         if image_id in self._offsets:
-            raise ValueError(f"{self.path} has the results of image {image_id} already")
+            raise ValueError(f"{self.path} already has the results of image {image_id}")
         if others := {result["image_id"] for result in results} - {image_id}:
-            raise ValueError(f"the results of image {image_id} have some of image {min(others)} among them")
+            raise ValueError(f"the results of image {image_id} include some of image {min(others)}")
         line = json.dumps({"image_id": image_id, "results": results}, default=_text)
         self._offsets[image_id] = self._file.tell()
         self._results += len(results)
@@ -39,6 +43,7 @@ class ResultWriter:
         self._file.flush()
 
     def finish(self) -> None:
+        """Close the file and write its index."""
         os.fsync(self._file.fileno())
         entry = {"bytes": self._file.tell(), "results": self._results}
         entry |= {"images": list(self._offsets), "offsets": list(self._offsets.values())}
@@ -56,36 +61,38 @@ class ResultWriter:
 
 
 class StoredResults:
-    """The results of all `world` processes as one sequence of COCO result dicts, by image id, read as it is gone over.
+    """The results of all `world` processes as one iterable of COCO result dicts, sorted by image id.
 
-    Can be gone over again and again, holds one image's results at a time, and is what `evaluate` takes.
+    Can be iterated repeatedly, holds one image's results in memory at a time, and is accepted by `evaluate`.
 
     Raises:
         FileNotFoundError: a process has not finished its file.
-        ValueError: a file is not as it was finished, or two processes have results of the same image.
+        ValueError: a file changed after it was finished, or two processes have results of the same image.
     """
 
     def __init__(self, folder: str | Path, world: int = 1):
-        self._files, self._places, self._results = [], {}, 0  # places: image id to rank and offset in its file
+        self._files, self._positions, self._results = [], {}, 0  # positions: image id to rank and offset in its file
         for rank in range(world):
             path, index = _paths(Path(folder), rank, world)
             if not index.is_file():
-                raise FileNotFoundError(f"{path} is unfinished: process {rank} of {world} is not done, or was stopped")
+                raise FileNotFoundError(
+                    f"{path} is unfinished: process {rank} of {world} is still running or was killed"
+                )
             entry = json.loads(index.read_bytes())
             if not path.is_file() or path.stat().st_size != entry["bytes"]:
-                raise ValueError(f"{path} is not the {entry['bytes']} bytes that were written")
-            if twice := self._places.keys() & set(entry["images"]):
+                raise ValueError(f"{path} does not have the {entry['bytes']} bytes that were written")
+            if twice := self._positions.keys() & set(entry["images"]):
                 raise ValueError(f"{path} and another process's file both have results of image {min(twice)}")
             self._files.append(path)
             self._results += entry["results"]
-            self._places |= {
+            self._positions |= {
                 image: (rank, offset) for image, offset in zip(entry["images"], entry["offsets"], strict=True)
             }
 
     @property
     def image_ids(self) -> list[int]:
-        """All images that were gone through, those without results too."""
-        return sorted(self._places)
+        """All evaluated images, including those without results."""
+        return sorted(self._positions)
 
     def __len__(self) -> int:
         return self._results
@@ -95,16 +102,16 @@ class StoredResults:
             yield from self.of_image(image_id)
 
     def of_image(self, image_id: int) -> list[dict]:
-        """The results of one image; none for an image that was not gone through."""
-        if image_id not in self._places:
+        """The results of one image; empty for an image that was not evaluated."""
+        if image_id not in self._positions:
             return []
-        rank, offset = self._places[image_id]
+        rank, offset = self._positions[image_id]
         with self._files[rank].open("rb") as file:
             file.seek(offset)
             return json.loads(file.readline())["results"]
 
     def remove(self) -> None:
-        """Delete the files, and their folder if nothing else is in it."""
+        """Delete the files, and their folder if it is empty then."""
         for path in self._files:
             path.unlink()
             path.with_suffix(".index").unlink()
@@ -119,7 +126,7 @@ def _paths(folder: Path, rank: int, world: int) -> tuple[Path, Path]:
 
 
 def _text(value) -> str:
-    """Compressed run lengths, which are ASCII, as JSON can hold them."""
+    """Counts of compressed RLE (ASCII bytes) as a JSON string."""
     if isinstance(value, bytes):
         return value.decode("ascii")
-    raise TypeError(f"COCO results hold numbers, lists and run lengths, not {type(value).__name__}")
+    raise TypeError(f"COCO results hold numbers, lists and RLE, not {type(value).__name__}")

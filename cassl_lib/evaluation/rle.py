@@ -1,7 +1,7 @@
-"""Masks as COCO's compressed run lengths: what pycocotools' `encode` returns, in a third of its time or less.
+"""Masks as COCO's compressed RLE: identical to pycocotools' `encode`, in a third of its time or less.
 
-On a CPU each mask is looked at inside its own extent only; on another device the runs are found there, and only they
-leave it: a hundred masks of a photograph are 30 MB, their runs 0.2 MB.
+On the CPU, only the bounding box of each mask is scanned. On another device the run boundaries are computed there, and
+only they are copied: a hundred masks of a photo take 30 MB, their runs 0.2 MB.
 """
 
 from __future__ import annotations
@@ -12,38 +12,41 @@ from pycocotools import mask as coco_mask
 
 
 def encode_masks(masks: torch.Tensor) -> list[dict]:
-    """Compressed run lengths (`size` [H, W], `counts` bytes) of (N, H, W) masks of 0 and 1, on any device."""
+    """Compressed RLE (`size` [H, W], `counts` bytes) of (N, H, W) masks of 0 and 1, on any device."""
     if not len(masks):
         return []
     size = list(masks.shape[1:])
     edges = edges_of(masks.numpy()) if masks.device.type == "cpu" else edges_on_device(masks)
     counts = [np.diff(each, prepend=0, append=size[0] * size[1]) for each in edges]
-    # A last run of no pixel is not written; a first one of no pixel is.
+    # An empty last run is not written; an empty first one is.
     counts = [each[: len(each) - (each[-1] == 0)].tolist() for each in counts]
     return coco_mask.frPyObjects([{"size": size, "counts": each} for each in counts], *size)
 
 
 def edges_of(masks: np.ndarray) -> list[np.ndarray]:
-    """Where the runs of each (H, W) mask begin and end: places in its pixels, column after column."""
+    """Where the runs of ones of each (H, W) mask begin and end: positions in its pixels in column-major order."""
     height, edges = masks.shape[1], []
     for mask, rows, columns in zip(masks, masks.any(2), masks.any(1), strict=True):
         (rows,), (columns,) = rows.nonzero(), columns.nonzero()
         if not len(rows):
             edges.append(rows)
             continue
+        # Cut out the mask's bounding box, with an empty pixel above and below each column that ends every run
         top, left, high = rows[0], columns[0], rows[-1] + 1 - rows[0]
-        part = np.zeros((columns[-1] + 1 - left, high + 2), np.int8)  # a free pixel above and below: no run goes on
+        part = np.zeros((columns[-1] + 1 - left, high + 2), np.int8)
         part[:, 1:-1] = mask[top : top + high, left : columns[-1] + 1].T
+        # Find the edges in it, as positions in the whole mask
         column, row = np.divmod(np.diff(part.reshape(-1)).nonzero()[0], high + 2)
-        found = (column + left) * height + row + top
-        goes_on = (found[1:-1:2] == found[2::2]).nonzero()[0]  # from the foot of a column to the head of the next
-        edges.append(np.delete(found, np.concatenate([2 * goes_on + 1, 2 * goes_on + 2])))
+        own = (column + left) * height + row + top
+        # Join runs that continue from the bottom of a column to the top of the next
+        joined = (own[1:-1:2] == own[2::2]).nonzero()[0]
+        edges.append(np.delete(own, np.concatenate([2 * joined + 1, 2 * joined + 2])))
     return edges
 
 
 def edges_on_device(masks: torch.Tensor) -> list[np.ndarray]:
-    """The same, found on the device of the masks."""
-    columns_first = masks.transpose(1, 2).flatten(1)
-    before = torch.nn.functional.pad(columns_first[:, :-1], (1, 0))
-    mask, place = (columns_first != before).nonzero(as_tuple=True)
-    return np.split(place.cpu().numpy(), np.searchsorted(mask.cpu().numpy(), np.arange(1, len(masks))))
+    """The same, computed on the device of the masks."""
+    column_major = masks.transpose(1, 2).flatten(1)
+    before = torch.nn.functional.pad(column_major[:, :-1], (1, 0))
+    mask, position = (column_major != before).nonzero(as_tuple=True)
+    return np.split(position.cpu().numpy(), np.searchsorted(mask.cpu().numpy(), np.arange(1, len(masks))))

@@ -1,6 +1,6 @@
-"""COCO's size of evaluation, 5,000 images of 20 objects and 100 detections, within limits of time and memory.
+"""Time and memory of an evaluation of COCO's size: 5,000 images with 20 objects and 100 detections each.
 
-By hand: `python tests/test_evaluation_speed.py bbox` (or `agnostic`), with a number of images if fewer than 5,000.
+By hand: `python tests/evaluation/test_evaluation_speed.py bbox` (or `agnostic`), optionally with a number of images.
 """
 
 import json
@@ -18,15 +18,14 @@ IMAGES, OBJECTS, DETECTIONS, CLASSES, SIZE = 5000, 20, 100, 80, 640
 @pytest.mark.slow
 @pytest.mark.parametrize("kind, times", [("bbox", 7.0), ("agnostic", 6.5)])
 def test_large_sets_are_evaluated_in_seconds(kind, times):
-    """Measured on 2 cores: 7 and 4 seconds, 4.2 and 3.8 to 5 times as long as making the results took.
+    """Measured on 2 cores: 7 and 4 seconds, 4.2 and 3.8 to 5 times the time to generate the results.
 
-    Machines differ by a factor of two, so the limit is in processor time of the same process for other work on the same
-    data.
+    Machines differ by a factor of two, so the limit is relative to the processor time of generating the data.
     """
     done = subprocess.run([sys.executable, __file__, kind], capture_output=True, text=True, check=True)
     measured = json.loads(done.stdout)
     assert measured["processor_seconds"] < times * measured["yardstick_seconds"]
-    assert measured["peak_gigabytes"] < 2  # of the whole process, with the list of results it was given
+    assert measured["peak_gigabytes"] < 2  # of the whole process, including the list of results
     assert 0.1 < measured["AP"] < 0.9
 
 
@@ -36,15 +35,15 @@ def random_boxes(rng, *shape):
 
 
 def large_case(images, seed=0):
-    """Half of the detections lie near an object, most of those with its class; the others anywhere, of any class."""
+    """Half of the detections lie near an object, most of them with its class; the others are random."""
     rng = np.random.default_rng(seed)
-    truth_boxes, truth_classes = random_boxes(rng, images, OBJECTS), rng.integers(1, CLASSES + 1, (images, OBJECTS))
+    object_boxes, object_classes = random_boxes(rng, images, OBJECTS), rng.integers(1, CLASSES + 1, (images, OBJECTS))
     crowds, half, rows = rng.random((images, OBJECTS)) < 0.01, DETECTIONS // 2, np.arange(images)[:, None]
     target = rng.integers(0, OBJECTS, (images, half))
-    near = truth_boxes[rows, target] * (1 + rng.normal(0, 0.02, (images, half, 4)))
+    near = object_boxes[rows, target] * (1 + rng.normal(0, 0.02, (images, half, 4)))
     right = rng.random((images, half)) < 0.8
     classes = rng.integers(1, CLASSES + 1, (images, DETECTIONS))
-    classes[:, :half] = np.where(right, truth_classes[rows, target], classes[:, :half])
+    classes[:, :half] = np.where(right, object_classes[rows, target], classes[:, :half])
     boxes = np.concatenate([near, random_boxes(rng, images, DETECTIONS - half)], axis=1)
     scores = np.concatenate([rng.beta(3, 2, (images, half)), rng.beta(1, 5, (images, DETECTIONS - half))], axis=1)
 
@@ -53,12 +52,12 @@ def large_case(images, seed=0):
             for values in zip(*(column[image].tolist() for column in columns), strict=True):
                 yield {"image_id": image + 1} | dict(zip(names, values, strict=True))
 
-    truths = entries(("category_id", "bbox", "iscrowd"), truth_classes, truth_boxes, crowds.astype(int))
-    truths = [{"id": number, "area": e["bbox"][2] * e["bbox"][3]} | e for number, e in enumerate(truths, start=1)]
+    objects = entries(("category_id", "bbox", "iscrowd"), object_classes, object_boxes, crowds.astype(int))
+    objects = [{"id": number, "area": e["bbox"][2] * e["bbox"][3]} | e for number, e in enumerate(objects, start=1)]
     results = list(entries(("category_id", "bbox", "score"), classes, boxes, scores.round(4)))
     categories = [{"id": k, "name": str(k)} for k in range(1, CLASSES + 1)]
     files = [{"id": k + 1, "height": SIZE, "width": SIZE} for k in range(images)]
-    return results, {"images": files, "categories": categories, "annotations": truths}
+    return results, {"images": files, "categories": categories, "annotations": objects}
 
 
 def measure(kind, images=IMAGES):

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from cassl_lib.config import AugmentConfig, TrainConfig
 from cassl_lib.data.coco import CocoImages
 from cassl_lib.errors import NonFiniteLoss
-from cassl_lib.evaluation.detector import detect, evaluate_model
+from cassl_lib.evaluation.detector import detect, evaluate_detector
 from cassl_lib.runs import Run
 from cassl_lib.training import engine
 from cassl_lib.training.engine import learning_rate, number_of_steps, predict, train
@@ -316,7 +316,7 @@ def squares(tmp_path):
 def evaluated(squares, masks=True, classes=False, **more):
     sizes = AugmentConfig(test_size=SIZE, longest=SIZE)
     how = {"augment": sizes, "training": PLAIN, "classes": classes, "folder": squares.folder.parent, **more}
-    return evaluate_model(Finder(masks), squares, **how)
+    return evaluate_detector(Finder(masks), squares, **how)
 
 
 def test_masks_are_judged_by_their_own_areas(squares):
@@ -368,10 +368,10 @@ def test_processes_share_the_images_to_evaluate(squares, tmp_path, monkeypatch):
     assert [json.loads(line)["image_id"] for line in lines] == [1, 3]
 
 
-def test_images_that_cannot_be_read_count_as_missed_and_are_named(squares, capsys):
+def test_images_that_cannot_be_read_count_as_missed_and_are_named(squares, caplog):
     (squares.folder / "2.png").write_text("no image")
     unreadable = []
     assert evaluated(squares, unreadable=unreadable)["mask_agnostic"]["AR100"] == pytest.approx(2 / 3)
     (name,) = unreadable
     assert name.startswith(str(squares.folder / "2.png"))
-    assert f"1 of 5 images could not be read and count as missed, such as {name}" in capsys.readouterr().err
+    assert f"1 of 5 images could not be read and count as missed, such as {name}" in caplog.text
