@@ -38,12 +38,21 @@ def png_bytes(figure: matplotlib.figure.Figure, *, dpi: int = DPI, colors: int =
 
 
 def _with_palette(image: Image.Image, colors: int) -> Image.Image:
-    """Quantize an image. The colors that mean something are exact, however few pixels have them."""
-    fixed = [round(255 * channel) for color in ("white", BLACK, GRAY, *COLORS) for channel in to_rgb(color)]
-    chosen = image.quantize(colors - len(fixed) // 3).getpalette()
-    palette = Image.new("P", (1, 1))
-    palette.putpalette((fixed + chosen)[: 3 * colors])
-    return image.quantize(colors, palette=palette, dither=Image.Dither.NONE)
+    """Quantize an RGB image; the colors that carry meaning stay exact, however few pixels have them."""
+    fixed = np.array([to_rgb(color) for color in ("white", BLACK, GRAY, *COLORS)]) * 255
+    chosen = np.array(image.quantize(colors - len(fixed)).getpalette()).reshape(-1, 3)
+    palette = np.concatenate([fixed.round(), chosen]).astype(np.float32)
+    # map every color to the nearest one ourselves: Pillow's own mapping is inexact and tints the white background
+    pixels = np.asarray(image).astype(np.int64) @ (65536, 256, 1)
+    distinct, inverse = np.unique(pixels, return_inverse=True)
+    nearest = np.empty(len(distinct), np.uint8)
+    for start in range(0, len(distinct), 65536):
+        part = np.stack([distinct[start : start + 65536] // scale % 256 for scale in (65536, 256, 1)], 1)
+        distance = (palette**2).sum(1) - 2 * part.astype(np.float32) @ palette.T  # integers, so exact
+        nearest[start : start + 65536] = distance.argmin(1)
+    quantized = Image.fromarray(nearest[inverse].reshape(pixels.shape), "P")
+    quantized.putpalette(palette.astype(np.uint8).tobytes())
+    return quantized
 
 
 def save_png(figure: matplotlib.figure.Figure, path: Path, *, dpi: int = DPI, colors: int = 128) -> None:
