@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import ast
-import html
 import inspect
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from cassl_lib import log_to_stderr
 from cassl_lib.config import Config
 from cassl_lib.errors import ConfigError
 from cassl_lib.resolve import resolve, why_profile
 from cassl_lib.runs import Run, find_run
+from cassl_lib.tables.rows import Rows
 
 SETTINGS = tuple(name for name in inspect.signature(resolve).parameters if name != "stage")
 COUNTS = {"devices": "processes", "jobs": "runs", "seeds": "seeds"}  # notebook parameters that are numbers
@@ -144,32 +143,6 @@ def metric(run: Run, kind: str, key: str = "AP") -> float | None:
     return None if value is None or value < 0 else value
 
 
-@dataclass(frozen=True)
-class Rows:
-    """A small table that shows itself: as HTML in a notebook, as aligned text in print."""
-
-    head: Sequence[str]
-    body: Sequence[Sequence[str]]
-
-    def __str__(self) -> str:
-        lines = [list(self.head), *map(list, self.body)]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        form = "  ".join(f"{{:{'<' if place == 0 else '>'}{width}}}" for place, width in enumerate(widths))
-        return "\n".join(form.format(*line).rstrip() for line in lines)
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in self.head)
-        body = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
-            + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
-            + "</tr>"
-            for name, *cells in self.body
-        )
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
 def beside_paper(rows: Iterable[tuple[str, float | None, float | None]], *, metric: str) -> Rows:
     """(row, ours, the paper's) as a table; ours between 0 and 1, the paper's times 100, None stays blank."""
     body = []
@@ -177,20 +150,3 @@ def beside_paper(rows: Iterable[tuple[str, float | None, float | None]], *, metr
         here = "" if ours is None else f"{100 * ours:.1f}"
         body.append([name, here, "" if printed is None else f"{printed:.1f}"])
     return Rows([metric, "here", "paper"], body)
-
-
-def as_rows(records: Sequence[Mapping], **columns: str) -> Rows:
-    """Dicts as a table.
-
-    Args:
-        columns: key of the dicts -> heading; shares between 0 and 1 are floats and shown with three digits.
-    """
-    return Rows(list(columns.values()), [[_cell(record[key]) for key in columns] for record in records])
-
-
-def _cell(value) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.3f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,95 @@
+"""One table of the paper as an object: its runs, making them, and its numbers beside the paper's.
+
+table = Table(2, config)
+table.status          which runs are finished
+table.make()          makes the missing ones
+table                 the numbers, over the paper's
+table.claims          what the paper says of them, and whether it holds
+table.chart()         a figure
+"""
+
+from __future__ import annotations
+
+import statistics
+from functools import cached_property
+
+from cassl_lib.config import Config
+from cassl_lib.stages import graph
+from cassl_lib.stages.requests import Request, describe
+from cassl_lib.tables import compare, runner, status
+from cassl_lib.tables.definitions import ROWS, Row, requests_of
+from cassl_lib.tables.rows import Rows
+
+
+class Table:
+    """A table of the paper at one configuration, over several seeds.
+
+    Attributes:
+        number: of the paper's table, or "threshold".
+        seeds: of the whole chain, the configuration's own first.
+    """
+
+    def __init__(self, number: int | str, config: Config, *, seeds: int | None = None):
+        """
+        Args:
+            seeds: how many; None is the profile's number.
+        """
+        (self.number,) = status.tables_named([str(number)])
+        self.config, self.seeds = config, status.seeds_of(config, seeds)
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows as data, for the first seed."""
+        return ROWS[self.number](self.config)
+
+    @cached_property
+    def requests(self) -> list[Request]:
+        """Every run that the table needs, over all seeds, each after those that it starts from."""
+        return requests_of(runner.rows_of(self.number, self.config, self.seeds))
+
+    @property
+    def status(self) -> Rows:
+        """One line per run: its stage, its name if it is finished, and what it is."""
+        lines = []
+        for request, run in graph.find_all(self.requests).items():
+            state = run.id if run else "missing"
+            lines.append([request.title, state, describe(request), str(request.config.seed)])
+        return Rows(["stage", "run", "settings", "seed"], lines)
+
+    def make(self, *, jobs: int = 1, devices: int = 1) -> Rows:
+        """Make the missing runs; returns those that failed, with the reason.
+
+        Args:
+            jobs: runs side by side on this machine.
+            devices: processes per run; more than one starts torchrun.
+        """
+        failures = runner.make(self.requests, jobs=jobs, devices=devices, separate_processes=False)
+        self.__dict__.pop("collected", None)
+        return Rows(["failed", "reason"], [[each.request.title, each.reason] for each in failures])
+
+    @cached_property
+    def collected(self) -> dict:
+        """The numbers, see `runner.collect`."""
+        return runner.collect(self.number, self.config, self.seeds)
+
+    @property
+    def claims(self) -> Rows:
+        """The paper's claims about this table: the verdict at this scale, our difference, the paper's."""
+        lines = []
+        for claim in compare.claims({self.number: self.collected}, self.number):
+            differences, theirs = claim["differences"], claim["paper"]
+            here = f"{statistics.mean(differences):+.1f}" if differences else ""
+            lines.append([claim["claim"], claim["verdict"], here, "" if theirs is None else f"{theirs:+.1f}"])
+        return Rows(["claim", "verdict", "here", "paper"], lines)
+
+    def chart(self):
+        """A figure of our numbers beside the paper's."""
+        from cassl_lib import plotting
+
+        return plotting.table_chart(*compare.chart_data(self.collected))
+
+    def __repr__(self) -> str:
+        return compare.text(self.collected)
+
+    def _repr_html_(self) -> str:
+        return compare.html(self.collected)
