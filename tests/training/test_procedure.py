@@ -3,9 +3,11 @@
 import copy
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,9 @@ import torch
 
 from cassl_lib.paths import REPOSITORY
 from cassl_lib.runs import Run
-from cassl_lib.training.procedure import Batch, Procedure
+from cassl_lib.training import engine
+from cassl_lib.training.distributed import parallel
+from cassl_lib.training.procedure import Batch, Procedure, Supervised
 
 PROCEDURES = {"supervised": small.supervised, "mean teacher": small.mean_teacher}
 
@@ -105,6 +109,68 @@ def small_steps(procedure, steps: range) -> dict:
     return {name: loss.detach() for name, loss in losses.items()}
 
 
+# ---- what the loop does with a procedure ----
+
+
+class Recorder(Supervised):
+    """Records what the loop calls, and the weight at that time."""
+
+    def __init__(self):
+        super().__init__(torch.nn.Linear(1, 1, bias=False))
+        torch.nn.init.zeros_(self.model.weight)
+        self.calls, self.count = [], 0
+
+    @property
+    def weight(self) -> float:
+        return round(self.model.weight.item(), 4)
+
+    def losses(self, batch, step):
+        self.calls.append(("losses", step, batch.ids, self.weight))
+        return {"loss": self.model(batch.images[0]).sum()}
+
+    def after_step(self, step):
+        self.count += 1
+        self.calls.append(("after_step", step, self.weight))
+
+    def state_dict(self):
+        self.calls.append(("state_dict",))
+        return {"count": self.count}
+
+    def load_state_dict(self, state):
+        self.calls.append(("load_state_dict", state))
+
+
+def test_the_loop_updates_the_model_between_losses_and_after_step(tmp_path):
+    """The gradient is 1 and the rate 0.5: with momentum 0.9 the weight falls by 0.5, then by 0.95."""
+    config = replace(small.TRAIN, learning_rate=2.0, optimizer="sgd", weight_decay=0.0, milestones=(), clip_norm=0.0)
+
+    def train(procedure, steps):
+        def loader_from(start):
+            return [([torch.ones(1)], [], [100 + step], []) for step in range(start, steps)]
+
+        engine.train(procedure, loader_from, config=config, steps=steps, run=Run(tmp_path), title="recorder")
+        return procedure.calls
+
+    first = [("losses", 0, [100], 0.0), ("after_step", 0, -0.5)]
+    second = [("losses", 1, [101], -0.5), ("after_step", 1, -1.45)]
+    assert train(Recorder(), steps=2) == first + second + [("state_dict",)]
+    calls = train(Recorder(), steps=3)
+    assert calls[:2] == [("load_state_dict", {"count": 2}), ("losses", 2, [102], -1.45)]
+
+
+def test_only_the_model_is_synchronized_between_processes():
+    class Module(small.MeanTeacher, torch.nn.Module):
+        def __init__(self, model):
+            torch.nn.Module.__init__(self)
+            small.MeanTeacher.__init__(self, model, unlabeled_from=small.batches_from(seed=2))
+
+    model = small.detector(small.DETECTOR)
+    for procedure in (small.MeanTeacher(model, unlabeled_from=small.batches_from(seed=2)), Module(model)):
+        losses = parallel(procedure, torch.device("cpu"))
+        assert dict(losses.named_children()) == {"model": model}
+        assert list(losses.parameters()) == list(model.parameters()) and list(losses.buffers()) == list(model.buffers())
+
+
 # ---- killed and resumed ----
 
 
@@ -156,6 +222,13 @@ def test_two_killed_processes_resume_bit_for_bit(two_processes):
     assert different and all("running_" in name for name in different)
     whole = log_of(two_processes / "whole")
     assert log_of(two_processes / "parts") == whole and len(whole) == small.STEPS
+
+
+def test_one_process_resumes_what_two_began(two_processes, tmp_path):
+    """With the first process's teacher. Nothing is left to train here: more steps would not be bit for bit the same."""
+    shutil.copytree(two_processes / "whole", tmp_path / "whole")
+    resumed = small.train(small.mean_teacher(), tmp_path / "whole")
+    assert equal(resumed, torch.load(two_processes / "whole-0.pt"))
 
 
 def test_gradients_of_two_processes_are_those_of_one_on_the_joint_batch(two_processes, tmp_path):
