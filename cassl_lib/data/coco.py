@@ -51,13 +51,13 @@ class CocoImages:
         path, folder: the JSON and its image folder.
         classes: category names, in the order of the labels 0, 1, ...; `category_ids` are their ids in the JSON.
         ids, heights, widths: of the images, int64 (I,).
-        report: what was left out and why.
+        left_out: what was left out and why.
     Annotations without crowds, sorted by image; those of image i are rows first[i] to first[i + 1] of
         boxes (A, 4) float32 xyxy in pixels, labels (A,) int64, segmentations.
     """
 
     def __init__(self, path: Path | str, folder: Path | str):
-        self.path, self.folder, self.report = Path(path), Path(folder), LeftOut()
+        self.path, self.folder, self.left_out = Path(path), Path(folder), LeftOut()
         data = _read(self.path)
         categories = sorted(data["categories"], key=lambda category: category["id"])
         self.category_ids = np.array([category["id"] for category in categories], np.int64)
@@ -99,7 +99,7 @@ class CocoImages:
             found["masks"] = np.stack(decoded) if decoded else np.zeros((0, *size), np.uint8)
         return found
 
-    def truth(self) -> dict:
+    def ground_truth(self) -> dict:
         """The annotation file without what is left out here (but for crowds, which evaluation knows), as COCO's JSON.
 
         Annotations are numbered anew, from 1: pycocotools takes a match with annotation 0 for none.
@@ -124,7 +124,7 @@ class CocoImages:
             if name in there or ("/" in name and (self.folder / name).exists()):
                 kept.append(row)
             else:
-                self.report.add("images of the JSON are not in the folder", name)
+                self.left_out.add("images of the JSON are not in the folder", name)
         if not kept:
             raise DataError(
                 f"{self.path}: none of its {len(names)} images (such as {names[0]!r}) is in {self.folder}; give the "
@@ -140,13 +140,13 @@ class CocoImages:
         for annotation in annotations:
             row = row_of.get(annotation["image_id"])
             if row is None:
-                self.report.add("annotations belong to no image", f"annotation {annotation.get('id')}")
+                self.left_out.add("annotations belong to no image", f"annotation {annotation.get('id')}")
             elif annotation.get("iscrowd", 0):
-                self.report.add("crowds are not trained on", f"annotation {annotation.get('id')}")
+                self.left_out.add("crowds are not trained on", f"annotation {annotation.get('id')}")
             elif annotation["category_id"] not in label_of:
-                self.report.add("annotations have a category the JSON does not list", annotation["category_id"])
+                self.left_out.add("annotations have a category the JSON does not list", annotation["category_id"])
             elif not has_area(annotation["bbox"]):
-                self.report.add("boxes have no area", f"annotation {annotation.get('id')} {annotation['bbox']}")
+                self.left_out.add("boxes have no area", f"annotation {annotation.get('id')} {annotation['bbox']}")
             else:
                 taken.append((row, annotation))
         taken.sort(key=lambda pair: pair[0])
@@ -157,11 +157,11 @@ class CocoImages:
         self.labels = np.array([label_of[annotation["category_id"]] for _, annotation in taken], np.int64)
         self.segmentations = Segmentations([annotation.get("segmentation") for _, annotation in taken])
         for row in np.flatnonzero(np.diff(self.segmentations.first) == 0) if len(self.segmentations.parts) else ():
-            self.report.add("annotations have no mask to train on", f"annotation {taken[row][1].get('id')}")
+            self.left_out.add("annotations have no mask to train on", f"annotation {taken[row][1].get('id')}")
         counts = Counter(self.labels.tolist())
         for label, name in enumerate(self.classes):
             if not counts[label]:
-                self.report.add("classes have no instance", name)
+                self.left_out.add("classes have no instance", name)
 
 
 class Segmentations:

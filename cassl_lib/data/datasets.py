@@ -172,7 +172,7 @@ def _difference(row: dict) -> str:
     return ", ".join(reasons)
 
 
-def hidden_truth(config: Config) -> list[Path]:
+def hidden_ground_truth(config: Config) -> list[Path]:
     """The instances JSONs of the pool, where there are any: for judging pseudo labels, never for training."""
     if config.unlabeled != "scenes":
         return []

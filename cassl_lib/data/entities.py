@@ -46,7 +46,7 @@ class EntityImages(CocoImages):
     """
 
     def __init__(self, path: Path | str, folder: Path | str, *, crowd: str = "background"):
-        self.path, self.folder, self.report, self.crowd = Path(path), Path(folder), LeftOut(), crowd
+        self.path, self.folder, self.left_out, self.crowd = Path(path), Path(folder), LeftOut(), crowd
         self.store = entity_store(self.path)
         self.categories = self.store.categories
         self.category_ids = np.array([category["id"] for category in self.categories], np.int64)
@@ -61,7 +61,7 @@ class EntityImages(CocoImages):
         self.boxes, self.labels = flat["boxes"][of_present], flat["labels"][of_present].astype(np.int64)
         self.first = np.concatenate([[0], np.cumsum(flat["counts"][self.rows])]).astype(np.int64)
         for label in np.setdiff1d(np.arange(len(self.classes)), self.labels):
-            self.report.add("classes have no instance", self.classes[label])
+            self.left_out.add("classes have no instance", self.classes[label])
 
     def annotations(self, index: int, *, masks: bool = True) -> dict[str, np.ndarray]:
         """size, boxes, labels, masks as of `CocoImages`; with crowd="ignore" also ignored (H, W) uint8."""
@@ -75,7 +75,7 @@ class EntityImages(CocoImages):
             found["ignored"] = decode_masks(unclaimed, size).any(0).astype(np.uint8)
         return found
 
-    def truth(self) -> dict:
+    def ground_truth(self) -> dict:
         """The entities as a COCO ground truth; with crowd="ignore" also the crowds, which COCO's AP knows."""
         truth = to_coco(self.store)
         present = set(self.ids.tolist())

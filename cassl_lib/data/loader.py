@@ -19,6 +19,7 @@ from torchvision import tv_tensors
 
 from cassl_lib import paths
 from cassl_lib.data.image_files import eight_bits, open_file, own_fault
+from cassl_lib.data.source import ImageSource
 from cassl_lib.errors import DataError
 
 
@@ -48,7 +49,7 @@ class Samples(Dataset):
         classes: False sets every label to 0: the class-agnostic conversion of Sec. 3.1.
     """
 
-    def __init__(self, source, transform, *, masks: bool, classes: bool, seed: int = 0, replace: bool = True):
+    def __init__(self, source: ImageSource, transform, *, masks: bool, classes: bool, seed: int = 0, replace: bool = True):
         self.source, self.transform, self.replace = source, transform, replace
         self.masks, self.classes, self.seed = masks, classes, seed
 

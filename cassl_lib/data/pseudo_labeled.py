@@ -14,6 +14,8 @@ from cassl_lib.labels.store import PseudoLabelStore
 class PseudoLabeled:
     """Images of a store with their labels above its threshold; masks are decoded only for the image asked for."""
 
+    left_out = None  # unreadable images were skipped when the store was labeled
+
     def __init__(self, labels: PseudoLabelStore):
         self.labels = labels
         labels.open()

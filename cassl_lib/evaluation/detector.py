@@ -75,7 +75,7 @@ def evaluate_detector(
             unreadable[0],
         )
     # Score them
-    ground_truth = images.truth()
+    ground_truth = images.ground_truth()
     with_masks = detector.config.masks and all(entry.get("segmentation") for entry in ground_truth["annotations"])
     metrics = {}
     if panoptic and classes and with_masks and isinstance(images, EntityImages):

@@ -122,7 +122,7 @@ def test_an_image_without_objects_has_empty_arrays(found):
 
 
 def test_what_is_left_out_is_counted_and_named(found):
-    assert found.report.counts == {
+    assert found.left_out.counts == {
         "images of the JSON are not in the folder": 1,
         "annotations belong to no image": 2,
         "crowds are not trained on": 1,
@@ -130,7 +130,7 @@ def test_what_is_left_out_is_counted_and_named(found):
         "annotations have a category the JSON does not list": 1,
         "classes have no instance": 1,
     }
-    text = str(found.report)
+    text = str(found.left_out)
     for part in ("gone.jpg", "annotation 4", "annotation 5 [4, 4, 0, 5]", "annotation 7, annotation 8", "ghost"):
         assert part in text
     assert "33" in next(line for line in text.splitlines() if "category" in line)
@@ -147,7 +147,7 @@ def test_a_report_names_five_and_counts_all():
 def test_an_annotation_without_mask_among_others_is_named(tmp_path):
     data = DATA | {"annotations": [*DATA["annotations"], annotation(10, 3, 5, [1, 1, 4, 4])]}
     images = CocoImages(write(tmp_path, data), tmp_path / "images")
-    assert images.report.counts["annotations have no mask to train on"] == 1 and "annotation 10" in str(images.report)
+    assert images.left_out.counts["annotations have no mask to train on"] == 1 and "annotation 10" in str(images.left_out)
     assert images.annotations(1)["masks"].sum() == 0 and len(images.annotations(1)["boxes"]) == 1
 
 
@@ -155,7 +155,7 @@ def test_boxes_alone_are_read_but_have_no_masks_to_give(tmp_path):
     boxes_only = [{k: v for k, v in entry.items() if k != "segmentation"} for entry in DATA["annotations"]]
     images = CocoImages(write(tmp_path, DATA | {"annotations": boxes_only}), tmp_path / "images")
     assert images.annotations(0, masks=False)["boxes"].shape == (2, 4)
-    assert "annotations have no mask to train on" not in images.report.counts
+    assert "annotations have no mask to train on" not in images.left_out.counts
     with pytest.raises(DataError, match="instances.json holds boxes only, no segmentation; use masks=False"):
         images.annotations(0)
 

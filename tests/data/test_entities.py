@@ -81,10 +81,10 @@ def test_every_segment_without_crowd_is_an_entity(tmp_path):
     item = found.annotations(0)
     assert item["size"] == (4, 6) and (item["masks"][0] == (MAP == 1000)).all()
     assert (item["masks"][1] == (MAP == 70000)).all() and "ignored" not in item
-    truth = found.truth()
+    truth = found.ground_truth()
     assert [entry["area"] for entry in truth["annotations"]] == [6, 6]
     assert [entry["category_id"] for entry in truth["annotations"]] == [17, 200]
-    assert "1 classes have no instance: dog" in str(found.report)
+    assert "1 classes have no instance: dog" in str(found.left_out)
 
 
 def test_what_belongs_to_no_entity_can_be_ignored(tmp_path):
@@ -92,15 +92,15 @@ def test_what_belongs_to_no_entity_can_be_ignored(tmp_path):
     plain, ignoring = EntityImages(*files), EntityImages(*files, crowd="ignore")
     assert (ignoring.annotations(0)["ignored"] == np.isin(MAP, [0, 3])).all()
     assert len(ignoring.boxes) == 2 and ignoring.fingerprint != plain.fingerprint
-    (crowd,) = [entry for entry in ignoring.truth()["annotations"] if entry["iscrowd"]]
+    (crowd,) = [entry for entry in ignoring.ground_truth()["annotations"] if entry["iscrowd"]]
     # The crowd alone, with its own class and box: a region with the void would excuse every box of the image.
     assert crowd["category_id"] == 17 and crowd["area"] == 6 and crowd["bbox"] == [3, 0, 3, 2]
-    assert len({entry["id"] for entry in ignoring.truth()["annotations"]}) == 3
+    assert len({entry["id"] for entry in ignoring.ground_truth()["annotations"]}) == 3
     results = [{"image_id": 1, "category_id": 17, "bbox": box, "score": 0.9} for box in ([3, 0, 3, 2], [4, 2, 2, 2])]
     results.append({"image_id": 1, "category_id": 17, "bbox": [0, 1, 3, 3], "score": 0.5})
     # On the crowd: not counted. Elsewhere: wrong, before the cat. Precision 1/2; as background a third.
-    assert evaluate(results, ignoring.truth())["AP50"] == pytest.approx((1 / 2 + 0) / 2)
-    assert evaluate(results, plain.truth())["AP50"] == pytest.approx((1 / 3 + 0) / 2)
+    assert evaluate(results, ignoring.ground_truth())["AP50"] == pytest.approx((1 / 2 + 0) / 2)
+    assert evaluate(results, plain.ground_truth())["AP50"] == pytest.approx((1 / 3 + 0) / 2)
 
 
 def test_a_map_that_its_json_does_not_list_stops_the_conversion(tmp_path):
@@ -148,7 +148,7 @@ def test_absent_images_are_left_out(tmp_path):
     (folder / "2.jpg").unlink()
     part = EntityImages(path, folder)
     assert part.ids.tolist() == [1, 3] and len(part.boxes) == 4 and part.first.tolist() == [0, 2, 4]
-    assert {entry["image_id"] for entry in part.truth()["annotations"]} == {1, 3}
+    assert {entry["image_id"] for entry in part.ground_truth()["annotations"]} == {1, 3}
     assert part.annotations(1)["masks"].any() and part.fingerprint != whole.fingerprint
 
 
@@ -188,7 +188,7 @@ def test_boxes_areas_and_classes_are_cocos_own_on_real_annotations():
     found = EntityImages(REAL / "panoptic.json", REAL / "images")
     data = json.loads((REAL / "panoptic.json").read_text())
     segments = {annotation["image_id"]: annotation["segments_info"] for annotation in data["annotations"]}
-    areas = [entry["area"] for entry in found.truth()["annotations"]]
+    areas = [entry["area"] for entry in found.ground_truth()["annotations"]]
     row = 0
     for image_id in found.ids.tolist():
         for segment in (one for one in segments[image_id] if not one["iscrowd"]):

@@ -144,7 +144,7 @@ def test_the_verb_reports_or_excludes(files, capsys):
     arguments = ["pool", str(files / "pool"), "--out", str(out), "--against", str(files / "val")]
     assert main(arguments) == 0
     said = capsys.readouterr().out
-    assert "2 images within 8 bits" in said and "--near exclude leaves them out" in said and len(Pool(out)) == 4
+    assert "2 images within 8 bits" in said and "use --near exclude to leave them out" in said and len(Pool(out)) == 4
     rows = pyarrow.csv.read_csv(files / "pool.near.csv").to_pylist()
     assert [row["like"] for row in rows] == [str(files / "val/small.jpg"), str(files / "val/gray.png")]
     assert main([*arguments, "--near", "exclude"]) == 0 and len(Pool(out)) == 2

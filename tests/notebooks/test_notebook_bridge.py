@@ -404,7 +404,7 @@ def test_labels_are_judged_only_against_the_truth_of_their_own_pool(store, monke
     config = resolve(profile="smoke")
     pool = datasets.pool(config)
     run = make_run(store, "labels-a", data={"pool": pool.fingerprint})
-    truth = json.loads(datasets.hidden_truth(config)[0].read_bytes())
+    truth = json.loads(datasets.hidden_ground_truth(config)[0].read_bytes())
     by_image = {image["id"]: [] for image in truth["images"]}
     for entry in truth["annotations"]:
         by_image[entry["image_id"]].append(entry["bbox"])
@@ -420,7 +420,7 @@ def test_labels_are_judged_only_against_the_truth_of_their_own_pool(store, monke
     low, high = (stages.judge(config, labels.at(threshold)) for threshold in (0.4, 0.6))
     assert low["precision"] == low["recall"] == 1 and high["recall"] == 0
     assert stages.judge(resolve(profile="smoke", split="small"), labels).keys() == {"threshold", "labels"}
-    monkeypatch.setattr(datasets, "hidden_truth", lambda config: [])
+    monkeypatch.setattr(datasets, "hidden_ground_truth", lambda config: [])
     assert stages.judge(config, labels).keys() == {"threshold", "labels"}
 
 

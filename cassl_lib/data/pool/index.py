@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from cassl_lib import paths
 from cassl_lib.data.image_files import write_table
 from cassl_lib.data.pool.formats import INDEX, open_index
+from cassl_lib.data.source import Annotations
 from cassl_lib.errors import LeftOut
 from cassl_lib.files import replacing
 
@@ -64,10 +65,16 @@ class Pool:
     def image_id(self, index: int) -> int:
         return self._value("id", index)
 
-    def annotations(self, index: int, *, masks: bool = False) -> dict:
-        """The image's `size` (H, W) and no labels. Makes a pool a source of `Samples`."""
+    @property
+    def left_out(self) -> LeftOut:
+        """Images that were skipped when the pool was indexed; all of them are listed in `left_out_file`."""
+        return left_out_report(self.index)
+
+    def annotations(self, index: int, *, masks: bool = False) -> Annotations:
+        """The image's `size` and no instances."""
         size = self._value("height", index), self._value("width", index)
-        return {"size": size, "boxes": np.zeros((0, 4), np.float32), "labels": np.zeros(0, np.int64)}
+        none: Annotations = {"size": size, "boxes": np.zeros((0, 4), np.float32), "labels": np.zeros(0, np.int64)}
+        return none | {"masks": np.zeros((0, *size), np.uint8)} if masks else none
 
     def _value(self, name: str, index: int):
         if not 0 <= index < len(self):
