@@ -19,7 +19,8 @@ from cassl_lib.errors import LaunchError
 from cassl_lib.labels.store import PseudoLabelStore
 from cassl_lib.resolve import from_json, resolve, to_json
 from cassl_lib.runs import Run
-from cassl_lib.stages import all_stages as stages
+from cassl_lib.stages import requests
+from cassl_lib.stages.graph import obtain, require
 from cassl_lib.stages import launch
 from cassl_lib.stages.launch import run_stage
 
@@ -32,7 +33,7 @@ def config():
     plain = resolve(profile="smoke")
     model = replace(plain.model, backbone_norm="gn", head_norm="gn", mask_norm="gn", score_threshold=0.003)
     short = {"steps": 3, "log_every": 1, "optimizer": "sgd", "learning_rate": 0.02, "warmup_steps": 0}
-    sections = {name: replace(getattr(plain, name), **short) for name in ("labeler", "warmup", "finetune")}
+    sections = {name: replace(getattr(plain, name), **short) for name in ("pseudo_labeler", "warmup", "finetune")}
     label = replace(plain.label, keep=0.0, threshold=0.0, shard_size=3)  # six shards for two processes
     return replace(plain, model=model, label=label, **sections)
 
@@ -76,7 +77,7 @@ def test_two_processes_do_what_one_does(own_data, tmp_path, monkeypatch, capfd):
     for one, two in zip(losses(labeler), losses(labeler_2), strict=True):
         assert one == pytest.approx(two, rel=1e-4, abs=2e-6)
     assert difference(labeler, labeler_2) < 1e-5
-    stores = [PseudoLabelStore(run.folder / "store", threshold=0.0) for run in (labels, labels_2)]
+    stores = [PseudoLabelStore(run.store, threshold=0.0) for run in (labels, labels_2)]
     assert [stores[0].file_name(i) for i in range(16)] == [stores[1].file_name(i) for i in range(16)]
     counts = [store.manifest["labels"] for store in stores]
     assert counts[0] > 100 and abs(counts[0] - counts[1]) <= 0.02 * counts[0]  # a tie may be broken otherwise
@@ -134,7 +135,7 @@ def gone(pid: int) -> bool:
 
 def test_an_interrupt_stops_all_processes(config, tmp_path, monkeypatch):
     monkeypatch.setenv("CASSL_RUNS", str(tmp_path))
-    endless = replace(config, labeler=replace(config.labeler, steps=100_000))
+    endless = replace(config, pseudo_labeler=replace(config.pseudo_labeler, steps=100_000))
     (tmp_path / "endless.json").write_text(json.dumps(to_json(endless)))
     # Where the tests run in a shell's background, interrupts are ignored; not here.
     script = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"

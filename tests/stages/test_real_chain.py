@@ -14,7 +14,8 @@ from cassl_lib.data import datasets
 from cassl_lib.data.panoptic import PanopticFiles
 from cassl_lib.labels.store import PseudoLabelStore
 from cassl_lib.resolve import resolve
-from cassl_lib.stages import all_stages as stages
+from cassl_lib.stages import requests
+from cassl_lib.stages.graph import obtain, require
 from cassl_lib.tables import summary
 
 GRAY, EMPTY, CROWDED = {86}, {250, 508}, {149, 315, 357}
@@ -48,31 +49,31 @@ def test_the_whole_chain_on_real_images(folders):
     config = replace(
         config,
         model=replace(config.model, score_threshold=0.003),  # six steps do not make a detector; let it find something
-        label=replace(config.label, keep=0.01, threshold=0.02, shard_size=4),
+        pseudo_labels=replace(config.pseudo_labels, keep=0.01, threshold=0.02, shard_size=4),
     )
-    stages.finetune(config)
-    stages.finetune(config, start="labeler")
-    stages.finetune(config, start="scratch")
-    runs = summary.chain(config)
+    obtain(requests.finetune(config))
+    obtain(requests.finetune(config, requests.pseudo_labeler(config)))
+    obtain(requests.baseline(config))
+    runs = summary.chain_runs(config)
 
     labeled = datasets.labeled_set(config)
     assert len(labeled) == 12 and len(labeled.classes) == 80
-    crowds = labeled.report.counts["crowds are not trained on"]
+    crowds = labeled.left_out.counts["crowds are not trained on"]
     for name in ("labeler", "objects_ga", "baseline", "cassl"):
         assert f"{crowds} crowds are not trained on" in runs[name].result["left_out"]
         assert runs[name].result["images"] == 12 and runs[name].result["unreadable"] == []
     assert crowds >= len(CROWDED)
-    assert stages.load_model(runs["cassl"]).config.num_classes == 80
+    assert load_detector(runs["cassl"]).config.num_classes == 80
     assert set(runs["cassl"].result["metrics"]) == {"box", "box_agnostic", "mask", "mask_agnostic"}
     numbers, _ = summary.summarize(config)
     assert numbers["pseudo_precision"] is None and numbers["cassl_ap"] is not None
 
-    labels = PseudoLabelStore(runs["labels"].folder / "store", threshold=0.02)
+    labels = PseudoLabelStore(runs["pseudo_labels"].store, threshold=0.02)
     damaged = sorted(folders["pool"].iterdir())[5]
-    (lost,) = runs["labels"].result["unreadable"]
+    (lost,) = runs["pseudo_labels"].result["unreadable"]
     assert lost.startswith(f"{damaged} (")
     assert [Path(labels.file_name(index)) for index in range(5)] == sorted(folders["pool"].iterdir())[:5]
-    assert runs["labels"].result["metrics"]["labels"] > 0 and runs["warmup"].result["images"] == 5
+    assert runs["pseudo_labels"].result["metrics"]["labels"] > 0 and runs["warmup"].result["images"] == 5
     for item in labels:
         with Image.open(item["file_name"]) as image:
             assert (item["width"], item["height"]) == image.size
@@ -103,20 +104,20 @@ def test_entities_and_panoptic_quality_on_real_images(shared_data, folders):
     config = replace(
         config,
         model=replace(config.model, score_threshold=0.003),
-        label=replace(config.label, keep=0.01, threshold=0.02, shard_size=4),
+        pseudo_labels=replace(config.pseudo_labels, keep=0.01, threshold=0.02, shard_size=4),
         panoptic=replace(config.panoptic, score_threshold=0.05),
     )
-    run = stages.finetune(config)
+    run = obtain(requests.finetune(config))
     assert run.result["images"] == 100 and len(run.result["classes"]) == 133
     quality = run.result["metrics"]["panoptic"]
     assert set(quality) == {"PQ", "SQ", "RQ"} and 0 <= quality["PQ"] <= 1
     written = PanopticFiles(run.folder / "panoptic.json")
     assert len(written) == 102 and sum(len(written.read(image_id)[1]) for image_id in written.image_ids) > 0
-    labels = PseudoLabelStore(stages.label(config, existing=True).folder / "store", threshold=0.02)
+    labels = PseudoLabelStore(require(requests.pseudo_labels(config)).store, threshold=0.02)
     for item in labels:
         assert not item["rles"] or coco_mask.decode(item["rles"]).sum(2).max() == 1
     # The same warm-up, finetuned on the instances that lie beside the panoptic files.
-    warmup = stages.warm_up(config, existing=True)
-    instances = stages.finetune(replace(config, target="instances"))
+    warmup = require(requests.warmup(config))
+    instances = obtain(requests.finetune(replace(config, target="instances")))
     assert instances.result["inputs"] == run.result["inputs"] == {"warmup": warmup.id}
     assert len(instances.result["classes"]) == 80 and "panoptic" not in instances.result["metrics"]

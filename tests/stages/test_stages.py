@@ -1,6 +1,7 @@
-"""The stages end to end at the smallest profile: found again, killed and continued, started from one another."""
+"""The stages end to end at the smallest profile: found again, killed and resumed, started from one another."""
 
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -18,16 +19,19 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from cassl_lib import paths
-from cassl_lib.config import Config
+from cassl_lib.config import PARTS, Config
 from cassl_lib.data import datasets
 from cassl_lib.errors import ConfigError, DataError, MissingRun, PseudoLabelError
 from cassl_lib.labels.coco import from_coco, to_coco
 from cassl_lib.labels.shards import finish, write_shard
 from cassl_lib.labels.store import PseudoLabelStore
 from cassl_lib.report import pictures
-from cassl_lib.resolve import from_json, resolve, to_json
+from cassl_lib.resolve import resolve, to_json
 from cassl_lib.runs import Run
-from cassl_lib.stages import all_stages as stages
+from cassl_lib.stages import graph, pseudo_labels, requests
+from cassl_lib.stages.finetune import baseline_steps
+from cassl_lib.stages.graph import find, obtain, require
+from cassl_lib.stages.models import class_agnostic_model, load_detector, model_config
 from cassl_lib.tables import summary
 from cassl_lib.training import engine
 
@@ -35,13 +39,13 @@ PATIENCE = 120  # seconds until a process that does nothing is a failure
 
 
 def settings(**parameters) -> Config:
-    """Smoke, with a labeler that finds something and mask losses that draw from the random stream."""
+    """Smoke, with a pseudo labeler that detects something, and mask losses that draw from the random stream."""
     config = resolve(profile="smoke", **parameters)
     return replace(
         config,
         model=replace(config.model, score_threshold=0.01, mask_proposals=16),
-        labeler=replace(config.labeler, steps=30, checkpoint_every=100),
-        label=replace(config.label, keep=0.15, threshold=0.2, shard_size=1),
+        pseudo_labeler=replace(config.pseudo_labeler, steps=30, checkpoint_every=100),
+        pseudo_labels=replace(config.pseudo_labels, keep=0.15, threshold=0.2, shard_size=1),
         warmup=replace(config.warmup, steps=12),
         finetune=replace(config.finetune, steps=3),
     )
@@ -57,10 +61,10 @@ def chain(config, tmp_path_factory) -> dict[str, Run]:
     """Every stage once, in a store of their own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CASSL_RUNS", str(tmp_path_factory.mktemp("chain")))
-        cassl = stages.finetune(config)  # makes the others on the way
-        stages.finetune(config, start="labeler")
-        stages.finetune(config, start="scratch")
-        return summary.chain(config) | {"cassl": cassl}
+        cassl = obtain(requests.finetune(config))  # makes its inputs on the way
+        obtain(requests.finetune(config, requests.pseudo_labeler(config)))
+        obtain(requests.baseline(config))
+        return summary.chain_runs(config) | {"cassl": cassl}
 
 
 @pytest.fixture
@@ -85,40 +89,45 @@ def elsewhere(tmp_path, monkeypatch) -> Path:
 def test_every_stage_leaves_a_result(chain, config):
     results = {name: run.result for name, run in chain.items()}
     assert all(run.finished and run.id.startswith(results[name]["stage"]) for name, run in chain.items())
-    assert results["labels"]["inputs"] == {"labeler": chain["labeler"].id}
-    assert results["warmup"]["inputs"] == {"labels": chain["labels"].id}
+    assert results["pseudo_labels"]["inputs"] == {"pseudo_labeler": chain["pseudo_labeler"].id}
+    assert results["warmup"]["inputs"] == {"pseudo_labels": chain["pseudo_labels"].id}
     assert results["cassl"]["inputs"] == {"warmup": chain["warmup"].id}
-    assert results["objects_ga"]["inputs"] == {"labeler": chain["labeler"].id} and results["baseline"]["inputs"] == {}
+    assert (
+        results["objects_ga"]["inputs"] == {"pseudo_labeler": chain["pseudo_labeler"].id}
+        and results["baseline"]["inputs"] == {}
+    )
     assert list(results["warmup"]["metrics"]) == ["box_agnostic", "mask_agnostic"]
     assert list(results["cassl"]["metrics"]) == ["box", "box_agnostic", "mask", "mask_agnostic"]
-    assert {name: results[name]["steps"] for name in ("labeler", "warmup", "cassl", "objects_ga", "baseline")} == {
-        "labeler": 30,
+    assert {
+        name: results[name]["steps"] for name in ("pseudo_labeler", "warmup", "cassl", "objects_ga", "baseline")
+    } == {
+        "pseudo_labeler": 30,
         "warmup": 12,
         "cassl": 3,
         "objects_ga": 3,
         "baseline": 15,  # warm-up and finetuning together
     }
-    assert results["labels"]["images"] == results["warmup"]["images"] == 16 and results["cassl"]["images"] == 24
-    assert results["labels"]["unreadable"] == [] and results["cassl"]["learning_rate"] == 0.002  # 0.004 * 8 / 16
+    assert results["pseudo_labels"]["images"] == results["warmup"]["images"] == 16 and results["cassl"]["images"] == 24
+    assert results["pseudo_labels"]["unreadable"] == [] and results["cassl"]["learning_rate"] == 0.002  # 0.004 * 8 / 16
 
 
-def test_the_labels_are_worth_a_warm_up(chain):
+def test_the_pseudo_labels_are_worth_training_on(chain):
     """Guards the other tests: pseudo labels exist, so boxes and masks are trained on."""
-    metrics = chain["labels"].result["metrics"]
+    metrics = chain["pseudo_labels"].result["metrics"]
     assert metrics["labels"] > 16 and 0 < metrics["recall"] <= 1
-    store = PseudoLabelStore(chain["labels"].folder / "store", threshold=0.0)
+    store = PseudoLabelStore(chain["pseudo_labels"].store, threshold=0.0)
     assert min(item["scores"].min() for item in store if len(item["scores"])) >= 0.15  # `keep`
     assert store.manifest["labels"] > metrics["labels"]  # those between `keep` and the threshold
     assert all(entry["loss_box"] > 0 and entry["loss_mask"] > 0 for entry in chain["warmup"].history)
     assert [entry["step"] for entry in chain["warmup"].history] == [2, 4, 6, 8, 10, 12]
-    losses = [entry["loss_cls"] for entry in chain["labeler"].history]
+    losses = [entry["loss_cls"] for entry in chain["pseudo_labeler"].history]
     assert losses[-1] < losses[0] / 2
 
 
 def test_a_run_can_be_made_again_from_what_it_wrote(chain, config):
     for run in chain.values():
-        assert from_json(json.loads((run.folder / "config.json").read_text())) == config
-    model = stages.load_model(chain["cassl"])
+        assert run.config == config
+    model = load_detector(chain["cassl"])
     weights = load_file(chain["cassl"].weights)
     assert (
         not model.training and model.config.num_classes == 12 and model.config == replace(config.model, num_classes=12)
@@ -131,13 +140,13 @@ def test_the_same_request_finds_the_finished_run(chain, config, in_chain, monkey
         raise AssertionError("a finished run was worked on")
 
     monkeypatch.setattr(engine, "train", work)
-    monkeypatch.setattr(stages, "label_pool", work)
+    monkeypatch.setattr(pseudo_labels, "label_pool", work)
     before = {path: path.stat().st_mtime_ns for path in in_chain.rglob("result.json")}
-    assert stages.finetune(config) == chain["cassl"]
-    assert stages.finetune(config, start="labeler") == chain["objects_ga"]
-    assert stages.finetune(config, start="scratch", existing=True) == chain["baseline"]
-    assert stages.warm_up(config, existing=True) == chain["warmup"]
-    assert stages.label(replace(config, make_inputs=False)) == chain["labels"]
+    assert obtain(requests.finetune(config)) == chain["cassl"]
+    assert obtain(requests.finetune(config, requests.pseudo_labeler(config))) == chain["objects_ga"]
+    assert require(requests.baseline(config)) == chain["baseline"]
+    assert require(requests.warmup(config)) == chain["warmup"]
+    assert obtain(requests.pseudo_labels(replace(config, make_inputs=False))) == chain["pseudo_labels"]
     assert {path: path.stat().st_mtime_ns for path in in_chain.rglob("result.json")} == before
 
 
@@ -145,24 +154,10 @@ def test_the_summary_holds_the_chains_numbers(chain, config, in_chain):
     numbers, file = summary.summarize(config)
     written = json.loads(file.read_text())
     assert file == in_chain / "summary.json" and numbers.items() <= written.items()
-    assert numbers["pseudo_labels"] == chain["labels"].result["metrics"]["labels"]
-    assert numbers["labeler_agnostic_ap"] == chain["labeler"].result["metrics"]["box_agnostic"]["AP"]
+    assert numbers["pseudo_labels"] == chain["pseudo_labels"].result["metrics"]["labels"]
+    assert numbers["labeler_agnostic_ap"] == chain["pseudo_labeler"].result["metrics"]["box_agnostic"]["AP"]
     assert written["runs"] == {name: run.id for name, run in chain.items()}
     assert "CA-SSL, Objects (P,A)" in summary.table(numbers)
-
-
-def names(config, chain) -> dict[str, str]:
-    """What the stages call their runs with these settings; nothing is run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "_run", lambda request, *_, **__: Run(Path(request.id)))
-        return {
-            "labeler": stages.train_labeler(config).id,
-            "labels": stages.label(config, labeler=chain["labeler"]).id,
-            "warmup": stages.warm_up(config, labels=chain["labels"]).id,
-            "cassl": stages.finetune(config, source=chain["warmup"]).id,
-            "objects_ga": stages.finetune(config, start="labeler", source=chain["labeler"]).id,
-            "baseline": stages.finetune(config, start="scratch").id,
-        }
 
 
 def test_the_chain_is_drawn(config, in_chain, tmp_path):
@@ -172,28 +167,6 @@ def test_the_chain_is_drawn(config, in_chain, tmp_path):
             assert picture.width > 500
 
 
-def test_a_run_is_named_by_what_decides_it(chain, config, in_chain):
-    def differ(other):
-        found = names(other, chain)
-        return {name for name in found if found[name] != chain[name].id}
-
-    trained = {"labeler", "warmup", "cassl", "objects_ga", "baseline"}
-    assert differ(config) == set()
-    idle = {"workers": 1, "checkpoint_every": 5, "log_every": 7, "epochs": 99.0}
-    assert differ(replace(config, warmup=replace(config.warmup, **idle))) == set()
-    assert differ(replace(config, make_inputs=False)) == set()
-    assert differ(replace(config, label=replace(config.label, threshold=0.3))) == {"warmup"}
-    assert differ(replace(config, label=replace(config.label, keep=0.16))) == {"labels"}
-    assert differ(replace(config, label=replace(config.label, batch_size=3))) == {"labels"}
-    assert differ(replace(config, warmup=replace(config.warmup, learning_rate=1e-3))) == {"warmup"}
-    assert differ(replace(config, warmup=replace(config.warmup, steps=13))) == {"warmup", "baseline"}
-    assert differ(replace(config, seed=1)) == trained
-    assert differ(replace(config, model=replace(config.model, nms_threshold=0.5))) == trained
-    assert differ(replace(config, augment=replace(config.augment, kind="strong"))) == trained
-    assert differ(replace(config, augment=replace(config.augment, test_size=64))) == trained | {"labels"}
-    assert differ(replace(config, split="small")) == {"labels"}
-
-
 # ---- where finetuning starts ----
 
 
@@ -201,14 +174,14 @@ class Caught(Exception):
     """Carries the weights that training would have started with."""
 
 
-def start_of(config, **options) -> dict[str, torch.Tensor]:
-    def train(model, *_, **__):
-        raise Caught({name: value.clone() for name, value in model.state_dict().items()})
+def weights_at_the_start(request) -> dict[str, torch.Tensor]:
+    def train(procedure, *_, **__):
+        raise Caught({name: value.clone() for name, value in procedure.model.state_dict().items()})
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Caught) as caught:
         patch.setattr(engine, "train", train)
         patch.setenv("CASSL_RUNS", str(paths.runs() / "probe"))  # the runs themselves are finished
-        stages.finetune(config, **options)
+        obtain(request)
     return caught.value.args[0]
 
 
@@ -221,45 +194,45 @@ def parts_equal(first, second) -> set[str]:
     return {part for part, same in equal.items() if same}
 
 
-def test_finetuning_starts_where_it_is_told(chain, config, in_chain):
-    warmed, labeler = load_file(chain["warmup"].weights), load_file(chain["labeler"].weights)
-    scratch = start_of(config, start="scratch")
+def test_finetuning_starts_from_its_input(chain, config, in_chain):
+    warmed, labeler = load_file(chain["warmup"].weights), load_file(chain["pseudo_labeler"].weights)
+    scratch = weights_at_the_start(requests.baseline(config))
     assert parts_equal(scratch, warmed) == parts_equal(scratch, labeler) == set()
-    default = start_of(config, source=chain["warmup"])
+    default = weights_at_the_start(requests.finetune(config, chain["warmup"]))
     assert parts_equal(default, warmed) == {"backbone", "neck", "head"}  # twelve classes: the classifier is new
     assert parts_equal(default, scratch) == {"classifier"}
-    assert parts_equal(start_of(config, start="labeler", source=chain["labeler"]), labeler) == {
-        "backbone",
-        "neck",
-        "head",
-    }
-    assert parts_equal(start_of(config, source=chain["warmup"], parts=("backbone",)), warmed) == {"backbone"}
-    everything = start_of(config, source=chain["warmup"], parts=stages.PARTS)
+    from_labeler = weights_at_the_start(requests.finetune(config, chain["pseudo_labeler"]))
+    assert parts_equal(from_labeler, labeler) == {"backbone", "neck", "head"}
+    backbone = weights_at_the_start(requests.finetune(config, chain["warmup"], parts=("backbone",)))
+    assert parts_equal(backbone, warmed) == {"backbone"}
+    everything = weights_at_the_start(requests.finetune(config, chain["warmup"], parts=PARTS))
     weight = everything["head.class_logits.weight"]
     assert weight.shape[0] == 12 and torch.equal(weight, warmed["head.class_logits.weight"].expand_as(weight))
 
 
-def test_the_labeler_and_the_warm_up_start_alike_but_not_from_one_another(chain, config, in_chain, monkeypatch):
-    seen = []
-
-    def train(model, *_, **__):
-        seen.append({name: value.clone() for name, value in model.state_dict().items()})
-        raise Caught
-
-    monkeypatch.setattr(engine, "train", train)
-    monkeypatch.setenv("CASSL_RUNS", str(in_chain / "probe"))
-    for stage, options in ((stages.train_labeler, {}), (stages.warm_up, {"labels": chain["labels"]})):
-        with pytest.raises(Caught):
-            stage(config, **options)
-    trained = load_file(chain["labeler"].weights)
-    assert parts_equal(*seen) == {"backbone", "neck", "head", "classifier"} and parts_equal(seen[0], trained) == set()
+def test_pseudo_labeler_and_warm_up_start_alike_but_not_from_each_other(chain, config, in_chain):
+    starts = [
+        weights_at_the_start(request)
+        for request in (requests.pseudo_labeler(config), requests.warmup(config, chain["pseudo_labels"]))
+    ]
+    trained = load_file(chain["pseudo_labeler"].weights)
+    assert parts_equal(*starts) == {"backbone", "neck", "head", "classifier"}
+    assert parts_equal(starts[0], trained) == set()
 
 
-def test_an_unknown_start_or_part_is_refused(chain, config, in_chain):
-    with pytest.raises(ValueError, match="start='imagenet' is not allowed; use one of: warmup, labeler, scratch"):
-        stages.finetune(config, start="imagenet")
+def test_unknown_stages_starts_inputs_and_parts_are_rejected(chain, config, in_chain):
+    with pytest.raises(
+        ConfigError, match="stage='tune' is not allowed; use one of: pseudo_labeler, pseudo_labels, warm"
+    ):
+        requests.request("tune", config)
+    with pytest.raises(ConfigError, match="start='imagenet' is not allowed for finetune; use one of: warmup, pseudo_"):
+        requests.request("finetune", config, start="imagenet")
+    with pytest.raises(ConfigError, match=r"input='warmup-\w+': warmup does not start from a warmup run"):
+        requests.request("warmup", config, run=chain["warmup"])
+    with pytest.raises(ConfigError, match=r"start='warmup' contradicts input='pseudo_labeler-\w+'"):
+        requests.request("finetune", config, start="warmup", run=chain["pseudo_labeler"])
     with pytest.raises(ValueError, match="unknown parts"):
-        stages.finetune(config, source=chain["warmup"], parts=("tail",))
+        obtain(requests.finetune(config, chain["warmup"], parts=("tail",)))
 
 
 # ---- what is not there ----
@@ -267,29 +240,35 @@ def test_an_unknown_start_or_part_is_refused(chain, config, in_chain):
 
 def test_a_missing_run_names_the_command_that_makes_it(config, elsewhere):
     """The printed command, run as it stands in a shell, makes exactly the run that was missing."""
-    quick = replace(config, labeler=replace(config.labeler, steps=1))
-    for stage in (stages.warm_up, stages.label, stages.train_labeler):
+    quick = replace(config, pseudo_labeler=replace(config.pseudo_labeler, steps=1))
+    for request in (requests.warmup(quick), requests.pseudo_labels(quick), requests.pseudo_labeler(quick)):
+        assert find(request) is None
         with pytest.raises(MissingRun) as caught:
-            stage(quick, existing=True)
+            require(request)
     with pytest.raises(MissingRun) as on_the_way:  # an input is not made either where the profile forbids it
-        stages.finetune(replace(quick, make_inputs=False))
+        obtain(requests.finetune(replace(quick, make_inputs=False)))
     assert str(on_the_way.value).splitlines()[0] == str(caught.value).splitlines()[0]
     command = str(caught.value).splitlines()[1].strip()
-    assert command.startswith("python -m cassl_lib run train_labeler --config ")
+    assert command.startswith("python -m cassl_lib run pseudo_labeler --config ")
     python, *arguments = shlex.split(command)
     done = subprocess.run([sys.executable, *arguments], cwd=paths.REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    run = stages.train_labeler(quick, existing=True)
+    run = require(requests.pseudo_labeler(quick))
     assert run.finished and str(run.folder) in done.stdout and run.id in str(caught.value)
-    with pytest.raises(MissingRun, match=r"labels-\w+ is not there yet(.|\n)*run label --config "):
-        stages.warm_up(quick, existing=True)
-    with pytest.raises(MissingRun, match="run finetune --start scratch --config "):
-        stages.finetune(quick, start="scratch", existing=True)
+    with pytest.raises(MissingRun, match=rf"pseudo_labels-\w+ is missing(.|\n)*run pseudo_labels --config .* {run.id}"):
+        require(requests.warmup(quick))
+    with pytest.raises(MissingRun, match="run finetune --config .* --start scratch"):
+        require(requests.baseline(quick))
+
+
+def test_looking_for_a_run_leaves_nothing_behind(config, elsewhere):
+    assert find(requests.finetune(config)) is None and find(requests.pseudo_labeler(config)) is None
+    assert not elsewhere.exists()
 
 
 def test_one_of_several_processes_finds_a_finished_input(chain, config, in_chain, monkeypatch):
-    monkeypatch.setattr(engine, "rank_and_world", lambda: (1, 2))
-    assert stages.warm_up(config, existing=True) == chain["warmup"]
+    monkeypatch.setattr(graph, "rank_and_world", lambda: (1, 2))
+    assert require(requests.warmup(config)) == chain["warmup"]
 
 
 # ---- killed ----
@@ -309,10 +288,10 @@ def kill_when(process: subprocess.Popen, happened) -> None:
     assert process.wait() == -signal.SIGKILL
 
 
-def start(verb: str, config: Config, folder: Path) -> subprocess.Popen:
-    file = folder / f"{verb}.json"
+def start(stage: str, config: Config, folder: Path) -> subprocess.Popen:
+    file = folder / f"{stage}.json"
     file.write_text(json.dumps(to_json(config)))
-    command = [sys.executable, "-m", "cassl_lib", "run", verb, "--config", str(file)]
+    command = [sys.executable, "-m", "cassl_lib", "run", stage, "--config", str(file)]
     return subprocess.Popen(command, cwd=paths.REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
@@ -325,31 +304,34 @@ def without_time(entries: list[dict]) -> list[dict]:
     return [{key: value for key, value in entry.items() if key != "seconds"} for entry in entries]
 
 
-def test_a_killed_warm_up_goes_on_to_the_same_weights(chain, config, elsewhere, tmp_path, capsys):
-    copy_inputs(chain, elsewhere, "labeler", "labels")
+def test_a_killed_warm_up_resumes_to_the_same_weights(chain, config, elsewhere, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    copy_inputs(chain, elsewhere, "pseudo_labeler", "pseudo_labels")
     killed = Run(elsewhere / chain["warmup"].id)
-    kill_when(start("warm_up", config, tmp_path), killed.checkpoint.exists)
+    kill_when(start("warmup", config, tmp_path), killed.checkpoint.exists)
     assert killed.checkpoint.exists() and not killed.finished and not killed.weights.exists()
-    continued = stages.warm_up(config)
-    assert continued == killed and f"{killed.id}: continues at step" in capsys.readouterr().err
-    assert continued.weights.read_bytes() == chain["warmup"].weights.read_bytes()
-    assert without_time(continued.history) == without_time(chain["warmup"].history)
-    assert continued.result["metrics"] == chain["warmup"].result["metrics"]
+    resumed = obtain(requests.warmup(config))
+    assert resumed == killed and f"{killed.id}: resumes at step" in caplog.text
+    assert resumed.weights.read_bytes() == chain["warmup"].weights.read_bytes()
+    assert without_time(resumed.history) == without_time(chain["warmup"].history)
+    assert resumed.result["metrics"] == chain["warmup"].result["metrics"]
 
 
-def test_a_killed_labeling_goes_on_to_the_same_store(chain, config, elsewhere, tmp_path):
-    copy_inputs(chain, elsewhere, "labeler")
-    killed = Run(elsewhere / chain["labels"].id)
-    store, whole = killed.folder / "store", chain["labels"].folder / "store"
-    kill_when(start("label", config, tmp_path), (store / "shard-00001.json").exists)
+def test_a_killed_labeling_resumes_to_the_same_store(chain, config, elsewhere, tmp_path):
+    copy_inputs(chain, elsewhere, "pseudo_labeler")
+    killed = Run(elsewhere / chain["pseudo_labels"].id)
+    store, whole = killed.store, chain["pseudo_labels"].store
+    kill_when(start("pseudo_labels", config, tmp_path), (store / "shard-00001.json").exists)
     assert not killed.finished and not (store / "manifest.json").exists()
     written = {path: path.stat().st_mtime_ns for path in store.glob("shard-0000[01].*")}
-    assert stages.label(config) == killed and len(written) == 4
-    assert {path: path.stat().st_mtime_ns for path in written} == written  # finished shards are not made again
+    assert obtain(requests.pseudo_labels(config)) == killed and len(written) == 4
+    assert {path: path.stat().st_mtime_ns for path in written} == written  # finished shards are kept
     assert {path.name: path.read_bytes() for path in store.iterdir()} == {
         path.name: path.read_bytes() for path in whole.iterdir()
     }
-    assert len(list(store.glob("*.arrow"))) == 16 and killed.result["metrics"] == chain["labels"].result["metrics"]
+    assert (
+        len(list(store.glob("*.arrow"))) == 16 and killed.result["metrics"] == chain["pseudo_labels"].result["metrics"]
+    )
 
 
 # ---- data as it comes ----
@@ -363,16 +345,16 @@ def test_an_image_that_cannot_be_labeled_is_named_and_has_no_labels(chain, confi
     cut = tmp_path / "pool" / "zz.jpg"
     cut.write_bytes(pool.image_path(3).read_bytes()[:2000])  # its header still tells the size
     own = replace(config, unlabeled=str(tmp_path / "pool"))
-    labels = stages.label(own, labeler=chain["labeler"])
+    labels = obtain(requests.pseudo_labels(own, chain["pseudo_labeler"]))
     assert labels.result["images"] == 4
     (lost,) = labels.result["unreadable"]
     assert lost.startswith(f"{cut} (")
     assert labels.result["metrics"].keys() == {"threshold", "labels"}  # no hidden truth, no judgment
-    store = PseudoLabelStore(labels.folder / "store")
+    store = PseudoLabelStore(labels.store)
     assert [Path(store.file_name(index)).name for index in range(len(store))] == [
         pool.image_path(index).name for index in range(3)
     ]
-    warmed = stages.warm_up(replace(own, warmup=replace(own.warmup, steps=1)), labels=labels)
+    warmed = obtain(requests.warmup(replace(own, warmup=replace(own.warmup, steps=1)), labels))
     assert warmed.result["images"] == 3
 
 
@@ -385,39 +367,43 @@ def test_a_damaged_training_image_is_skipped_and_named(chain, config, elsewhere,
     (tmp_path / "images" / name).write_text("no image")
     val = datasets.validation_set(config)
     own = replace(config, labeled=str(labels), val=f"{val.path}{os.pathsep}{val.folder}")
-    result = stages.finetune(own, start="scratch").result
+    result = obtain(requests.baseline(own)).result
     assert len(result["unreadable"]) == 1 and name in result["unreadable"][0]
 
 
-def test_a_warm_up_with_a_single_label_stays_finite_and_one_without_is_refused(chain, config, elsewhere, capsys):
-    labels = PseudoLabelStore(chain["labels"].folder / "store", threshold=0.0)
+def test_a_warm_up_with_a_single_label_stays_finite_and_one_without_is_rejected(chain, config, elsewhere, caplog):
+    caplog.set_level(logging.INFO)
+    labels = PseudoLabelStore(chain["pseudo_labels"].store, threshold=0.0)
     scores = np.sort(np.concatenate([item["scores"] for item in labels]))
     few = replace(config.warmup, steps=2, log_every=1)
 
     def above(threshold):
-        label = replace(config.label, threshold=float(threshold))
-        return replace(config, profile="demo", label=label, warmup=few)
+        label = replace(config.pseudo_labels, threshold=float(threshold))
+        return replace(config, profile="demo", pseudo_labels=label, warmup=few)
 
-    run = stages.warm_up(above(scores[-2]), labels=chain["labels"])
-    assert "1 labels above" in capsys.readouterr().err
+    run = obtain(requests.warmup(above(scores[-2]), chain["pseudo_labels"]))
+    assert "1 labels above" in caplog.text
     assert min(entry["loss_box"] for entry in run.history) == 0 and run.history[-1]["loss_cls"] > 0
     assert all(torch.isfinite(value).all() for value in load_file(run.weights).values() if value.is_floating_point())
-    with pytest.raises(DataError, match=r"no score is above the threshold 0.999, the highest is below 0\.\d+; take a"):
-        stages.warm_up(above(0.999), labels=chain["labels"])
+    with pytest.raises(
+        DataError,
+        match=r"no label has a score above the threshold 0.999; the highest score is below 0\.\d+; use a lower",
+    ):
+        obtain(requests.warmup(above(0.999), chain["pseudo_labels"]))
 
 
 def test_boxes_alone_go_through_all_stages(elsewhere):
     config = settings(masks=False)
-    short = {name: replace(getattr(config, name), steps=2) for name in ("labeler", "warmup", "finetune")}
-    config = replace(config, label=replace(config.label, keep=0.0, threshold=0.0), **short)
+    short = {name: replace(getattr(config, name), steps=2) for name in ("pseudo_labeler", "warmup", "finetune")}
+    config = replace(config, pseudo_labels=replace(config.pseudo_labels, keep=0.0, threshold=0.0), **short)
     config = replace(config, model=replace(config.model, score_threshold=0.0, detections_per_image=5))
-    run = stages.finetune(config)
+    run = obtain(requests.finetune(config))
     assert list(run.result["metrics"]) == ["box", "box_agnostic"] and "loss_mask" not in run.history[-1]
-    labels = stages.label(config, existing=True)
-    first = PseudoLabelStore(labels.folder / "store", threshold=0)[0]
+    labels = require(requests.pseudo_labels(config))
+    first = PseudoLabelStore(labels.store, threshold=0)[0]
     assert len(first["boxes"]) == 5 and first["rles"] == []
-    with pytest.raises(ValueError, match="has labels without masks; train with masks=False"):
-        stages.warm_up(replace(config, model=settings().model), labels=labels)
+    with pytest.raises(ValueError, match="its labels have no masks; train with masks=False"):
+        obtain(requests.warmup(replace(config, model=settings().model), labels))
 
 
 def test_validation_classes_must_be_the_training_classes(config, elsewhere, tmp_path):
@@ -432,16 +418,16 @@ def test_validation_classes_must_be_the_training_classes(config, elsewhere, tmp_
         labeled=f"{labeled.path}{os.pathsep}{labeled.folder}",
         val=f"{tmp_path / 'val.json'}{os.pathsep}{val.folder}",
     )
-    with pytest.raises(DataError, match="val.json: its classes .* are not those of"):
-        stages.finetune(own, start="scratch")
+    with pytest.raises(DataError, match="val.json: its classes .* differ from those of"):
+        obtain(requests.baseline(own))
     (tmp_path / "val.json").write_text(json.dumps(data | {"annotations": []}))
     with pytest.raises(DataError, match="val.json: no usable annotation"):
-        stages.train_labeler(own)
+        obtain(requests.pseudo_labeler(own))
 
 
 def test_the_pools_own_image_is_trained_on_with_its_own_labels(chain, config, in_chain):
     """The link between store and image: the file that a row names is the one the labels were found on."""
-    pool, store = datasets.pool(config), PseudoLabelStore(chain["labels"].folder / "store")
+    pool, store = datasets.pool(config), PseudoLabelStore(chain["pseudo_labels"].store)
     for index in range(len(pool)):
         assert store.image_id(index) == pool.image_id(index)
         item = store[index]
@@ -455,19 +441,19 @@ def test_the_pools_own_image_is_trained_on_with_its_own_labels(chain, config, in
 def test_a_warm_up_on_entities_is_one_word_away(config, chain, monkeypatch):
     monkeypatch.setenv("CASSL_RUNS", str(chain["cassl"].folder.parent))
     entities = replace(config, annotation="entities")
-    panoptic = stages.finetune(replace(entities, target="panoptic"))
+    panoptic = obtain(requests.finetune(replace(entities, target="panoptic")))
     assert panoptic.result["classes"][:12] == chain["cassl"].result["classes"]
     assert set(panoptic.result["metrics"]) >= {"box", "mask", "panoptic", "panoptic_things", "panoptic_stuff"}
-    warmup = stages.warm_up(entities, existing=True)
-    assert warmup.id != chain["warmup"].id and not stages.model_config(panoptic).one_entity_per_pixel
-    assert not stages.model_config(warmup).one_entity_per_pixel  # the small profiles' choice
-    assert stages.agnostic(replace(entities, overlap=None)).one_entity_per_pixel  # the paper profile's
-    assert not stages.agnostic(replace(entities, overlap=True)).one_entity_per_pixel
-    assert stages.agnostic(replace(config, overlap=False)).one_entity_per_pixel
+    warmup = require(requests.warmup(entities))
+    assert warmup.id != chain["warmup"].id and not model_config(panoptic).one_entity_per_pixel
+    assert not model_config(warmup).one_entity_per_pixel  # the small profiles' choice
+    assert class_agnostic_model(replace(entities, overlap=None)).one_entity_per_pixel  # the paper profile's
+    assert not class_agnostic_model(replace(entities, overlap=True)).one_entity_per_pixel
+    assert class_agnostic_model(replace(config, overlap=False)).one_entity_per_pixel
     truth = datasets.validation_set(entities)
     assert len(truth.boxes) > len(datasets.validation_set(config).boxes)  # things and stuff
     # What is learned from scratch with classes does not depend on what the warm-up would have been.
-    assert stages.finetune(entities, start="scratch").id == chain["baseline"].id
+    assert obtain(requests.baseline(entities)).id == chain["baseline"].id
 
 
 # ---- labels of others, labels with classes (Table 2) ----
@@ -475,75 +461,75 @@ def test_a_warm_up_on_entities_is_one_word_away(config, chain, monkeypatch):
 
 def test_a_store_of_another_model_is_warmed_up_on(chain, config, elsewhere, tmp_path):
     """The labels of the pool go out as COCO results, come back as a store, and train as they would have."""
-    own = PseudoLabelStore(chain["labels"].folder / "store", threshold=0.0)
+    own = PseudoLabelStore(chain["pseudo_labels"].store, threshold=0.0)
     coco = to_coco(own)
     coco["images"] = [image | {"file_name": str(paths.image(image["file_name"]))} for image in coco["images"]]
     results = [{key: entry[key] for key in entry.keys() - {"id", "iscrowd"}} for entry in coco["annotations"]]
     (tmp_path / "info.json").write_text(json.dumps({"images": coco["images"], "categories": coco["categories"]}))
     (tmp_path / "results.json").write_text(json.dumps(results))
     store = from_coco(tmp_path / "info.json", tmp_path / "store", results=tmp_path / "results.json", labeler="other")
-    others = replace(config, labels=str(store.folder))
-    run = stages.warm_up(others)
-    assert run.result["inputs"] == {} and run.result["data"]["labels"] == store.fingerprint
+    others = replace(config, store=str(store.folder))
+    run = obtain(requests.warmup(others))
+    assert run.result["inputs"] == {} and run.result["data"]["store"] == store.fingerprint
     for one, other in zip(run.history, chain["warmup"].history, strict=True):  # x + w has another last bit than x2
         assert without_time([one])[0] == pytest.approx(without_time([other])[0], rel=1e-4)
     assert run.id != chain["warmup"].id
-    assert not list(elsewhere.glob("labels-*"))  # nothing was labeled for it
-    finetuned = stages.finetune(others)
+    assert not list(elsewhere.glob("pseudo_labels-*"))  # nothing was labeled for it
+    finetuned = obtain(requests.finetune(others))
     assert finetuned.result["inputs"] == {"warmup": run.id}
 
 
 def test_a_store_of_this_run_store_is_known_as_its_run(chain, config, in_chain):
-    named = resolve(profile="smoke", labels=chain["labels"].id[:12])
-    assert named.labels == str(chain["labels"].folder / "store")
-    assert stages.warm_up(replace(config, labels=named.labels), existing=True) == chain["warmup"]
-    shutil.copytree(chain["labels"].folder, in_chain / "labels-0")
-    with pytest.raises(ConfigError, match=r"labels='labels-' names \d runs: labels-0"):
-        resolve(profile="smoke", labels="labels-")
-    with pytest.raises(ConfigError, match=r"labels='\*' is no finished store"):
-        resolve(profile="smoke", labels="*")
-    shutil.rmtree(in_chain / "labels-0")
+    named = resolve(profile="smoke", store=chain["pseudo_labels"].id[:18])
+    assert named.store == str(chain["pseudo_labels"].store)
+    assert require(requests.warmup(replace(config, store=named.store))) == chain["warmup"]
+    shutil.copytree(chain["pseudo_labels"].folder, in_chain / "pseudo_labels-0")
+    with pytest.raises(ConfigError, match=r"store='pseudo_labels-' is ambiguous, it matches \d runs: pseudo_labels-0"):
+        resolve(profile="smoke", store="pseudo_labels-")
+    with pytest.raises(ConfigError, match=r"store='\*' is not a finished pseudo-label store"):
+        resolve(profile="smoke", store="*")
+    shutil.rmtree(in_chain / "pseudo_labels-0")
 
 
 def test_the_baseline_is_as_long_as_a_warm_up_on_the_store(chain, config, in_chain):
     """16 images in the store, 24 labeled; 3 epochs in batches of 8 are 6 and 9 steps."""
     epochs = {name: replace(getattr(config, name), steps=0, epochs=3) for name in ("warmup", "finetune")}
-    own = replace(config, **epochs, labels=str(chain["labels"].folder / "store"), unlabeled="/no/such/pool")
-    assert stages.baseline_steps(own) == 6 + 9
+    own = replace(config, **epochs, store=str(chain["pseudo_labels"].store), unlabeled="/no/such/pool")
+    assert baseline_steps(own) == 6 + 9
 
 
 def test_labels_that_cannot_be_trained_on_are_refused_at_once(chain, config, elsewhere, tmp_path):
     row = {"image_id": 1, "file_name": "/gone/1.jpg", "height": 20, "width": 20, "scores": [0.9]}
     write_shard(tmp_path / "boxes", 0, [row | {"boxes": [[0, 0, 9, 9]]}], "m")
     finish(tmp_path / "boxes", labeler="m", pool="p")
-    boxes = replace(config, labels=str(tmp_path / "boxes"))
-    with pytest.raises(DataError, match="boxes has labels without masks; train with masks=False"):
-        stages.warm_up(boxes)
+    boxes = replace(config, store=str(tmp_path / "boxes"))
+    with pytest.raises(DataError, match="boxes: its labels have no masks; train with masks=False"):
+        obtain(requests.warmup(boxes))
     without_masks = replace(boxes, model=settings(masks=False).model)
-    with pytest.raises(DataError, match="none of its images can be read, such as /gone/1.jpg; bring them back"):
-        stages.warm_up(without_masks)
+    with pytest.raises(DataError, match="none of its images can be read, such as /gone/1.jpg; restore them"):
+        obtain(requests.warmup(without_masks))
     with pytest.raises(DataError, match=r"its classes \['object'\] are not those of"):
-        stages.warm_up(replace(without_masks, class_specific=True))
-    shutil.copytree(chain["labels"].folder / "store", tmp_path / "damaged")
+        obtain(requests.warmup(replace(without_masks, class_specific=True)))
+    shutil.copytree(chain["pseudo_labels"].store, tmp_path / "damaged")
     shard = tmp_path / "damaged" / "shard-00003.arrow"
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     with pytest.raises(PseudoLabelError, match="shard-00003.arrow is damaged"):
-        stages.warm_up(replace(config, labels=str(tmp_path / "damaged")))
+        obtain(requests.warmup(replace(config, store=str(tmp_path / "damaged"))))
 
 
 def test_class_specific_labels_warm_up_a_detector_that_knows_classes(config, elsewhere):
     specific = replace(config, class_specific=True)
-    warmed = stages.warm_up(specific)
-    labels = stages.label(specific, existing=True)
-    store = PseudoLabelStore(labels.folder / "store", threshold=0.0)
+    warmed = obtain(requests.warmup(specific))
+    labels = require(requests.pseudo_labels(specific))
+    store = PseudoLabelStore(labels.store, threshold=0.0)
     names = datasets.labeled_set(config).classes
     assert [category["name"] for category in store.categories] == names == warmed.result["classes"]
-    assert stages.model_config(warmed).num_classes == 12 and "box" in warmed.result["metrics"]
+    assert model_config(warmed).num_classes == 12 and "box" in warmed.result["metrics"]
     assert len(np.unique(store.flat()["labels"])) > 1
-    assert stages.train_labeler(specific, existing=True).result["settings"]["learns"] == "instances"
-    finetuned = stages.finetune(specific)
+    assert require(requests.pseudo_labeler(specific)).result["settings"]["class_specific"] is True
+    finetuned = obtain(requests.finetune(specific))
     assert finetuned.result["inputs"] == {"warmup": warmed.id} and len(store.labels_by_class()) == 12
     assert store.labels_by_class().sum() == store.manifest["labels"]
     assert [category["id"] for category in store.categories] == datasets.labeled_set(config).category_ids.tolist()

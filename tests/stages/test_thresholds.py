@@ -1,4 +1,4 @@
-"""The threshold of the pseudo labels: counted by hand, proposed with a reason, and the tail that classes would have."""
+"""Choosing the threshold of the pseudo labels: quality counted by hand, proposals with a reason, numbers per class."""
 
 import json
 import os
@@ -13,7 +13,6 @@ from cassl_lib.errors import ConfigError, DataError
 from cassl_lib.labels.shards import finish, write_shard
 from cassl_lib.labels.store import PseudoLabelStore
 from cassl_lib.resolve import resolve
-from cassl_lib.stages import all_stages as stages
 from cassl_lib.stages import thresholds
 from cassl_lib.stages.thresholds import by_class, propose_by_count, propose_threshold, quality_at, recall_by_class
 
@@ -21,7 +20,7 @@ CLASSES = [{"id": 3, "name": "cat"}, {"id": 8, "name": "dog"}, {"id": 9, "name":
 
 
 def square(place: int) -> list[float]:
-    """Boxes of different places do not touch."""
+    """Boxes at different places do not touch."""
     return [20 * place, 0, 20 * place + 10, 10]
 
 
@@ -38,13 +37,13 @@ def images(tmp_path) -> CocoImages:
     for image in listed:
         Image.new("RGB", (100, 20)).save(tmp_path / "images" / image["file_name"])
     coco = {"images": listed, "annotations": annotations, "categories": CLASSES}
-    (tmp_path / "truth.json").write_text(json.dumps(coco))
-    return CocoImages(tmp_path / "truth.json", tmp_path / "images")
+    (tmp_path / "ground_truth.json").write_text(json.dumps(coco))
+    return CocoImages(tmp_path / "ground_truth.json", tmp_path / "images")
 
 
 @pytest.fixture
 def labels(tmp_path) -> PseudoLabelStore:
-    """Image 1: cats found at 0 (0.9) and 1 (0.6), the dog at 3 (0.35); an invented cat at 4 (0.5). Image 2: nothing."""
+    """Image 1: cats detected at 0 (0.9) and 1 (0.6), the dog at 3 (0.35), a false cat at 4 (0.5). Image 2: nothing."""
     boxes, scores, kinds = [square(n) for n in (0, 1, 3, 4)], [0.9, 0.6, 0.35, 0.5], [0, 0, 1, 0]
     rows = [
         {
@@ -63,53 +62,55 @@ def labels(tmp_path) -> PseudoLabelStore:
     return PseudoLabelStore(tmp_path / "store")
 
 
-def test_quality_is_counted_by_hand(labels, images):
+def test_quality_matches_hand_counts(labels, images):
     low, middle, high = quality_at(labels, images, (0.3, 0.55, 0.7))
-    # above 0.3: four labels, three right, of five objects
+    # above 0.3: four labels, three of them correct, five objects
     assert (low["precision"], low["recall"], low["labels_per_image"]) == (3 / 4, 3 / 5, 2)
     assert low["f1"] == pytest.approx(2 * 3 / (4 + 5))
     assert (middle["precision"], middle["recall"]) == (1, 2 / 5)
     assert (high["precision"], high["recall"], high["labels_per_image"]) == (1, 1 / 5, 0.5)
 
 
-def test_the_proposal_is_the_best_f1_and_says_why(labels, images):
+def test_the_proposal_has_the_best_f1_and_a_reason(labels, images):
     proposal = propose_threshold(quality_at(labels, images, (0.3, 0.34, 0.55, 0.7, 0.95)))
     assert proposal.threshold == 0.3
-    assert "0.667, precision 0.750, recall 0.600, 2.0 labels an image" in proposal.reason
-    assert "from 0.3 to 0.34" in proposal.reason  # as good
+    assert "0.667 (precision 0.750, recall 0.600, 2.0 labels per image)" in proposal.reason
+    assert "from 0.3 to 0.34" in proposal.reason  # equally good
+    assert str(proposal) == f"threshold 0.3: {proposal.reason}"
 
 
-def test_nothing_found_is_no_division_by_zero(labels, images):
+def test_no_labels_at_all_are_not_a_division_by_zero(labels, images):
     (row,) = quality_at(labels, images, (0.95,))
     assert (row["precision"], row["recall"], row["f1"], row["labels_per_image"]) == (0, 0, 0, 0)
     proposal = propose_threshold([row | {"threshold": 0.9}, row])
-    assert proposal.threshold == 0.95 and "no label is right" in proposal.reason
+    assert proposal.threshold == 0.95 and "no label matches an object" in proposal.reason
 
 
-def test_what_one_threshold_finds_of_each_class(labels, images):
-    """Whatever their own class: 2 of 4 cats above 0.55, and the dog above 0.3 too; nobody looked for an eel."""
-    counts = {row["name"]: (row["objects"], row["found"]) for row in recall_by_class(labels, images, 0.55)}
-    assert counts == {"cat": (4, 2), "dog": (1, 0), "eel": (0, 0)}
-    assert recall_by_class(labels, images, 0.3)[1] == {"name": "dog", "objects": 1, "found": 1}
+def test_recall_by_class_ignores_the_labels_own_class(labels, images):
+    """2 of 4 cats above 0.55, the dog only above 0.3; there is no eel."""
+    rows = recall_by_class(labels, images, 0.55)
+    counts = {row["name"]: (row["objects"], row["matched"], row["recall"]) for row in rows}
+    assert counts == {"cat": (4, 2, 0.5), "dog": (1, 0, 0), "eel": (0, 0, None)}
+    assert recall_by_class(labels, images, 0.3)[1] == {"name": "dog", "objects": 1, "matched": 1, "recall": 1}
 
 
-def test_without_truth_the_number_of_labels_is_peoples(labels, images):
+def test_without_ground_truth_the_number_of_labels_per_image_decides(labels, images):
     proposal = propose_by_count(labels, images, (0.3, 0.4, 0.55, 0.7))  # 5 objects on 2 images; 2, 1.5, 1, 0.5 kept
-    assert proposal.threshold == 0.3 and "2.0 labels an image, nearest to the 2.5" in proposal.reason
+    assert proposal.threshold == 0.3 and "2.0 labels per image, closest to the 2.5" in proposal.reason
     assert "heldout=" in proposal.reason
 
 
-def test_each_class_has_a_threshold_of_its_own(labels, images):
+def test_each_class_has_its_own_best_threshold(labels, images):
     cat, dog, eel = by_class(labels, images, threshold=0.55, thresholds=(0.3, 0.4, 0.55, 0.7))
-    # cats above 0.55: 2 labels, both right, of 4 objects: 2 * 2 / (2 + 4); above 0.4 an invented one more
-    assert cat == {"name": "cat", "objects": 4, "labels": 2, "f1": 2 / 3, "best": 0.55, "best_f1": 2 / 3}
+    # cats above 0.55: 2 labels, both correct, 4 objects: 2 * 2 / (2 + 4); above 0.4 there is a false one too
+    assert cat == {"name": "cat", "objects": 4, "labels": 2, "f1": 2 / 3, "best_threshold": 0.55, "best_f1": 2 / 3}
     # the dog is lost at 0.55
-    assert dog == {"name": "dog", "objects": 1, "labels": 0, "f1": 0, "best": 0.3, "best_f1": 1}
-    assert eel == {"name": "eel", "objects": 0, "labels": 0, "f1": None, "best": None, "best_f1": None}
+    assert dog == {"name": "dog", "objects": 1, "labels": 0, "f1": 0, "best_threshold": 0.3, "best_f1": 1}
+    assert eel == {"name": "eel", "objects": 0, "labels": 0, "f1": None, "best_threshold": None, "best_f1": None}
 
 
-def test_a_class_is_matched_with_its_own_objects_only(labels, images, tmp_path):
-    """The dog's box called a cat is a wrong cat, and the dog is not found."""
+def test_labels_match_only_objects_of_their_class(labels, images, tmp_path):
+    """With the dog's box labeled as a cat, it is a false cat and the dog is missed."""
     rows = [{**labels.at(0)[0], "labels": [0, 0, 0, 0]}, labels.at(0)[1]]
     write_shard(tmp_path / "other", 0, rows, "m")
     finish(tmp_path / "other", labeler="m", pool="p", categories=CLASSES)
@@ -117,13 +118,15 @@ def test_a_class_is_matched_with_its_own_objects_only(labels, images, tmp_path):
     assert cat["labels"] == 4 and cat["f1"] == 2 * 2 / (4 + 4) and dog["f1"] == 0
 
 
-def test_labels_of_other_classes_are_refused(labels, images):
+def test_labels_of_other_classes_raise(labels, images):
     images.classes = ["dog"]
-    with pytest.raises(DataError, match=r"its classes .*'cat'.* are not those of .*truth.json"):
+    with pytest.raises(DataError, match=r"its classes .*'cat'.* are not those of .*ground_truth.json"):
         by_class(labels, images, threshold=0.5)
 
 
-def test_the_scenes_hold_out_images_that_no_stage_sees():
+def test_the_scenes_have_held_out_images_that_no_stage_sees():
+    from cassl_lib.stages import all_stages as stages
+
     config = resolve(profile="smoke")
     labeler = stages.train_labeler(config)
     found, images = thresholds.heldout_labels(config, labeler)
@@ -134,7 +137,7 @@ def test_the_scenes_hold_out_images_that_no_stage_sees():
     assert len(thresholds.heldout_labels(entities, labeler)[1].boxes) > len(images.boxes)  # things and stuff
 
 
-def test_heldout_images_are_neither_trained_nor_reported_on(images, tmp_path):
+def test_heldout_images_may_not_be_trained_or_reported_on(images, tmp_path):
     labeled = datasets.labeled_set(resolve(profile="smoke"))
     val = datasets.validation_set(resolve(profile="smoke"))
     own = {name: f"{each.path}{os.pathsep}{each.folder}" for name, each in (("labeled", labeled), ("val", val))}
