@@ -104,13 +104,13 @@ def class_tail(rows: Sequence[Mapping], threshold: float) -> Figure:
     places = np.arange(len(rows))
     counts.bar(places, [row["objects"] for row in rows], color=COLORS[0])
     tidy(counts, "", "objects")
-    specific = bool(rows) and "best" in rows[0]
+    specific = bool(rows) and "best_threshold" in rows[0]
     if specific:
-        shown = [np.nan if row["best"] is None else row["best"] for row in rows]
+        shown = [np.nan if row["best_threshold"] is None else row["best_threshold"] for row in rows]
         values.axhline(threshold, color="black", linewidth=1, linestyle=":", label=f"constant threshold {threshold:g}")
         values.legend(frameon=False, fontsize=TEXT, loc="best")
     else:
-        shown = [row["found"] / row["objects"] if row["objects"] else np.nan for row in rows]
+        shown = [np.nan if row["recall"] is None else row["recall"] for row in rows]
     values.plot(places, shown, "o", color=COLORS[3], markersize=4)
     values.set_ylim(0, 1.02)
     named = len(rows) <= MANY

@@ -1,38 +1,186 @@
-"""Choosing the threshold of the pseudo labels (Sec. 3.1, eq. 3): what each one costs, and one proposed with its reason.
+"""Choosing the score threshold of the pseudo labels (Sec. 3.1, eq. 3): the cost of each, and a proposal with a reason.
 
-The paper does not print its value. Precision and recall come from labeled images of their own, which no stage trains
-or reports on; without such images only the number of labels can be compared.
+The paper does not state its threshold. Precision and recall need labeled images that no stage trains or reports on;
+without them only the number of labels can be compared.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
-from cassl_lib import paths
-from cassl_lib.config import Config
-from cassl_lib.data import datasets
 from cassl_lib.data.coco import CocoImages
-from cassl_lib.data.pool.build import build_pool
 from cassl_lib.errors import DataError
-from cassl_lib.evaluation.labels import judge_labels, truth_of
+from cassl_lib.evaluation.labels import ground_truth_of, judge_labels
 from cassl_lib.evaluation.matching import match
 from cassl_lib.labels.store import PseudoLabelStore
-from cassl_lib.runs import Run
-from cassl_lib.stages import all_stages as stages
+
+if TYPE_CHECKING:
+    from cassl_lib.config import Config
+    from cassl_lib.runs import Run
 
 THRESHOLDS = (0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8)
-LEVEL = 0.01  # of F1: thresholds this close to the best are as good
+TOLERANCE = 0.01  # of F1: thresholds this close to the best are equally good
 
 
 @dataclass(frozen=True)
 class Proposal:
+    """A threshold and the reason for it."""
+
     threshold: float
     reason: str
+
+    def __str__(self) -> str:
+        return f"threshold {self.threshold:g}: {self.reason}"
+
+
+def quality_at(labels: PseudoLabelStore, images: CocoImages, thresholds: Sequence[float] = THRESHOLDS) -> list[dict]:
+    """Precision, recall and F1 of the boxes (IoU 0.5, class-agnostic) at each threshold, against labeled images.
+
+    Returns:
+        One row per threshold: `threshold`, `precision`, `recall`, `f1`, `labels_per_image`.
+    """
+    ground_truth, rows = ground_truth_of(images), []
+    for threshold in tqdm(thresholds, desc="judging", unit="threshold", mininterval=1, disable=None):
+        kept = labels.at(threshold)
+        judged = judge_labels(kept, ground_truth)
+        precision, recall = judged["precision"], judged["recall"]
+        rows.append(
+            {
+                "threshold": threshold,
+                "precision": precision,
+                "recall": recall,
+                "f1": 2 * precision * recall / (precision + recall) if precision + recall else 0.0,
+                "labels_per_image": int(kept.statistics([threshold])["labels"][0]) / max(len(labels), 1),
+            }
+        )
+    return rows
+
+
+def propose_threshold(quality: Sequence[dict]) -> Proposal:
+    """The threshold with the best F1.
+
+    Args:
+        quality: rows of `quality_at`.
+    """
+    best = max(quality, key=lambda row: row["f1"])
+    if not best["f1"]:
+        reason = "no label matches an object at any threshold, so the pseudo labeler has learned nothing yet"
+        return Proposal(quality[-1]["threshold"], reason)
+    as_good = [row["threshold"] for row in quality if row["f1"] >= best["f1"] - TOLERANCE]
+    reason = (
+        f"best F1 of the boxes at IoU 0.5: {best['f1']:.3f} (precision {best['precision']:.3f}, recall "
+        f"{best['recall']:.3f}, {best['labels_per_image']:.1f} labels per image); F1 is within {TOLERANCE} of it from "
+        f"{min(as_good)} to {max(as_good)}"
+    )
+    return Proposal(best["threshold"], reason)
+
+
+def propose_by_count(
+    labels: PseudoLabelStore, labeled: CocoImages, thresholds: Sequence[float] = THRESHOLDS
+) -> Proposal:
+    """The threshold that keeps about as many labels per image as the labeled images have: for want of held-out images.
+
+    Args:
+        labeled: the labeled images that the pseudo labeler was trained on.
+    """
+    annotated = len(labeled.boxes) / max(len(labeled), 1)
+    kept = labels.statistics(thresholds)["labels_per_image"]
+    nearest = int(np.abs(kept - annotated).argmin())
+    reason = (
+        f"it keeps {kept[nearest]:.1f} labels per image, closest to the {annotated:.1f} annotations per labeled image. "
+        "Precision is not known: give held-out images as heldout=JSON[:FOLDER]"
+    )
+    return Proposal(thresholds[nearest], reason)
+
+
+def by_class(
+    labels: PseudoLabelStore, images: CocoImages, threshold: float, thresholds: Sequence[float] = THRESHOLDS
+) -> list[dict]:
+    """How one constant threshold suits each class of class-specific labels, compared with a threshold per class.
+
+    Returns:
+        One row per class, most frequent class first: `name`, `objects` in the ground truth, `labels` above `threshold`
+        and their `f1` (IoU 0.5, within the class), `best_threshold` of `thresholds` for this class and its `best_f1`.
+        F1 and threshold are None for a class without objects.
+
+    Raises:
+        DataError: labels and images have different classes.
+    """
+    if (names := [category["name"] for category in labels.categories]) != list(images.classes):
+        raise DataError(f"{labels.folder}: its classes {names} are not those of {images.path}, {list(images.classes)}.")
+    # F1 by class and threshold
+    grid = sorted({*thresholds, threshold})
+    kept, correct = _counts_by_class(labels, images, grid)
+    objects = np.bincount(images.labels, minlength=len(images.classes))
+    f1 = 2 * correct / np.maximum(kept + objects[:, None], 1)
+    # One row per class
+    constant, rows = grid.index(threshold), []
+    for label in np.argsort(-objects, kind="stable"):
+        best, known = int(f1[label].argmax()), objects[label] > 0
+        rows.append(
+            {
+                "name": images.classes[label],
+                "objects": int(objects[label]),
+                "labels": int(kept[label, constant]),
+                "f1": float(f1[label, constant]) if known else None,
+                "best_threshold": grid[best] if known else None,
+                "best_f1": float(f1[label, best]) if known else None,
+            }
+        )
+    return rows
+
+
+def _counts_by_class(
+    labels: PseudoLabelStore, images: CocoImages, grid: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels above each of T ascending thresholds, and those that match an object of their class; both (C, T) int64."""
+    kept, correct = (np.zeros((len(images.classes), len(grid)), np.int64) for _ in range(2))
+    for item, rows in _with_ground_truth(labels.at(min(grid)), images):
+        for label in np.union1d(item["labels"], images.labels[rows]):
+            own, objects = item["labels"] == label, images.boxes[rows][images.labels[rows] == label]
+            scores = item["scores"][own]
+            matched = match(item["boxes"][own], scores, objects) >= 0
+            for column, threshold in enumerate(grid):
+                kept[label, column] += int((scores > threshold).sum())
+                correct[label, column] += int(matched[scores > threshold].sum())
+    return kept, correct
+
+
+def recall_by_class(labels: PseudoLabelStore, images: CocoImages, threshold: float) -> list[dict]:
+    """Class-agnostic recall (IoU 0.5) of the labels above `threshold`, by the class of the object.
+
+    Returns:
+        One row per class, most frequent class first: `name`, `objects` in the ground truth, `matched` of them, and
+        `recall`, None for a class without objects.
+    """
+    matched = np.zeros(len(images.classes), np.int64)
+    for item, rows in _with_ground_truth(labels.at(threshold), images):
+        matches = match(item["boxes"], item["scores"], images.boxes[rows])
+        matched += np.bincount(images.labels[rows][matches[matches >= 0]], minlength=len(matched))
+    objects = np.bincount(images.labels, minlength=len(images.classes))
+    return [
+        {
+            "name": images.classes[label],
+            "objects": int(objects[label]),
+            "matched": int(matched[label]),
+            "recall": int(matched[label]) / int(objects[label]) if objects[label] else None,
+        }
+        for label in np.argsort(-objects, kind="stable")
+    ]
+
+
+def _with_ground_truth(labels: PseudoLabelStore, images: CocoImages) -> Iterator[tuple[dict, slice]]:
+    """Yield every image of the store with the rows of its objects in `images`."""
+    row_of = {images.image_id(index): index for index in range(len(images))}
+    for index in tqdm(range(len(labels)), desc="judging", unit="image", mininterval=1, disable=None):
+        item = labels[index]
+        row = row_of[item["image_id"]]
+        yield item, slice(images.first[row], images.first[row + 1])
 
 
 def heldout_labels(config: Config, labeler: Run) -> tuple[PseudoLabelStore, CocoImages] | None:
@@ -41,112 +189,15 @@ def heldout_labels(config: Config, labeler: Run) -> tuple[PseudoLabelStore, Coco
     Raises:
         DataError: a held-out image is also trained on or evaluated on.
     """
+    import os
+
+    from cassl_lib import paths
+    from cassl_lib.data import datasets
+    from cassl_lib.data.pool.build import build_pool
+    from cassl_lib.stages import all_stages as stages
+
     images = datasets.heldout_set(config)
     if images is None:
         return None
     pool, _ = build_pool([f"{images.path}{os.pathsep}{images.folder}"], paths.runs() / "pools")
     return PseudoLabelStore(stages.label(config, labeler=labeler, pool=pool).folder / "store"), images
-
-
-def quality_at(labels: PseudoLabelStore, images: CocoImages, thresholds: Sequence[float] = THRESHOLDS) -> list[dict]:
-    """Precision, recall, F1 (boxes at IoU 0.5) and labels an image at each threshold, against the images' truth."""
-    truth, rows = truth_of(images), []
-    for threshold in tqdm(thresholds, desc="judging", unit="threshold", mininterval=1, disable=None):
-        found = judge_labels(labels.at(threshold), truth)
-        precision, recall = found["precision"], found["recall"]
-        f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
-        count = int(labels.at(threshold).statistics([threshold])["labels"][0])
-        rows.append({"threshold": threshold, "precision": precision, "recall": recall, "f1": f1})
-        rows[-1]["labels_per_image"] = count / max(len(labels), 1)
-    return rows
-
-
-def propose_threshold(quality: Sequence[dict]) -> Proposal:
-    """The threshold with the best F1, of rows as of `quality_at`."""
-    best = max(quality, key=lambda row: row["f1"])
-    if not best["f1"]:
-        return Proposal(
-            quality[-1]["threshold"], "no label is right at any threshold: the labeler has learned nothing yet"
-        )
-    level = [row["threshold"] for row in quality if row["f1"] >= best["f1"] - LEVEL]
-    reason = (
-        f"F1 of the boxes at IoU 0.5 is highest: {best['f1']:.3f}, precision {best['precision']:.3f}, recall "
-        f"{best['recall']:.3f}, {best['labels_per_image']:.1f} labels an image; within {LEVEL} of it from "
-        f"{min(level)} to {max(level)}"
-    )
-    return Proposal(best["threshold"], reason)
-
-
-def propose_by_count(
-    labels: PseudoLabelStore, labeled: CocoImages, thresholds: Sequence[float] = THRESHOLDS
-) -> Proposal:
-    """Without held-out truth: the threshold that keeps about as many labels an image as people gave."""
-    human = len(labeled.boxes) / max(len(labeled), 1)
-    kept = labels.statistics(thresholds)["labels_per_image"]
-    place = int(np.abs(kept - human).argmin())
-    reason = (
-        f"it keeps {kept[place]:.1f} labels an image, nearest to the {human:.1f} that people gave the labeled images. "
-        "No precision was measured: give heldout=JSON[:FOLDER]"
-    )
-    return Proposal(thresholds[place], reason)
-
-
-def by_class(
-    labels: PseudoLabelStore, images: CocoImages, threshold: float, thresholds: Sequence[float] = THRESHOLDS
-) -> list[dict]:
-    """What one constant threshold does to each class of class-specific labels, the class with most objects first.
-
-    Returns:
-        A row a class: `name`, `objects` in the truth, `labels` above `threshold`, its `f1`, and `best`, the threshold
-        with the best F1 for this class alone, with `best_f1`; None without objects.
-
-    Raises:
-        DataError: the labels are of other classes.
-    """
-    if (names := [category["name"] for category in labels.categories]) != list(images.classes):
-        raise DataError(f"{labels.folder}: its classes {names} are not those of {images.path}, {images.classes}")
-    grid = sorted({*thresholds, threshold})
-    right, kept = (np.zeros((len(images.classes), len(grid)), np.int64) for _ in range(2))
-    for item, span in _with_truth(labels.at(min(grid)), images):
-        for label in np.union1d(item["labels"], images.labels[span]):
-            own, true = item["labels"] == label, images.boxes[span][images.labels[span] == label]
-            scores = item["scores"][own]
-            matched = match(item["boxes"][own], scores, true) >= 0
-            for place, value in enumerate(grid):
-                kept[label, place] += int((scores > value).sum())
-                right[label, place] += int(matched[scores > value].sum())
-    objects = np.bincount(images.labels, minlength=len(images.classes))
-    f1 = 2 * right / np.maximum(kept + objects[:, None], 1)
-    constant, rows = grid.index(threshold), []
-    for label in np.argsort(-objects, kind="stable"):
-        best = int(f1[label].argmax())
-        row = {"name": images.classes[label], "objects": int(objects[label]), "labels": int(kept[label, constant])}
-        known = objects[label] > 0
-        row |= {"f1": float(f1[label, constant]) if known else None, "best": grid[best] if known else None}
-        rows.append(row | {"best_f1": float(f1[label, best]) if known else None})
-    return rows
-
-
-def recall_by_class(labels: PseudoLabelStore, images: CocoImages, threshold: float) -> list[dict]:
-    """How many objects of each class the labels above `threshold` find, whatever their own class; most objects first.
-
-    Returns:
-        A row a class: `name`, `objects` in the truth, `found` of them at IoU 0.5.
-    """
-    found = np.zeros(len(images.classes), np.int64)
-    for item, span in _with_truth(labels.at(threshold), images):
-        taken = match(item["boxes"], item["scores"], images.boxes[span])
-        found += np.bincount(images.labels[span][taken[taken >= 0]], minlength=len(found))
-    objects = np.bincount(images.labels, minlength=len(images.classes))
-    names = images.classes
-    order = np.argsort(-objects, kind="stable")
-    return [{"name": names[n], "objects": int(objects[n]), "found": int(found[n])} for n in order]
-
-
-def _with_truth(labels: PseudoLabelStore, images: CocoImages) -> Iterator[tuple[dict, slice]]:
-    """Every image of the store with the rows of its objects in `images`."""
-    row_of = {images.image_id(index): index for index in range(len(images))}
-    for index in tqdm(range(len(labels)), desc="judging", unit="image", mininterval=1, disable=None):
-        item = labels[index]
-        row = row_of[item["image_id"]]
-        yield item, slice(images.first[row], images.first[row + 1])

@@ -13,7 +13,8 @@ from cassl_lib.errors import ConfigError, DataError
 from cassl_lib.labels.shards import finish, write_shard
 from cassl_lib.labels.store import PseudoLabelStore
 from cassl_lib.resolve import resolve
-from cassl_lib.stages import thresholds
+from cassl_lib.stages import requests, thresholds
+from cassl_lib.stages.graph import obtain
 from cassl_lib.stages.thresholds import by_class, propose_by_count, propose_threshold, quality_at, recall_by_class
 
 CLASSES = [{"id": 3, "name": "cat"}, {"id": 8, "name": "dog"}, {"id": 9, "name": "eel"}]
@@ -125,14 +126,12 @@ def test_labels_of_other_classes_raise(labels, images):
 
 
 def test_the_scenes_have_held_out_images_that_no_stage_sees():
-    from cassl_lib.stages import all_stages as stages
-
     config = resolve(profile="smoke")
-    labeler = stages.train_labeler(config)
-    found, images = thresholds.heldout_labels(config, labeler)
-    assert len(found) == len(images) == 4 and images.path == datasets.tuning_set(config).path
-    assert found.labeler == labeler.id
-    assert {found.image_id(n) for n in range(4)} == set(images.ids.tolist())
+    labeler = obtain(requests.pseudo_labeler(config))
+    labels, images = thresholds.heldout_labels(config, labeler)
+    assert len(labels) == len(images) == 4 and images.path == datasets.tuning_set(config).path
+    assert labels.labeler == labeler.id
+    assert {labels.image_id(n) for n in range(4)} == set(images.ids.tolist())
     entities = replace(config, annotation="entities")
     assert len(thresholds.heldout_labels(entities, labeler)[1].boxes) > len(images.boxes)  # things and stuff
 
@@ -142,7 +141,7 @@ def test_heldout_images_may_not_be_trained_or_reported_on(images, tmp_path):
     val = datasets.validation_set(resolve(profile="smoke"))
     own = {name: f"{each.path}{os.pathsep}{each.folder}" for name, each in (("labeled", labeled), ("val", val))}
     for name, spec in own.items():
-        with pytest.raises(ConfigError, match=f"^heldout=.* is {name} too"):
+        with pytest.raises(ConfigError, match=f"^heldout=.* is also {name}"):
             resolve(profile="smoke", **own, heldout=spec)
     copy = tmp_path / "copy.json"
     copy.write_bytes(val.path.read_bytes())
