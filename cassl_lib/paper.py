@@ -1,19 +1,19 @@
-"""Every number that the paper printed, once: Tables 1 to 10 by their row names, and what its text adds.
+"""Every number that the paper prints, once: Tables 1 to 10 by their row names, and differences stated in the text.
 
-AP, PQ and gains are in percent, as printed; None is what the paper does not give. The text lost sub- and superscripts,
-so the names of columns are reconstructed.
+AP, PQ and gains are in percent, as printed; None where the paper gives no number. Our copy of the paper has lost its
+sub- and superscripts, so the column names are reconstructed.
 """
 
 SOURCES = {"coco_unlabeled": 123_403, "places365": 1_803_460, "open_images": 1_743_042}
-"""Images of the three unlabeled sources, from their own publications."""
+"""Number of images of the three unlabeled sources, from their own publications."""
 
-# UNSTATED: Sec. 4, of small, base and large the paper gives the sizes (Table 7) and the three sources; these
-# compositions are the ones that fit: tiny + 3/10 of Places365; Open Images; everything.
+# UNSTATED: Sec. 4, the composition of small, base and large. The paper gives their sizes (Table 7) and the three
+# sources. The sizes fit tiny + 3/10 of Places365, Open Images, and all three sources.
 IMAGES = {"train": 118_287, "tiny": 123_403, "small": 664_441, "base": 1_743_042, "large": 3_669_905}
-"""Images of COCO train2017 (labeled) and of the four unlabeled splits."""
+"""Number of images of COCO train2017 (labeled) and of the four unlabeled pools."""
 
 EPOCHS = {"warmup": 60, "finetune": 36}
-"""Epochs of the two trainings "unless specified" (Sec. 4); Tables 3 and 4 vary them in steps of 12."""
+"""Epochs of warm-up and finetuning "unless specified" (Sec. 4); Tables 3 and 4 vary them in steps of 12."""
 
 TABLE1 = {
     "COCO train2017": {
@@ -29,7 +29,8 @@ TABLE1 = {
         "class-agnostic AP": 40.0,
     },
 }
-"""Quality gap of pseudo labels: COCO val box AP of FCOS R-50 trained 36 epochs on either, with and without classes."""
+"""Quality gap of pseudo labels: box AP on COCO val of FCOS R-50, trained for 36 epochs on ground truth or on pseudo
+labels, class-specific or class-agnostic."""
 
 
 TABLE2_COLUMNS = (
@@ -54,9 +55,9 @@ TABLE2 = {
     "Objects (P,A)": _table2(40.0, 33.4, finetuned=(48.1, 45.0, 42.5)),
     "Entities (P,A)": _table2(entity=40.2, finetuned=(48.2, 45.2, 43.7)),
 }
-"""Data of the warm-up: G ground truth or P pseudo labels, A class-agnostic or S class-specific. The first four columns
-are the warmed-up model's: class-agnostic box and mask AP of objects, class-specific AP, entity AP; the others are after
-finetuning: box AP, mask AP, PQ. 41.9, 40.0 and 35.9 are also Table 1's, there of FCOS R-50, here beside Swin-T."""
+"""Warm-up training data: G ground truth, P pseudo labels, A class-agnostic, S class-specific. The first four columns
+are of the warmed-up model: class-agnostic object box and mask AP, class-specific AP, entity AP. The others are after
+finetuning: box AP, mask AP, PQ. 41.9, 40.0 and 35.9 also appear in Table 1, there for FCOS R-50, here among Swin-T."""
 
 
 def _aps(*values: float) -> dict:
@@ -70,7 +71,7 @@ TABLE3 = {
     "48 (4x)": _aps(40.2, 60.8, 42.7, 15.4, 37.1, 54.8),
     "60 (5x)": _aps(40.2, 60.9, 42.8, 15.4, 37.0, 54.9),
 }
-"""Epochs of the warm-up: class-agnostic (entity) AP of the warmed-up model. The text says saturated after 40 epochs."""
+"""Warm-up epochs: class-agnostic (entity) AP of the warmed-up model. The text says it saturates after 40 epochs."""
 
 TABLE4 = {
     "1x": {"1x": 45.3, "2x": 46.3, "3x": 46.4, "4x": 46.8, "5x": 47.1},
@@ -79,15 +80,15 @@ TABLE4 = {
     "4x": {"1x": 47.3, "2x": 47.6, "3x": 47.7, "4x": 47.9, "5x": 48.0},
     "5x": {"1x": 47.5, "2x": 47.7, "3x": 47.9, "4x": 47.9, "5x": 48.0},
 }
-"""Finetuned box AP, `TABLE4[finetuning][warm-up]`, in units of 12 epochs. Which is which is fixed by the text: warm-up
-5x and finetuning 3x give 48.2."""
+"""Box AP after finetuning, `TABLE4[finetuning][warm-up]`, in units of 12 epochs. The text identifies the axes: warm-up 5x
+and finetuning 3x give 48.2."""
 
 TABLE5 = {
     "pseudo labeler": [38.0, 39.1, 40.6, 41.4, 42.1],
     "warmed-up target detector": [36.1, 37.3, 38.8, 39.6, 40.2],
 }
-"""Class-agnostic entity detection AP of five pseudo labelers and of the model each one warmed up. How the labelers were
-made to differ is not said; the last is the one of the other tables."""
+"""Class-agnostic entity AP of five pseudo labelers and of the models they warm up. The paper does not say how the
+pseudo labelers differ; the last one is that of the other tables."""
 
 TABLE6 = {
     "weak": {
@@ -99,8 +100,8 @@ TABLE6 = {
         "strong": {"warm-up entity AP": 40.6, "finetuned det AP": 49.1},
     },
 }
-"""Augmentation, `TABLE6[finetuning][warm-up]` on tiny. Rows and columns are not named in print; the warm-up's AP
-changes along the columns only, so these are the warm-up's augmentation."""
+"""Data augmentation, `TABLE6[finetuning][warm-up]`, pool tiny. The paper does not name rows and columns. The AP of the
+warmed-up model changes along the columns only, so these are the warm-up's augmentation."""
 
 TABLE7 = {
     "Tiny": {"images": 123_000, "warm-up entity AP": 40.2, "finetuned det AP": 48.2},
@@ -108,7 +109,7 @@ TABLE7 = {
     "Base": {"images": 1_740_000, "warm-up entity AP": 41.4, "finetuned det AP": 49.7},
     "Large": {"images": 3_660_000, "warm-up entity AP": 42.0, "finetuned det AP": 50.6},
 }
-"""Scale of the unlabeled images, weak augmentation."""
+"""Scale of the unlabeled data, weak augmentation."""
 
 
 def _table8(kind, images, model, *, baseline=None, ap=None, gain=None, note="the AP cell is lost") -> dict:
@@ -149,8 +150,8 @@ TABLE8 = {
         "semi-supervised", 3_660_000, "Swin-L-HTC++", baseline=58.2, ap=60.9, gain=2.7, note="text"
     ),
 }
-"""Comparison with other methods, strong augmentation, COCO val box AP. The AP column did not survive: only what the
-text repeats is here, `note` says what that is."""
+"""Comparison with other methods, strong augmentation, box AP on COCO val. Our copy of the paper has lost the AP column;
+only what the text repeats is here, and `note` says what that is."""
 
 
 def _table9(parts: int, *aps: float) -> dict:
@@ -165,7 +166,7 @@ TABLE9 = {
     "backbone, neck, head": _table9(3, 51.5, 69.5, 55.3),
     "backbone, neck, head, classifier": _table9(4, 51.5, 69.6, 55.4),
 }
-"""Parts initialized from the warmed-up model (large, strong augmentation), finetuned FCOS Swin-T; nothing: ImageNet."""
+"""Parts initialized from the warmed-up model (pool large, strong augmentation) of FCOS Swin-T; "nothing": ImageNet."""
 
 
 def _table10(initialized: str, metric: str, imagenet: float, cassl: float, gain: float) -> dict:
@@ -182,7 +183,7 @@ TABLE10 = {
     "Point, Mask R-CNN": _table10("P", "keypoint AP", 66.8, 67.8, 1.0),
     "Panop, PanopticFPN": _table10("P", "PQ", 39.5, 41.5, 2.0),
 }
-"""Transfer to other tasks and frameworks, Swin-T. The types are not explained in print: E is probably "entirely
+"""Transfer to other frameworks and tasks, Swin-T. The paper does not explain the types: E is probably "entirely
 initialized", P "partially" (backbone and neck)."""
 
 TEXT = {
@@ -192,4 +193,4 @@ TEXT = {
     "table 2, PQ of entities over objects": 1.2,
     "table 9, backbone alone": 3.8,
 }
-"""Differences that the text states; everything else it states is in the tables."""
+"""Differences stated in the text and not in the tables."""

@@ -1,21 +1,20 @@
-"""The paper's numbers agree with each other: stated gaps and gains, cells that tables share, sizes."""
+"""The paper's numbers agree with each other: stated gaps and gains, cells shared by tables, sizes of pools."""
 
 import json
 
 import pytest
 
 from cassl_lib import paper
-from cassl_lib.data import datasets
 
 
 def same(number):
     return pytest.approx(number, abs=1e-9)
 
 
-def test_stated_gaps_are_the_differences_of_cells():
-    truth, pseudo = paper.TABLE1["COCO train2017"], paper.TABLE1["COCO unlabeled"]
-    assert truth["class-specific AP"] - pseudo["class-specific AP"] == same(paper.TEXT["table 1, class-specific gap"])
-    assert truth["class-agnostic AP"] - pseudo["class-agnostic AP"] == same(paper.TEXT["table 1, class-agnostic gap"])
+def test_stated_gaps_are_differences_of_cells():
+    ground_truth, pseudo = paper.TABLE1["COCO train2017"], paper.TABLE1["COCO unlabeled"]
+    for kind in ("class-specific", "class-agnostic"):
+        assert ground_truth[f"{kind} AP"] - pseudo[f"{kind} AP"] == same(paper.TEXT[f"table 1, {kind} gap"])
     objects, entities, specific = (paper.TABLE2[row] for row in ("Objects (P,A)", "Entities (P,A)", "Objects (P,S)"))
     gain = objects["finetuned det AP"] - specific["finetuned det AP"]
     assert gain == same(paper.TEXT["table 2, class-agnostic over class-specific"])
@@ -26,12 +25,12 @@ def test_stated_gaps_are_the_differences_of_cells():
 
 
 @pytest.mark.parametrize("name", paper.TABLE10)
-def test_gains_of_table_10(name):
+def test_gains_of_table_10_are_differences_of_its_cells(name):
     row = paper.TABLE10[name]
     assert row["CA-SSL"] - row["ImageNet"] == same(row["gain"])
 
 
-def test_table_8_has_only_what_the_text_gives():
+def test_table_8_holds_only_what_the_text_repeats():
     complete = {name: row for name, row in paper.TABLE8.items() if row["AP"] is not None}
     assert list(complete) == [name for name in paper.TABLE8 if name.startswith("CA-SSL, Swin")]
     for row in complete.values():
@@ -42,7 +41,7 @@ def test_table_8_has_only_what_the_text_gives():
     assert len(paper.TABLE8) == 15
 
 
-def test_cells_that_tables_share():
+def test_cells_shared_by_tables_agree():
     for name in ("Objects (G,A)", "Objects (P,A)"):
         row = {"Objects (G,A)": "COCO train2017", "Objects (P,A)": "COCO unlabeled"}[name]
         assert paper.TABLE2[name]["cls-agnostic object box AP"] == paper.TABLE1[row]["class-agnostic AP"]
@@ -70,7 +69,7 @@ def test_cells_that_tables_share():
     )
 
 
-def test_claims_of_the_text():
+def test_claims_of_the_text_hold_in_the_tables():
     assert max(value for row in paper.TABLE4.values() for value in row.values()) == paper.TABLE4["3x"]["5x"]
     labeler, target = paper.TABLE5.values()
     assert list(target) == sorted(target) and all(0 < a - b < 2 for a, b in zip(labeler, target, strict=True))
@@ -82,14 +81,14 @@ def test_claims_of_the_text():
     assert parts == [0, 1, 2, 3, 4]
 
 
-def test_splits_have_the_printed_sizes():
-    """Printed in thousands or ten thousands, cut or rounded."""
+def test_pools_have_the_printed_sizes():
+    """The paper prints thousands or ten thousands, truncated or rounded."""
     for name, row in paper.TABLE7.items():
         assert abs(paper.IMAGES[name.lower()] - row["images"]) < 10_000
     sources = paper.SOURCES
     assert paper.IMAGES["tiny"] == sources["coco_unlabeled"]
     assert paper.IMAGES["small"] == sources["coco_unlabeled"] + sources["places365"] * 3 // 10
-    assert paper.IMAGES["large"] == sum(datasets.values())
+    assert paper.IMAGES["large"] == sum(sources.values())
     assert round(paper.IMAGES["train"], -3) == paper.TABLE1["COCO train2017"]["images"]
 
 
