@@ -12,10 +12,10 @@ from cassl_lib.plotting.style import BLACK, COLORS, TEXT, Figure, as_array
 
 # color, line style and line width of each of `inspection.MARKS`, in their order
 MARK_LINES = {
-    "found": (COLORS[2], "-", 1.1),
+    "correct": (COLORS[2], "-", 1.1),
     "wrong class": (COLORS[0], "-", 1.6),
-    "poorly placed": (COLORS[1], "-", 1.6),
-    "spurious": (COLORS[3], "-", 1.6),
+    "poorly localized": (COLORS[1], "-", 1.6),
+    "false positive": (COLORS[3], "-", 1.6),
     "missed": (BLACK, (0, (2.5, 1.5)), 1.6),
 }
 MISSED = list(MARK_LINES).index("missed")
@@ -46,7 +46,7 @@ def show_errors(
             draw_boxes(axis, boxes, [(BLACK, "-", 1.1)] * len(boxes), texts, inches=inches)
         else:
             lines = [list(MARK_LINES.values())[label] for label in labels]
-            # spurious boxes at the bottom, correct ones over them, missed objects on top
+            # false positives at the bottom, correct boxes over them, missed objects on top
             order = np.where(labels == MISSED, 1, -labels).argsort(kind="stable")
             draw_boxes(axis, boxes, lines, [""] * len(boxes), inches=inches, order=order)
     if cells:

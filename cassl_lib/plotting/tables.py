@@ -22,7 +22,9 @@ DODGE = 0.14  # half the distance between our marker and the paper's, rows
 METRIC = re.compile(r"(mask )?(AP\w*|PQ)$")
 
 
-def table_chart(rows: Mapping[str, Mapping[str, Sequence[float]]], printed: Mapping[str, Mapping[str, float | None]]):
+def table_chart(
+    rows: Mapping[str, Mapping[str, Sequence[float]]], printed: Mapping[str, Mapping[str, float | None]]
+) -> Figure:
     """A table as one panel per column: mean over seeds with a bar for the standard deviation, and the paper's value.
 
     Panels of the same metric have the same x limits. A column is named by its metric, e.g. `finetuned box AP`, or by a
@@ -35,7 +37,7 @@ def table_chart(rows: Mapping[str, Mapping[str, Sequence[float]]], printed: Mapp
     columns = list(dict.fromkeys(column for cells in printed.values() for column in cells))
     panels = [_panel_texts(column) for column in columns]
     wide = _panels_per_line(panels)
-    high = -(-len(columns) // wide)
+    high = max(1, -(-len(columns) // wide))
     titled = any(title for title, _ in panels)
     line = 0.55 + (0.2 if titled else 0) + 0.28 * len(rows)  # inches
     figure = Figure(figsize=(WIDTH, 0.35 + high * line), layout="constrained")
@@ -108,11 +110,12 @@ def _std(values: Sequence[float]) -> float:
 
 
 def _draw_cell(axis: Axes, place: int, ours: Sequence[float], theirs: float | None) -> None:
+    dodge = DODGE if len(ours) and theirs is not None else 0.0
     if theirs is not None:
-        axis.plot(theirs, place + DODGE, linestyle="none", **PAPER)
+        axis.plot(theirs, place + dodge, linestyle="none", **PAPER)
     if len(ours):
         std = _std(ours) if len(ours) > 1 else None
-        axis.errorbar(np.mean(ours), place - DODGE, xerr=std, linestyle="none", capsize=3, elinewidth=1.5, **OURS)
+        axis.errorbar(np.mean(ours), place - dodge, xerr=std, linestyle="none", capsize=3, elinewidth=1.5, **OURS)
 
 
 def table_curves(panels: Sequence[Mapping]) -> Figure:
