@@ -80,8 +80,8 @@ TABLE4 = {
     "4x": {"1x": 47.3, "2x": 47.6, "3x": 47.7, "4x": 47.9, "5x": 48.0},
     "5x": {"1x": 47.5, "2x": 47.7, "3x": 47.9, "4x": 47.9, "5x": 48.0},
 }
-"""Box AP after finetuning, `TABLE4[finetuning][warm-up]`, in units of 12 epochs. The text identifies the axes: warm-up 5x
-and finetuning 3x give 48.2."""
+"""Box AP after finetuning, `TABLE4[finetuning][warm-up]`, in units of 12 epochs. The text identifies the axes:
+warm-up 5x and finetuning 3x give 48.2."""
 
 TABLE5 = {
     "pseudo labeler": [38.0, 39.1, 40.6, 41.4, 42.1],

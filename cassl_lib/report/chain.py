@@ -1,0 +1,178 @@
+"""Sections about the chain of stages and its parts: results over seeds, pictures, pseudo labels, operating point."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+
+from cassl_lib import paper
+from cassl_lib.report.blocks import NOTHING, Block, Picture, Words
+from cassl_lib.report.tables import FIGURES, profiles
+from cassl_lib.tables import compare, results
+from cassl_lib.tables.compare import Cell, Layout, Number
+from cassl_lib.tables.compare.layouts import listed
+
+CHAIN = (  # key of a summary, what the table calls it
+    ("labeler_agnostic_ap", "pseudo labeler, class-agnostic box AP"),
+    ("labeler_agnostic_ap75", "pseudo labeler, class-agnostic box AP75"),
+    ("warmup_agnostic_ap", "warmed-up model, class-agnostic box AP"),
+    ("warmup_agnostic_ap75", "warmed-up model, class-agnostic box AP75"),
+    ("baseline_ap", "baseline, box AP"),
+    ("objects_ga_ap", "Objects (G,A), box AP"),
+    ("cassl_ap", "CA-SSL, Objects (P,A), box AP"),
+    ("baseline_mask_ap", "baseline, mask AP"),
+    ("objects_ga_mask_ap", "Objects (G,A), mask AP"),
+    ("cassl_mask_ap", "CA-SSL, Objects (P,A), mask AP"),
+    ("pseudo_precision", "pseudo labels, precision at IoU 0.5"),
+    ("pseudo_recall", "pseudo labels, recall at IoU 0.5"),
+    ("pseudo_recall_75", "pseudo labels, recall at IoU 0.75"),
+    ("pseudo_recall_unnamed", "pseudo labels, recall of unnamed kinds"),
+)
+ROWS = (  # what the results table calls a row, the keys of its box and mask AP, the row of the paper's Table 2
+    ("baseline, no warm-up", "baseline_ap", "baseline_mask_ap", "ImageNet"),
+    ("Objects (G,A): warm-up on ground truth", "objects_ga_ap", "objects_ga_mask_ap", "Objects (G,A)"),
+    ("CA-SSL: warm-up on pseudo labels, Objects (P,A)", "cassl_ap", "cassl_mask_ap", "Objects (P,A)"),
+)
+# Words in results that were recorded by version 0.1.0, as patterns, and what they are called now.
+RECORDED_WORDS = (
+    ("^labeler", "pseudo labeler"),
+    (", one a pixel", ", non-overlapping masks"),
+    ("objects with classes", "class-specific objects"),
+    ("from nothing", "from scratch"),
+)
+
+
+def summary(profile: str = "demo", split: str = "tiny") -> Sequence[Block]:
+    """The results table of the README: three rows of Table 2, box and mask AP, mean and std over seeds."""
+    chains = results.chains(profile, split)
+    if not chains:
+        return NOTHING
+    body = []
+    for name, box, mask, row in ROWS:
+        theirs = paper.TABLE2[row]
+        numbers = [
+            Number(tuple(100 * chain[key] for chain in chains if chain[key] is not None), theirs[column])
+            for key, column in ((box, compare.DET), (mask, "finetuned mask AP"))
+        ]
+        body.append((Cell(name), *(Cell(numbers=(number,)) for number in numbers)))
+    header = tuple(map(Cell, ("warm-up", "box AP", "mask AP")))
+    caption = f"{_origin(chains)} Upper numbers: mean ± std over seeds. Lower numbers: the paper, on COCO."
+    return [Layout(caption, (header,), tuple(body))]
+
+
+def seeds(profile: str = "demo", split: str = "tiny") -> Sequence[Block]:
+    """All numbers of the chain, by seed, with mean and standard deviation."""
+    chains = results.chains(profile, split)
+    if len(chains) < 2:
+        return NOTHING
+    body = []
+    for key, name in CHAIN:
+        numbers = [100 * chain[key] for chain in chains if chain[key] is not None]
+        if len(numbers) == len(chains):
+            body.append([name, *_with_mean(numbers, "{:.1f}")])
+    errors = [chain["pseudo_edge_errors"] for chain in chains if chain["pseudo_edge_errors"]]
+    for edge in ("left", "top", "right", "bottom") if len(errors) == len(chains) else ():
+        numbers = [error[edge] for error in errors]
+        body.append([f"pseudo boxes, mean error of the {edge} edge, pixels", *_with_mean(numbers, "{:+.2f}")])
+    names = ["", *(f"seed {chain['seed']}" for chain in chains), "mean", "std"]
+    return [compare.plain(_origin(chains), names, body)]
+
+
+def _origin(chains: Sequence[Mapping]) -> str:
+    """Profile, pool, seeds, hardware, torch and dates of summaries, in a sentence."""
+    places = sorted({f"{each['environment']['device']}, torch {each['environment']['torch']}" for each in chains})
+    days = sorted({each["environment"]["date"] for each in chains})
+    numbers = [each["seed"] for each in chains]
+    which = f"{'seed' if len(numbers) == 1 else 'seeds'} {listed(numbers)}"
+    return f"Profile {chains[0]['profile']}, pool {chains[0]['split']}, {which}, on {listed(places)}, {listed(days)}."
+
+
+def _with_mean(numbers: Sequence[float], form: str) -> list[str]:
+    std = form.replace("+", "").format(statistics.stdev(numbers))
+    return [*map(form.format, numbers), form.format(statistics.mean(numbers)), std]
+
+
+def pictures() -> Sequence[Block]:
+    """Detections of each stage on the same images."""
+    blocks: list[Block] = []
+    rows = "ground truth (never used in training), pseudo labeler, pseudo labels after thresholding, baseline, CA-SSL"
+    for file in picture_files():
+        result = results.read(file)
+        origin = f"Profile {result['profile']}, pool {result['split']}, seed {result['seed']}, {_made(result)}"
+        scale = f"profile {result['profile']}, seed {result['seed']}"
+        blocks += [
+            Words(origin, _name(file)),
+            Picture(
+                f"{FIGURES}/stages.png",
+                f"Six unlabeled images in five rows: {rows}.",
+                f"Unlabeled images, {scale}. Rows: {rows}.",
+            ),
+            Picture(
+                f"{FIGURES}/detections.png",
+                "Six validation images in three rows: ground truth, baseline, CA-SSL.",
+                f"Validation images, {scale}. Rows: ground truth, baseline, CA-SSL.",
+            ),
+        ]
+    return blocks or NOTHING
+
+
+def picture_files() -> list:
+    """The recorded detections that the report shows: those of the demo."""
+    return sorted(results.RESULTS.glob("pictures_demo_tiny_seed0.json"))
+
+
+def pseudo_labels() -> Sequence[Block]:
+    """The pseudo labels of each profile's tables against the ground truth of their images, which no stage sees."""
+    blocks = []
+    names = ["pool", "pseudo labeler", "seed", "images", "labels per image", "precision", "recall", "recall at 0.75"]
+    for profile in profiles():
+        labeled = {}
+        for collected in results.recorded(profile).values():
+            for seed, runs in collected["runs"].items():
+                labeled |= {(run["what"], seed): run["labels"] for run in runs.values() if "labels" in run}
+        thresholds = sorted({quality["threshold"] for quality in labeled.values()})
+        body = []
+        for (what, seed), quality in sorted(labeled.items(), key=lambda item: (item[1]["images"], *item[0])):
+            shares = (quality.get(name) for name in ("precision", "recall", "recall_75", "recall_unnamed"))
+            pool, _, labeler = what.partition(" by ")
+            count = quality["labels"] / max(quality["images"], 1)
+            line = [pool, reworded(labeler), seed, f"{quality['images']:,}", f"{count:.1f}"]
+            body.append([*line, *("" if share is None else f"{100 * share:.1f}" for share in shares)])
+        caption = f"Profile {profile}, labels with a score above {listed(thresholds)}."
+        blocks.append(compare.plain(caption, [*names, "recall of unnamed kinds"], body))
+    return blocks or NOTHING
+
+
+def operating_point() -> Sequence[Block]:
+    """Pseudo labeler, baseline and (G,A) of each profile on its tuning scenes."""
+    blocks = []
+    names = ["", "steps", "class-specific AP", "class-agnostic AP", "class-agnostic AP75", "specific / agnostic"]
+    for file in sorted(results.RESULTS.glob("regime_*.json")):
+        result = results.read(file)
+        body = []
+        for name, row in result["rows"].items():
+            numbers = (row["specific"], row["agnostic"], row["agnostic_75"])
+            shown = ["" if number is None else f"{100 * number:.1f}" for number in numbers]
+            ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
+            body.append([reworded(name), f"{row['steps']:,}", *shown, ratio])
+        caption = f"Profile {result['profile']}, seed {result['config']['seed']}, tuning scenes, {_made(result)}"
+        blocks += [Words(caption, _name(file)), compare.plain("", names, body)]
+    return blocks or NOTHING
+
+
+def reworded(text: str) -> str:
+    """The words of an older record as they are said now."""
+    for old, new in RECORDED_WORDS:
+        text = re.sub(old, new, text)
+    return text
+
+
+def _made(result: Mapping) -> str:
+    """Where, with what and when a result was made."""
+    place = result["environment"]
+    return f"on {place['device']}, torch {place['torch']}, {place['date']}, commit {place['commit']}"
+
+
+def _name(file) -> str:
+    return f"reports/results/{file.name}"
