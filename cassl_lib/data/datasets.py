@@ -178,7 +178,7 @@ def hidden_ground_truth(config: Config) -> list[Path]:
         return []
     units = scenes.SPLITS[config.split]
     files = scene_files(config, units)
-    return [files.truth(unit) for unit in units]
+    return [files.ground_truth(unit) for unit in units]
 
 
 def paper_parts(split: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The embedded scenes: the same from the same seed, valid COCO, and safe against kills, races and damage."""
+"""The embedded scenes: reproducible, valid COCO, and safe against kills, races and damage."""
 
 import json
 import signal
@@ -18,7 +18,7 @@ from cassl_lib.data.scenes.dataset import SceneSpec, prepare, verify
 from cassl_lib.data.scenes.kinds import NAMED, UNNAMED
 from cassl_lib.errors import SceneError
 
-# half of the things are unnamed even in the labeled units, so that leaving them out can be seen
+# half of the things are unnamed even in the labeled units, so that a test sees whether they are left out
 SPEC = SceneSpec(size=64, train=12, val=6, tune=3, coco=10, places_part=4, openimages_part=4, unnamed=(0.5,) * 4)
 
 
@@ -31,29 +31,31 @@ def contents(root):
     return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file() and p.name != ".lock"}
 
 
-def test_same_scenes_in_any_order_and_company(files, tmp_path):
+def test_scenes_do_not_depend_on_order_or_on_other_units(files, tmp_path):
     again = prepare(tmp_path, SPEC, ["openimages_9", "val", "train"], progress=False)
     for unit in ("train", "openimages_9"):
         assert again.fingerprint(unit) == files.fingerprint(unit)
-    theirs, ours = contents(again.root), contents(files.root)
-    common = [name for name in ours if "_9" in name or "train" in name]
+    rewritten, first = contents(again.root), contents(files.root)
+    common = [name for name in first if "_9" in name or "train" in name]
     assert len(common) == (12 + 1 + 1 + 12) + (4 + 1 + 1)
-    assert all(theirs[name] == ours[name] for name in common)
+    assert all(rewritten[name] == first[name] for name in common)
 
 
-def test_seed_and_unit_and_index_decide(tmp_path):
+def test_scenes_differ_by_seed_unit_and_index(tmp_path):
     images = [scene.draw_scene(SPEC, unit, index).image for unit in ("train", "val", "places_3") for index in (0, 1)]
     images.append(scene.draw_scene(SceneSpec(size=64, seed=1), "train", 0).image)
     assert len({image.tobytes() for image in images}) == 7
 
 
-def test_sizes_of_the_paper_pools():
+def test_pool_sizes_have_the_ratios_of_the_paper():
     sizes = {split: sum(scenes._size(SceneSpec(), unit) for unit in units) for split, units in scenes.SPLITS.items()}
     assert sizes == {"tiny": 500, "small": 2750, "base": 7500, "large": 15500}  # 1 : 5.5 : 15 : 31, as 123K to 3.66M
     assert scenes._size(SceneSpec(), "train") == 500
 
 
-@pytest.mark.parametrize(("unit", "file"), [("train", "instances"), ("coco", "truth"), ("openimages_9", "truth")])
+@pytest.mark.parametrize(
+    ("unit", "file"), [("train", "instances"), ("coco", "ground_truth"), ("openimages_9", "ground_truth")]
+)
 def test_instances_are_valid_coco(files, unit, file, capsys):
     coco = COCO(getattr(files, file)(unit))
     annotations = coco.loadAnns(coco.getAnnIds())
@@ -71,7 +73,7 @@ def test_instances_are_valid_coco(files, unit, file, capsys):
         with Image.open(files.images(unit) / image["file_name"]) as jpeg:
             assert (jpeg.size, jpeg.mode) == ((image["width"], image["height"]), "RGB")
         masks = [coco.annToMask(a) for a in coco.imgToAnns[image["id"]]]
-        assert not masks or np.sum(masks, 0).max() <= 1  # visible parts never overlap
+        assert not masks or np.sum(masks, 0).max() <= 1  # masks of visible pixels never overlap
 
 
 def test_category_ids_have_gaps_and_image_ids_are_unique_over_units(files):
@@ -89,8 +91,8 @@ def test_panoptic_maps_agree_with_their_json_and_with_the_instances(files):
     assert Counter(isthing.values()) == {1: 12, 0: 5}
     masks = {}
     for annotation in instances["annotations"]:
-        found = masks.setdefault(annotation["image_id"], set())
-        found.add((annotation["category_id"], coco_mask.decode(annotation["segmentation"]).tobytes()))
+        of_image = masks.setdefault(annotation["image_id"], set())
+        of_image.add((annotation["category_id"], coco_mask.decode(annotation["segmentation"]).tobytes()))
     void = 0
     for image, annotation in zip(data["images"], data["annotations"], strict=True):
         red, green, blue = np.moveaxis(np.asarray(Image.open(folder / annotation["file_name"]), np.int64), -1, 0)
@@ -106,32 +108,32 @@ def test_panoptic_maps_agree_with_their_json_and_with_the_instances(files):
             rows, columns = np.nonzero(ids == number)
             assert segment["bbox"] == [columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1]
         void += (ids == 0).sum()
-    assert void > 0  # unnamed things: neither a thing nor the stuff behind them
+    assert void > 0  # pixels of unnamed things are neither a thing nor the stuff behind it
 
 
-def test_unnamed_kinds_stand_only_in_the_hidden_truth(files):
+def test_unnamed_kinds_are_annotated_only_in_the_hidden_ground_truth(files):
     unnamed = {kind.id for kind in UNNAMED}
-    labels = json.loads(files.instances("train").read_text())
-    assert not unnamed & {category["id"] for category in labels["categories"]}
-    assert not unnamed & {annotation["category_id"] for annotation in labels["annotations"]}
+    instances = json.loads(files.instances("train").read_text())
+    assert not unnamed & {category["id"] for category in instances["categories"]}
+    assert not unnamed & {annotation["category_id"] for annotation in instances["annotations"]}
     assert any(not t.kind.named for i in range(12) for t in scene.draw_scene(SPEC, "train", i).things)
     assert "annotations" not in json.loads(files.image_info("coco").read_text())
-    truth = json.loads(files.truth("coco").read_text())
-    assert unnamed & {annotation["category_id"] for annotation in truth["annotations"]}
-    assert {c["id"] for c in truth["categories"] if c["supercategory"] == "unnamed"} == unnamed
+    ground_truth = json.loads(files.ground_truth("coco").read_text())
+    assert unnamed & {annotation["category_id"] for annotation in ground_truth["annotations"]}
+    assert {c["id"] for c in ground_truth["categories"] if c["supercategory"] == "unnamed"} == unnamed
 
 
-def test_default_sources_have_ever_more_unnamed_kinds():
+def test_unnamed_kinds_increase_from_labeled_to_openimages():
     def share(unit):
         named = [t.kind.named for i in range(40) for t in scene.draw_scene(SceneSpec(size=64), unit, i).things]
         return 1 - np.mean(named)
 
     train, coco, places, openimages = (share(unit) for unit in ("train", "coco", "places_0", "openimages_0"))
-    # about 220 things each: deviation 0.01, 0.03, 0.04, 0.035
+    # about 220 things each: standard deviation 0.01, 0.03, 0.04, 0.035
     assert train < 0.06 and 0.1 < coco < 0.3 and 0.3 < places < 0.6 and 0.42 < openimages < 0.68
 
 
-def test_camouflage_changes_the_look_and_not_the_place(monkeypatch):
+def test_camouflage_changes_colors_and_not_positions(monkeypatch):
     def draw(camouflage):
         return scene.draw_scene(SceneSpec(camouflage=camouflage, clutter=0, noise=0), "train", 3)
 
@@ -146,7 +148,7 @@ def test_camouflage_changes_the_look_and_not_the_place(monkeypatch):
 
 
 def run(root, patch):
-    """Another process that prepares the train unit in `root` after running `patch`."""
+    """Start another process that runs `patch` and then prepares the train unit in `root`."""
     code = f"""
 import os, signal
 from cassl_lib.data.scenes import dataset as scenes
@@ -177,12 +179,12 @@ KILLS = {
 
 
 @pytest.mark.parametrize("patch", KILLS.values(), ids=KILLS.keys())
-def test_a_killed_writer_is_finished_by_the_next_call(files, tmp_path, patch):
+def test_the_next_call_finishes_the_work_of_a_killed_one(files, tmp_path, patch):
     process = run(tmp_path, patch)
     assert process.wait(60) == -signal.SIGKILL
     process.stdout.close()
     assert any(tmp_path.iterdir()) and not (tmp_path / "manifest.json").exists()
-    left = tmp_path / ".train.partial" / "images" / "train" / "left.jpg"  # as a writer of more scenes would leave
+    left = tmp_path / ".train.partial" / "images" / "train" / "left.jpg"  # as if a call for more scenes had been killed
     left.parent.mkdir(parents=True, exist_ok=True)
     left.touch()
     again = prepare(tmp_path, SPEC, ["train"], progress=False)
@@ -191,18 +193,17 @@ def test_a_killed_writer_is_finished_by_the_next_call(files, tmp_path, patch):
     assert {p.name for p in tmp_path.iterdir()} == {"images", "annotations", "manifest.json", ".lock"}
 
 
-def test_of_two_processes_one_draws_and_both_return(files, tmp_path):
-    # each waits on its first scene until the other is about to ask for the lock, so that they do meet
+def test_of_two_concurrent_processes_one_draws_and_both_return(files, tmp_path):
+    # the first waits at its first scene until the other is about to request the lock, so that they do meet
     count = "scenes.draw_scene = after(scenes.draw_scene, 99, die)"
     meet = f"""
-import pathlib
-from cassl_lib import runs
+import fcntl, pathlib
 {count}
-flock = runs.fcntl.flock
+flock = fcntl.flock
 def announce(*args):
     pathlib.Path({str(tmp_path)!r}, "asked-" + str(os.getpid())).touch()
     flock(*args)
-runs.fcntl.flock = announce
+fcntl.flock = announce
 draw = scenes.draw_scene
 def together(*args):
     while len(list(pathlib.Path({str(tmp_path)!r}).glob("asked-*"))) < 2:
@@ -215,19 +216,19 @@ scenes.draw_scene = together
         drawn = sorted(int(process.communicate(timeout=60)[0]) for process in processes)
     finally:
         for process in processes:
-            process.kill()  # one would wait for ever if the other failed
+            process.kill()  # one would wait forever if the other failed
     assert drawn == [0, SPEC.train]
     assert scenes.SceneFiles(tmp_path).fingerprint("train") == files.fingerprint("train")
 
 
-def test_damage_is_found_and_repaired(tmp_path):
+def test_damaged_units_are_detected_and_rewritten(tmp_path):
     files = prepare(tmp_path, SPEC, ["tune", "places_1"], progress=False)
     before, fingerprint = contents(tmp_path), files.fingerprint("tune")
     picture = sorted(files.images("tune").iterdir())[1]
     damaged = bytearray(picture.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     picture.write_bytes(damaged)
-    with pytest.raises(SceneError, match="damaged: tune;"):
+    with pytest.raises(SceneError, match=r"damaged: tune\. Rewrite"):
         verify(tmp_path)
     prepare(tmp_path, SPEC, ["tune", "places_1"], progress=False, verify=True)
     assert sorted(verify(tmp_path)) == ["places_1", "tune"]
@@ -237,8 +238,8 @@ def test_damage_is_found_and_repaired(tmp_path):
     assert files.fingerprint("tune") == fingerprint
 
 
-@pytest.mark.parametrize("lost", ["images", "truth", "image_info"])
-def test_a_missing_file_is_noticed_without_reading_all(tmp_path, lost):
+@pytest.mark.parametrize("lost", ["images", "ground_truth", "image_info"])
+def test_a_missing_file_is_rewritten_without_verify(tmp_path, lost):
     files = prepare(tmp_path, SPEC, ["places_0"], progress=False)
     path = getattr(files, lost)("places_0")
     path = next(path.iterdir()) if path.is_dir() else path
@@ -247,14 +248,14 @@ def test_a_missing_file_is_noticed_without_reading_all(tmp_path, lost):
     assert path.exists() and verify(tmp_path) == ["places_0"]
 
 
-def test_what_is_there_is_neither_drawn_nor_locked(files, monkeypatch):
+def test_finished_units_are_neither_drawn_nor_locked(files, monkeypatch):
     monkeypatch.setattr(scenes, "draw_scene", None)
     monkeypatch.setattr(scenes, "alone", None)
     assert prepare(files.root, SPEC, ["coco", "train"]) == files
 
 
-def test_another_spec_or_unit_is_refused(files):
-    with pytest.raises(SceneError, match="differ in camouflage, seed;"):
+def test_another_spec_or_an_unknown_unit_raises(files):
+    with pytest.raises(SceneError, match=r"differ in camouflage, seed\."):
         prepare(files.root, SceneSpec(**{**SPEC.__dict__, "seed": 5, "camouflage": 0.1}), ["train"])
-    with pytest.raises(SceneError, match="no such unit: test;"):
+    with pytest.raises(SceneError, match=r"unknown unit of scenes: test\."):
         prepare(files.root, SPEC, ["train", "test"])

@@ -1,4 +1,4 @@
-"""The embedded scenes: drawn by code, written once as a real COCO dataset."""
+"""The embedded scenes: synthetic images drawn by code and written once as a COCO dataset."""
 
 from cassl_lib.data.scenes.dataset import SPLITS, VERSION, SceneFiles, SceneSpec, prepare, redraw, verify
 from cassl_lib.errors import SceneError

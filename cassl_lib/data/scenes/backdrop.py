@@ -1,4 +1,4 @@
-"""The stuff of a scene: sky, mountain, ground, water and wall, textured and lit; drawing.py puts the things on it."""
+"""The stuff of a scene: sky, mountain, ground, water and wall, textured and lit. scene.py puts the things on it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-SKY, MOUNTAIN, GROUND, WATER, WALL = range(5)  # places in drawing_kinds.STUFF
+SKY, MOUNTAIN, GROUND, WATER, WALL = range(5)  # indices in kinds.STUFF
 _BANK = 512  # side of the stored noise fields, pixels
 
-# (top, bottom) of the sky; (one, other) tint of what is below. Each source of images has its own choice.
+# Pairs of RGB colors: top and bottom of the sky, two tints of everything else. Each style has its own choices.
 _SKIES = {
     "home": (((0.42, 0.62, 0.86), (0.82, 0.89, 0.93)), ((0.60, 0.70, 0.80), (0.90, 0.88, 0.82))),
     "places": (((0.62, 0.66, 0.70), (0.86, 0.86, 0.84)), ((0.40, 0.60, 0.72), (0.93, 0.86, 0.72))),
@@ -43,7 +43,7 @@ class Backdrop:
 
 @lru_cache(maxsize=1)
 def _noise_bank() -> dict[str, np.ndarray]:
-    """Noise fields of mean 0 and deviation 1, (512, 512) float32; a scene cuts its textures out of them."""
+    """Noise fields with mean 0 and standard deviation 1, (512, 512) float32, from which scenes crop their textures."""
     rng = np.random.default_rng(2022)
 
     def octave(rows: int, columns: int) -> np.ndarray:
@@ -61,45 +61,45 @@ def _noise_bank() -> dict[str, np.ndarray]:
 
 
 def noise(rng: np.random.Generator, name: str, height: int, width: int) -> np.ndarray:
-    """A random (height, width) window, at most 512 x 512, of the field soft, blotch, streak, rough or grain."""
+    """A random (height, width) crop, at most 512 x 512, of the field soft, blotch, streak, rough or grain."""
     y, x = rng.integers(0, _BANK - height + 1), rng.integers(0, _BANK - width + 1)
     return _noise_bank()[name][y : y + height, x : x + width]
 
 
 def _tinted(pair, mix: np.ndarray) -> np.ndarray:
-    """(H, W, 3): between the two colors of `pair` by `mix` (H, W) or (H, 1), clipped to [0, 1]."""
+    """(H, W, 3) blend of the two colors of `pair` by `mix` (H, W) or (H, 1), clipped to [0, 1]."""
     one, other = np.asarray(pair, np.float32)
     return one + np.clip(mix, 0, 1)[..., None] * (other - one)
 
 
 def _layout(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, float]:
-    """Who owns which pixel before any thing is drawn, and the row of the horizon."""
+    """(H, W) stuff classes and the row of the horizon."""
     rows, columns = np.arange(height, dtype=np.float32)[:, None], np.arange(width, dtype=np.float32)[None]
     horizon = height * rng.uniform(0.26, 0.5)
     stuff = np.where(rows < horizon, SKY, GROUND).astype(np.uint8) + np.zeros((1, width), np.uint8)
-    scene = rng.choice(5, p=(0.22, 0.22, 0.2, 0.2, 0.16))  # meadow, mountains, lake, street, room
+    layout = rng.choice(5, p=(0.22, 0.22, 0.2, 0.2, 0.16))  # meadow, mountains, lake, street, room
     wave = noise(rng, "soft", 1, width)
-    if scene in (1, 2):
+    if layout in (1, 2):
         ridge = horizon - height * (0.11 + 0.06 * wave + 0.015 * noise(rng, "blotch", 1, width))
         stuff[(rows >= ridge) & (rows < horizon)] = MOUNTAIN
-    if scene == 2:
+    if layout == 2:
         shore = horizon + height * (rng.uniform(0.18, 0.34) + 0.035 * wave)
         stuff[(rows >= horizon) & (rows < shore)] = WATER
-    if scene == 0 and rng.random() < 0.6:
+    if layout == 0 and rng.random() < 0.6:
         x, y = rng.uniform(0.2, 0.8) * width, horizon + rng.uniform(0.2, 0.5) * height
         pond = ((columns - x) / (0.3 * width)) ** 2 + ((rows - y) / (0.12 * height)) ** 2
         stuff[(pond < 1 + 0.25 * noise(rng, "soft", height, width)) & (rows > horizon + 2)] = WATER
-    if scene == 3:
+    if layout == 3:
         edge, top = rng.uniform(0.3, 0.75) * width, horizon * rng.uniform(0.1, 0.4)
         behind = columns < edge if rng.random() < 0.5 else columns > edge
         stuff[behind & (rows >= top) & (rows < horizon + 0.05 * height)] = WALL
-    if scene == 4:
+    if layout == 4:
         stuff[rows[:, 0] < horizon] = WALL
     return stuff, horizon
 
 
 def _bricks(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """(H, W) in {0, 1}: 1 on the joints of bricks, or on the seams of wide panels."""
+    """(H, W) in {0, 1}: 1 on the joints between bricks or the seams between wide panels."""
     size = rng.uniform(0.05, 0.09) * height
     rows, columns = np.arange(height)[:, None], np.arange(width)[None]
     if rng.random() < 0.4:
@@ -108,8 +108,8 @@ def _bricks(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     return ((rows % size < 1) | ((columns + (course % 2) * size) % (2 * size) < 1)).astype(np.float32)
 
 
-def _paint(rng: np.random.Generator, stuff: np.ndarray, horizon: float, source: str, texture: float) -> np.ndarray:
-    """Colors for the layout, (H, W, 3) float32, before light falls on it."""
+def _paint(rng: np.random.Generator, stuff: np.ndarray, horizon: float, style: str, texture: float) -> np.ndarray:
+    """Colors of the layout before lighting, (H, W, 3) float32."""
     height, width = stuff.shape
     rows = np.arange(height, dtype=np.float32)[:, None]
     canvas = np.empty((height, width, 3), np.float32)
@@ -117,13 +117,13 @@ def _paint(rng: np.random.Generator, stuff: np.ndarray, horizon: float, source: 
     def fill(region: int, colors: np.ndarray) -> None:
         np.copyto(canvas, colors, where=(stuff == region)[..., None])
 
-    sky = _SKIES[source][rng.integers(2)]
+    sky = _SKIES[style][rng.integers(2)]
     cloud = np.clip(0.35 * noise(rng, "streak", height, width) + 0.25, 0, 1) * 0.5
     fill(SKY, _tinted(sky, rows / max(horizon, 1) + 0 * cloud) * (1 - cloud[..., None]) + 0.93 * cloud[..., None])
     near = np.clip((rows - horizon) / (height - horizon), 0, 1)
     rough = texture * (0.12 + 0.33 * near) * noise(rng, "rough", height, width)
     patches = 0.25 * texture * noise(rng, "blotch", height, width)
-    ground = _tinted(_GROUNDS[source][rng.integers(2)], 0.5 + rough + patches)
+    ground = _tinted(_GROUNDS[style][rng.integers(2)], 0.5 + rough + patches)
     fill(GROUND, ground * (1 + 0.1 * texture * noise(rng, "grain", height, width) * near)[..., None])
     if (stuff == MOUNTAIN).any():
         slope = noise(rng, "rough", height, width)
@@ -133,7 +133,7 @@ def _paint(rng: np.random.Generator, stuff: np.ndarray, horizon: float, source: 
         fill(WATER, _tinted(_WATERS[rng.integers(2)], 0.9 - near + 0.22 * (1 + texture) / 2 * waves))
     if (stuff == WALL).any():
         stain = 0.5 + 0.3 * texture * noise(rng, "blotch", height, width)
-        wall = _tinted(_WALLS[source][rng.integers(2)], stain)
+        wall = _tinted(_WALLS[style][rng.integers(2)], stain)
         relief = 1 - 0.22 * _bricks(rng, height, width) + 0.03 * noise(rng, "grain", height, width)
         fill(WALL, wall * relief[..., None])
     haze = np.exp(-np.abs(rows - horizon) / (0.14 * height)) * 0.35
@@ -141,12 +141,12 @@ def _paint(rng: np.random.Generator, stuff: np.ndarray, horizon: float, source: 
     return canvas + haze * (np.asarray(sky[1], np.float32) - canvas)
 
 
-def draw_backdrop(rng: np.random.Generator, height: int, width: int, *, source: str, texture: float) -> Backdrop:
-    """Stuff without things. `source` is home, places or openimages; `texture` scales how uneven the ground is."""
+def draw_backdrop(rng: np.random.Generator, height: int, width: int, *, style: str, texture: float) -> Backdrop:
+    """Draw the stuff. `style` is home, places or openimages; `texture` scales the contrast of the ground's texture."""
     stuff, horizon = _layout(rng, height, width)
-    canvas = _paint(rng, stuff, horizon, source, texture)
+    canvas = _paint(rng, stuff, horizon, style, texture)
     edge = (stuff[1:] != stuff[:-1]) & (stuff[:-1] != SKY)
-    canvas[1:][edge] *= 0.72  # a dark line where one surface meets the next below it
+    canvas[1:][edge] *= 0.72  # a dark line where one surface ends above the next
     side = rng.choice((-1.0, 1.0)) * rng.uniform(0.5, 0.9)
     light = (side, -np.sqrt(1 - side * side))
     across = np.linspace(-1, 1, width, dtype=np.float32) * light[0]

@@ -3,11 +3,11 @@
     images/<unit>/<id>.jpg
     annotations/instances_<unit>.json, panoptic_<unit>.json, panoptic_<unit>/<id>.png   train, val, tune
     annotations/image_info_<unit>.json                                                  the unlabeled units
-    annotations/truth_<unit>.json       what is on the unlabeled images: to measure pseudo labels, never for training
-    manifest.json                       the spec, and for each finished unit its counts and hashes
+    annotations/truth_<unit>.json       ground truth of the unlabeled units: to measure pseudo labels, never to train
+    manifest.json                       the spec, and the file count and hashes of each finished unit
 
-Masks are visible pixels only, in instances as in panoptic. Kinds without a name ('unnamed') stand only in the truth; in
-the panoptic maps of a labeled unit their pixels are void. A unit counts as finished when the manifest lists it.
+Instance and panoptic masks hold visible pixels only. Unnamed kinds are annotated only in the ground truth of unlabeled
+units; in the panoptic maps of labeled units their pixels are void. A unit is finished once the manifest lists it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from cassl_lib.data.scenes.scene import LABELED, PARTS, UNITS, Scene, SceneSpec,
 from cassl_lib.errors import SceneError
 from cassl_lib.files import alone
 
-VERSION = 1  # of the drawing: to be raised whenever the same spec gives other pixels or annotations
+VERSION = 1  # of the drawing; raise it whenever the same spec gives other pixels or annotations
 CLASSES = tuple(kind.name for kind in NAMED)
 _PLACES, _OPENIMAGES = (tuple(f"{name}_{part}" for part in range(PARTS)) for name in ("places", "openimages"))
 # UNSTATED: Sec. 4, what small, base and large consist of; inferred from the sizes the paper prints
@@ -43,7 +43,7 @@ SPLITS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class SceneFiles:
-    """Where the files of a unit are; cheap to make, and says nothing about whether they exist."""
+    """Paths of the files of each unit; they need not exist."""
 
     root: Path
 
@@ -54,71 +54,85 @@ class SceneFiles:
         return self.root / "annotations" / f"instances_{unit}.json"
 
     def panoptic(self, unit: str) -> tuple[Path, Path]:
-        """The JSON and the folder of PNGs."""
+        """The JSON file and the folder of PNGs."""
         folder = self.root / "annotations" / f"panoptic_{unit}"
         return folder.with_suffix(".json"), folder
 
     def image_info(self, unit: str) -> Path:
         return self.root / "annotations" / f"image_info_{unit}.json"
 
-    def truth(self, unit: str) -> Path:
+    def ground_truth(self, unit: str) -> Path:
         return self.root / "annotations" / f"truth_{unit}.json"
 
     def fingerprint(self, unit: str) -> str:
-        """Hash of the pixels as drawn and of the JSON, so that another JPEG encoder does not change it."""
+        """Hash of the drawn pixels and the JSON files; it does not depend on the JPEG encoder."""
         return _read_manifest(self.root)["units"][unit]["content"]
 
     def _all(self, unit: str) -> list[Path]:
         """Every file and folder that belongs to a unit."""
         if unit in LABELED:
             return [self.images(unit), self.instances(unit), *self.panoptic(unit)]
-        return [self.images(unit), self.image_info(unit), self.truth(unit)]
+        return [self.images(unit), self.image_info(unit), self.ground_truth(unit)]
 
 
 def prepare(
     root: Path, spec: SceneSpec, units: Sequence[str], *, progress: bool = True, verify: bool = False
 ) -> SceneFiles:
-    """Make sure that `units` are under `root`; only what is missing or incomplete is written.
+    """Write those of `units` that are missing or incomplete under `root`.
 
-    Any number of processes may ask at once: one writes, the others wait. Killed at any moment, the next call goes on
-    with the first unit that is not finished. With `verify` every byte is read and a damaged unit is written again.
+    Several processes may call this at once: one writes, the others wait. After a kill, the next call resumes with the
+    first unfinished unit.
+
+    Args:
+        verify: read every file and rewrite damaged units.
+
+    Raises:
+        SceneError: an unknown unit, or `root` holds scenes of another spec.
     """
     files = SceneFiles(Path(root))
     if unknown := [unit for unit in units if unit not in UNITS]:
-        raise SceneError(f"no such unit: {', '.join(unknown)}; there are {', '.join(UNITS)}")
+        raise SceneError(f"unknown unit of scenes: {', '.join(unknown)}. Choose from {', '.join(UNITS)}.")
     if not verify and not _missing(files, spec, units):
-        return files  # without the lock, so that a read-only folder will do
+        return files  # without the lock, so that a read-only folder works
     files.root.mkdir(parents=True, exist_ok=True)
     with alone(files.root, say=progress):
         if verify:
-            _forget(files.root, _damaged(files, units))
+            _unlist(files.root, _damaged(files, units))
         for unit in _missing(files, spec, units):
-            _write(files, spec, unit, progress)
+            _write_unit(files, spec, unit, progress)
     return files
 
 
 def redraw(spec: SceneSpec, image_id: int) -> Scene:
-    """The scene of an image id, which is also the stem of its file, from its number alone."""
+    """Draw the scene of an image id again; the id is also the stem of the image's file name."""
     unit, index = divmod(image_id, 1_000_000)
     return draw_scene(spec, UNITS[unit - 1], index)
 
 
 def verify(root: Path) -> list[str]:
-    """Read every file under `root` and return the units; raise SceneError if one is not the bytes that were written."""
+    """Check every file under `root` against the recorded hashes.
+
+    Returns:
+        The finished units.
+
+    Raises:
+        SceneError: names the damaged units.
+    """
     files = SceneFiles(Path(root))
     units = list(_read_manifest(files.root)["units"])
     if damaged := _damaged(files, units):
-        raise SceneError(f"{files.root}: damaged: {', '.join(damaged)}; prepare(..., verify=True) writes them again")
+        names = ", ".join(damaged)
+        raise SceneError(f"{files.root}: units are damaged: {names}. Rewrite them with prepare(..., verify=True).")
     return units
 
 
 def _missing(files: SceneFiles, spec: SceneSpec, units: Sequence[str]) -> list[str]:
     manifest = _read_manifest(files.root)
     if manifest["spec"] not in (None, _spec_as_json(spec)):
-        wanted, found = _spec_as_json(spec), manifest["spec"]
-        names = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
+        wanted, present = _spec_as_json(spec), manifest["spec"]
+        names = sorted(name for name in {*wanted, *present} if wanted.get(name) != present.get(name))
         raise SceneError(
-            f"{files.root} holds scenes that differ in {', '.join(names)}; use another folder or delete it"
+            f"{files.root}: the scenes there differ in {', '.join(names)}. Use another folder or delete this one."
         )
     finished = manifest["units"]
     return [u for u in dict.fromkeys(units) if u not in finished or finished[u]["files"] != _count(files, u)]
@@ -161,31 +175,31 @@ def _write_manifest(root: Path, manifest: dict) -> None:
     os.replace(partial, root / "manifest.json")
 
 
-def _forget(root: Path, units: Sequence[str]) -> None:
+def _unlist(root: Path, units: Sequence[str]) -> None:
     manifest = _read_manifest(root)
     kept = {unit: entry for unit, entry in manifest["units"].items() if unit not in units}
     if len(kept) < len(manifest["units"]):
         _write_manifest(root, {**manifest, "units": kept})
 
 
-def _write(files: SceneFiles, spec: SceneSpec, unit: str, progress: bool) -> None:
-    """Draw a unit into a folder beside its place, move it there, and only then list it as finished."""
+def _write_unit(files: SceneFiles, spec: SceneSpec, unit: str, progress: bool) -> None:
+    """Draw a unit into a temporary folder, move its files into place, then list it in the manifest."""
     partial = SceneFiles(files.root / f".{unit}.partial")
-    shutil.rmtree(partial.root, ignore_errors=True)  # what a killed process left
+    shutil.rmtree(partial.root, ignore_errors=True)  # left by a killed process
     content = _draw_unit(partial, spec, unit, progress)
     entry = {"content": content, "bytes": _hash_files(partial, unit), "files": _count(partial, unit)}
-    _forget(files.root, [unit])
-    for source, target in zip(partial._all(unit), files._all(unit), strict=True):
+    _unlist(files.root, [unit])
+    for drawn, target in zip(partial._all(unit), files._all(unit), strict=True):
         shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(source, target)
+        os.replace(drawn, target)
     shutil.rmtree(partial.root)
     finished = {**_read_manifest(files.root)["units"], unit: entry}
     _write_manifest(files.root, {"spec": _spec_as_json(spec), "units": finished})
 
 
 def _draw_unit(files: SceneFiles, spec: SceneSpec, unit: str, progress: bool) -> str:
-    """Write all files of a unit and return the hash of their content."""
+    """Write all files of a unit and return the hash of its pixels and JSON files."""
     for path in files._all(unit):
         (path.parent if path.suffix else path).mkdir(parents=True, exist_ok=True)
     digest, records = hashlib.sha256(), UnitRecords(unit)
@@ -194,7 +208,7 @@ def _draw_unit(files: SceneFiles, spec: SceneSpec, unit: str, progress: bool) ->
         scene = draw_scene(spec, unit, index)
         stem = records.add_image(index, scene)
         digest.update(scene.image.tobytes())
-        # 4:4:4, or the hue of a core of three pixels would run into its surroundings
+        # 4:4:4, because chroma subsampling would blur the hue of a core of three pixels
         Image.fromarray(scene.image).save(files.images(unit) / f"{stem}.jpg", quality=92, subsampling=0)
         if unit in LABELED:
             ids, segments = panoptic_segments(scene)
@@ -204,7 +218,7 @@ def _draw_unit(files: SceneFiles, spec: SceneSpec, unit: str, progress: bool) ->
     if unit in LABELED:
         jsons = {files.instances(unit): records.instances(), files.panoptic(unit)[0]: records.panoptic_json()}
     else:
-        jsons = {files.image_info(unit): records.image_info(), files.truth(unit): records.truth()}
+        jsons = {files.image_info(unit): records.image_info(), files.ground_truth(unit): records.ground_truth()}
     for path, data in jsons.items():
         path.write_text(json.dumps(data, separators=(",", ":")))
         digest.update(path.read_bytes())
@@ -212,5 +226,5 @@ def _draw_unit(files: SceneFiles, spec: SceneSpec, unit: str, progress: bool) ->
 
 
 def _size(spec: SceneSpec, unit: str) -> int:
-    source, _, part = unit.partition("_")
-    return asdict(spec)[f"{source}_part" if part else source]
+    name, _, part = unit.partition("_")
+    return asdict(spec)[f"{name}_part" if part else name]

@@ -1,7 +1,8 @@
-"""What the embedded scenes show: five stuff classes, twelve named kinds of things, eight kinds that no label names.
+"""What the embedded scenes show: five stuff classes, twelve named kinds of things, and eight unnamed kinds.
 
-The named kinds are six pairs. Both members of a pair have the same body and differ in one part or pattern, as person
-and cyclist may. Every kind is a few polygons in its own frame: x to the right, y down, about [-1, 1], feet at y = 1.
+Unnamed kinds are never annotated in labeled images. The named kinds are six pairs, such as person and cyclist: both
+members have the same body and differ in one part or pattern. Each kind is a few polygons in its own frame: x to the
+right, y down, about [-1, 1], feet at y = 1.
 """
 
 from __future__ import annotations
@@ -13,18 +14,18 @@ from math import ceil
 import numpy as np
 from PIL import Image, ImageDraw
 
-BODY, SHADE, THIN, CORE, DETAIL, DARK = 1, 2, 3, 4, 5, 6  # what a pixel of a drawn thing is; 0 is nothing
-REACH = 1.7  # half side of the drawing area, in radii: appendages stick out
+BODY, SHADE, THIN, CORE, DETAIL, DARK = 1, 2, 3, 4, 5, 6  # roles of the pixels of a drawn thing; 0 is background
+REACH = 1.7  # half the side of the drawing area in radii; appendages reach beyond 1
 _TURN = np.linspace(0, 2 * np.pi, 24, endpoint=False)
 _CIRCLE = np.stack([np.cos(_TURN), np.sin(_TURN)], 1)
 
 
 class Pen:
-    """Draws one thing, supersampled, as a map of roles (BODY ... DARK) in a square of side 2 * `half` pixels."""
+    """Draws one thing, supersampled, as a map of roles (BODY ... DARK) in a square of 2 * `half` pixels per side."""
 
     def __init__(self, radius: float, *, angle: float = 0.0, mirror: bool = False):
         self.half = max(4, ceil(REACH * radius))
-        self.fine = 4 if radius < 8 else 3 if radius < 16 else 2  # subpixels per pixel and side
+        self.fine = 4 if radius < 8 else 3 if radius < 16 else 2  # subpixels per pixel along each axis
         self.scale = radius * self.fine
         cos, sin = np.cos(angle) * self.scale, np.sin(angle) * self.scale
         self.matrix = np.array([[cos, sin], [-sin, cos]]) * ([[-1], [1]] if mirror else 1)
@@ -32,6 +33,7 @@ class Pen:
         self.draw = ImageDraw.Draw(self.image)
 
     def place(self, points) -> list[float]:
+        """Flat list of subpixel coordinates of points (N, 2) in the thing's frame."""
         return (np.asarray(points, float) @ self.matrix + self.half * self.fine).ravel().tolist()
 
     def polygon(self, role: int, *points) -> None:
@@ -41,7 +43,7 @@ class Pen:
         self.draw.polygon(self.place(_CIRCLE * (rx, ry or rx) + (x, y)), fill=role)
 
     def line(self, role: int, width: float, *points) -> None:
-        # at least 1.2 pixels, or the coverage of a thin line never reaches one half and it drops out of the mask
+        # at least 1.2 pixels: thinner lines never cover half of a pixel and would drop out of the mask
         self.draw.line(self.place(points), fill=role, width=max(ceil(1.2 * self.fine), round(width * self.scale)))
 
     def ring(self, role: int, width: float, x: float, y: float, r: float) -> None:
@@ -202,17 +204,17 @@ def umbrella(pen: Pen) -> None:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of thing. `hue` in turns; `anchor` and `aim` (degrees, 0 right, 90 up) say where an appendage grows."""
+    """A kind of thing. `hue` in turns; appendages grow from `anchor` in direction `aim` (degrees, 0 right, 90 up)."""
 
-    id: int  # COCO category id; with gaps, as in COCO
+    id: int  # COCO category id, with gaps as in COCO
     name: str
     supercategory: str
     paint: Callable[[Pen], None]
     hue: float
     anchor: tuple[float, float]
     aim: float
-    stands: bool = True  # throws a shadow at its feet and keeps upright; else it may be turned by any angle
-    second: bool = False  # the second of a pair; its hue is moved by SceneSpec.pair_hue
+    stands: bool = True  # upright with a shadow at its feet; otherwise rotated by any angle
+    second: bool = False  # the second of a pair, whose hue is shifted by SceneSpec.pair_hue
 
     @property
     def named(self) -> bool:
@@ -220,6 +222,7 @@ class Kind:
 
 
 def _pair(ids, names, supercategory, paint, hue, anchor, aim, stands=True) -> list[Kind]:
+    """The two kinds of a pair; `paint` takes whether to draw the second."""
     return [
         Kind(i, name, supercategory, lambda pen, s=s: paint(pen, s), hue, anchor, aim, stands, s)
         for i, name, s in zip(ids, names, (False, True), strict=True)

@@ -1,4 +1,4 @@
-"""One drawn thing as a layer, how it falls on the canvas, and who owns which pixel afterward."""
+"""One drawn thing as a layer, compositing it onto the canvas, and which thing owns each pixel."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image, ImageFilter
 
 from cassl_lib.data.scenes.kinds import BODY, CORE, Pen
 
-_COVER_VIVID = np.array([[role > 0, role >= CORE, 0] for role in range(7)], np.float32)  # as if they were colors
+_COVER_VIVID = np.array([[role > 0, role >= CORE, 0] for role in range(7)], np.float32)  # encoded as colors
 
 
 @dataclass(frozen=True)
@@ -17,19 +17,21 @@ class Layer:
     """A drawn thing in its own square of side S = 2 * half, float32 in [0, 1]."""
 
     color: np.ndarray  # (S, S, 3)
-    cover: np.ndarray  # (S, S) share of the pixel that is covered
+    cover: np.ndarray  # (S, S) covered fraction of each pixel
     vivid: np.ndarray  # (S, S) 1 on core and detail, which keep their own colors
-    blurred: np.ndarray  # (S, S) cover, blurred: for the light and the shadow
+    blurred: np.ndarray  # (S, S) blurred cover, for lighting and shadow
     half: int
     radius: float
 
 
 def make_layer(pen: Pen, palette: np.ndarray, radius: float) -> Layer:
+    """Downsample a drawn map of roles to a layer; `palette` (7, 3) is the color of each role."""
+
     def colored(table: np.ndarray) -> Image.Image:
         pen.image.putpalette((np.clip(table, 0, 1) * 255).astype(np.uint8).tobytes())
         return pen.image.convert("RGB").reduce(pen.fine)
 
-    palette[0] = palette[BODY]  # what a half-covered pixel is mixed with
+    palette[0] = palette[BODY]  # blended into partly covered pixels
     shares = colored(_COVER_VIVID)
     blurred = shares.getchannel(0).filter(ImageFilter.BoxBlur(max(1.0, 0.18 * radius)))
     planes = (np.asarray(plane, np.float32) * np.float32(1 / 255) for plane in (colored(palette), shares, blurred))
@@ -39,7 +41,7 @@ def make_layer(pen: Pen, palette: np.ndarray, radius: float) -> Layer:
 
 @dataclass(frozen=True)
 class Window:
-    """Where a layer at (x, y) meets the canvas: index pairs into both."""
+    """The overlap of a layer and the canvas, as row and column slices of each."""
 
     canvas: tuple[slice, slice]
     layer: tuple[slice, slice]
@@ -52,7 +54,7 @@ def window(x: int, y: int, half: int, height: int, width: int) -> Window:
 
 
 def _shadow(layer: Layer, light: tuple[float, float], toward: tuple[int, int], shadow: str) -> np.ndarray:
-    """(S, S) in [0, 1]: a flat ellipse at the feet, or the thing's own outline on what is right behind it."""
+    """(S, S) in [0, 1]: none, a flat ellipse at the feet, or the thing's outline cast on what is behind it."""
     if shadow == "none":
         return np.zeros_like(layer.cover)
     if shadow == "behind":
@@ -63,9 +65,9 @@ def _shadow(layer: Layer, light: tuple[float, float], toward: tuple[int, int], s
 
 
 def stamp(canvas: np.ndarray, layer: Layer, at: Window, *, camouflage: float, light, shadow: str) -> None:
-    """Shadow (feet, behind or none), camouflage, light and shade, then the thing itself, into `canvas`."""
+    """Composite a layer onto `canvas` in place, with camouflage, shading and a shadow: feet, behind or none."""
     region = canvas[at.canvas]
-    behind = region[:, ::-1].copy()  # mirrored, so that the camouflage has the texture but not the very pixels behind
+    behind = region[:, ::-1].copy()  # mirrored: camouflage copies the texture, not the exact pixels
     step = max(1.0, 0.12 * layer.radius)
     down, right = toward = (round(step * light[1]), round(step * light[0]))
     lit = np.roll(layer.blurred, toward, (0, 1)) - np.roll(layer.blurred, (-down, -right), (0, 1))
@@ -78,16 +80,23 @@ def stamp(canvas: np.ndarray, layer: Layer, at: Window, *, camouflage: float, li
 
 
 class Ownership:
-    """Who owns which pixel: -1 for stuff, else the number of a thing."""
+    """The owner of each pixel: the number of a thing, or -1 for stuff.
+
+    `overlap` is the maximum fraction of a thing that nearer ones may hide.
+    """
 
     def __init__(self, height: int, width: int, overlap: float):
         self.owner = np.full((height, width), -1, np.int16)
         self.overlap = overlap
-        self.whole: list[int] = []  # pixels of each thing, hidden ones too
-        self.left: list[int] = []  # pixels that each thing still owns
+        self.whole: list[int] = []  # pixels of each thing, including hidden ones
+        self.left: list[int] = []  # visible pixels of each thing
 
     def claim(self, layer: Layer, at: Window, *, is_thing: bool) -> bool:
-        """Give the covered pixels to a new thing, or to stuff; False, and no change, if someone would lose too much."""
+        """Assign the covered pixels to a new thing, or to stuff (clutter).
+
+        Returns:
+            False, with nothing changed, if the new thing or an existing one would keep too few pixels.
+        """
         full, mask = int((layer.cover >= 0.5).sum()), layer.cover[at.layer] >= 0.5
         inside = int(mask.sum())
         if is_thing and (inside < 12 or inside < 0.4 * full):

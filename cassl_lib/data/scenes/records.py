@@ -1,4 +1,4 @@
-"""Drawn scenes in COCO's words: images, instances, panoptic segments. Masks are the visible pixels."""
+"""Drawn scenes as COCO records: images, instances, panoptic segments. Masks hold visible pixels only."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ def _categories(kinds: tuple[Kind, ...]) -> list[dict]:
 
 
 def tight_box(mask: np.ndarray) -> list[int]:
-    """The tight box of a mask that is not empty: x, y, width, height."""
+    """Tight box of a non-empty (H, W) mask: x, y, width, height in pixels."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     top, left = int(rows[0]), int(columns[0])
     return [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top]
 
 
 def _annotation(image_id: int, number: int, kind: Kind, mask: np.ndarray) -> dict:
-    run_lengths = coco_mask.encode(np.asfortranarray(mask.view(np.uint8)))
+    rle = coco_mask.encode(np.asfortranarray(mask.view(np.uint8)))
     return {
         "id": image_id * 1000 + number,
         "image_id": image_id,
         "category_id": kind.id,
-        "segmentation": {"size": run_lengths["size"], "counts": run_lengths["counts"].decode("ascii")},
+        "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
         "area": int(mask.sum()),
         "bbox": tight_box(mask),
         "iscrowd": 0,
@@ -39,39 +39,40 @@ def _annotation(image_id: int, number: int, kind: Kind, mask: np.ndarray) -> dic
 
 
 def panoptic_segments(scene: Scene) -> tuple[np.ndarray, list[dict]]:
-    """The (H, W) int64 map of segment ids, 0 where a kind without a name stands, and COCO's `segments_info`."""
-    ids, names = np.zeros(scene.stuff.shape, np.int64), {}
+    """(H, W) int64 map of segment ids, 0 on things of unnamed kinds, and COCO's `segments_info`."""
+    ids, category_of = np.zeros(scene.stuff.shape, np.int64), {}
     for place, (category, _) in enumerate(STUFF):
         ids[scene.stuff == place] = category * 1000
-        names[category * 1000] = category
+        category_of[category * 1000] = category
     for number, thing in enumerate(scene.things, start=1):
         segment = thing.kind.id * 1000 + number if thing.kind.named else 0
         ids[thing.mask] = segment
-        names[segment] = thing.kind.id
+        category_of[segment] = thing.kind.id
     segments = []
-    for segment, area in zip(*(found.tolist() for found in np.unique(ids, return_counts=True)), strict=True):
+    for segment, area in zip(*(values.tolist() for values in np.unique(ids, return_counts=True)), strict=True):
         if segment:
             box = tight_box(ids == segment)
-            segments.append({"id": segment, "category_id": names[segment], "area": area, "bbox": box, "iscrowd": 0})
+            facts = {"id": segment, "category_id": category_of[segment], "area": area, "bbox": box, "iscrowd": 0}
+            segments.append(facts)
     return ids, segments
 
 
 def as_png(ids: np.ndarray) -> np.ndarray:
-    """COCO's colors of a map of segment ids, (H, W, 3) uint8: id = R + 256 G + 256^2 B."""
+    """COCO's PNG encoding of a map of segment ids, (H, W, 3) uint8: id = R + 256 G + 256^2 B."""
     return np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8)
 
 
 class UnitRecords:
-    """Collects the scenes of one unit and gives the JSON files of the unit."""
+    """Collects the records of one unit's scenes and returns the contents of its JSON files."""
 
     def __init__(self, unit: str):
         self.unit = unit
         self.images: list[dict] = []
-        self.annotations: list[dict] = []  # of all kinds, named or not
+        self.annotations: list[dict] = []  # of named and unnamed kinds
         self.panoptic: list[dict] = []
 
     def add_image(self, index: int, scene: Scene) -> str:
-        """The stem of the file names of scene `index`; the image id is that number, unique over all units."""
+        """Add scene `index` and return the stem of its file names: its image id, which is unique across units."""
         image_id = (UNITS.index(self.unit) + 1) * 1_000_000 + index
         stem, (height, width) = f"{image_id:012d}", scene.stuff.shape
         self.images.append({"id": image_id, "file_name": f"{stem}.jpg", "height": height, "width": width, "license": 1})
@@ -87,7 +88,7 @@ class UnitRecords:
         annotations = [annotation for annotation in self.annotations if annotation["category_id"] in named]
         return {**_COMMON, "images": self.images, "annotations": annotations, "categories": _categories(NAMED)}
 
-    def truth(self) -> dict:
+    def ground_truth(self) -> dict:
         categories = _categories((*NAMED, *UNNAMED))
         return {**_COMMON, "images": self.images, "annotations": self.annotations, "categories": categories}
 

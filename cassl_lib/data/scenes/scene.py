@@ -1,7 +1,7 @@
-"""One embedded scene: stuff, clutter, shadowed things that hide one another, and the camera. numpy and Pillow only.
+"""Draw one embedded scene: stuff, clutter, things that cast shadows and occlude one another, and camera noise.
 
-A scene is decided by (spec, unit, index) alone, so the same scene comes out whatever else is drawn, in whatever order.
-Things are painted from far to near; the owner of a pixel is the last thing that covers at least half of it.
+A scene depends on (spec, unit, index) only, not on which other scenes are drawn or in what order. Things are painted
+from far to near; the last thing that covers at least half of a pixel owns it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cassl_lib.data.scenes.backdrop import SKY, Backdrop, draw_backdrop, noise
 from cassl_lib.data.scenes.kinds import BODY, CORE, DARK, DETAIL, NAMED, SHADE, THIN, UNNAMED, Kind, Pen
 from cassl_lib.data.scenes.layers import Layer, Ownership, make_layer, stamp, window
 
-PARTS = 10  # of places and of openimages, as in the paper's release
+PARTS = 10  # of places and of openimages each, as in the paper's release
 UNITS = (
     *("train", "val", "tune", "coco"),
     *(f"places_{part}" for part in range(PARTS)),
@@ -27,36 +27,36 @@ LABELED = UNITS[:3]
 
 @dataclass(frozen=True)
 class SceneSpec:
-    """How many scenes, and how hard they are. The defaults are the demo size, ratio 1 : 1 : 5.5 : 15 : 31."""
+    """Number and difficulty of the scenes; by default labeled : tiny : small : base : large = 1 : 1 : 5.5 : 15 : 31."""
 
     size: int = 128  # long side, pixels
     train: int = 500
     val: int = 300
-    tune: int = 300  # for choosing rates, thresholds and the fields below; never the reported set
-    coco: int = 500  # unlabeled, same look as train
-    places_part: int = 750  # each of ten parts: other grounds and walls, a yellow cast, fewer things
-    openimages_part: int = 750  # each of ten parts: night or evening, more clutter, most of the unnamed kinds
+    tune: int = 300  # for choosing learning rates, thresholds and the fields below; never reported on
+    coco: int = 500  # unlabeled, drawn like train
+    places_part: int = 750  # per part, of ten: other grounds and walls, a yellow cast, fewer things
+    openimages_part: int = 750  # per part, of ten: night or evening, more clutter, most unnamed things
     seed: int = 0
-    odd_shapes: float = 0.06  # share of scenes that are not square
-    objects: tuple[int, int] = (2, 9)  # things in an image of the labeled sets
-    radius: tuple[float, float] = (0.045, 0.22)  # of a thing (half its height), shares of the long side
-    overlap: float = 0.6  # a thing may lose at most this share of its pixels to nearer ones
+    odd_shapes: float = 0.06  # fraction of scenes that are not square
+    objects: tuple[int, int] = (2, 9)  # minimum and maximum number of things per labeled image
+    radius: tuple[float, float] = (0.045, 0.22)  # of a thing (half its height), as fractions of the long side
+    overlap: float = 0.6  # maximum fraction of a thing that nearer things hide
     camouflage: float = 0.6  # 0: own colors; 1: body and appendages take the colors behind them
-    appendages: float = 0.5  # share of things with one or two thin appendages, which decide the box
+    appendages: float = 0.5  # fraction of things with one or two thin appendages, which extend the box
     clutter: float = 8.0  # mean number of stones, twigs, tufts and loose cores
-    texture: float = 1.0  # unevenness of the ground
-    saturation: float = 0.75  # of the core, whose hue tells the pair (person and cyclist, car and taxi, ...)
-    hue_spread: float = 0.03  # deviation of the core's hue, turns; the pairs are 1/6 turn apart
-    pair_hue: float = 0.0  # turns between the two members of a pair; 0: only shape and pattern tell them apart
-    detail: float = 0.8  # contrast of the part or pattern that tells a pair apart
-    noise: float = 0.015  # of the camera, in units of the white level
-    shift: float = 1.0  # how far light and color of the shifted sources go
-    unnamed: tuple[float, float, float, float] = (0.02, 0.2, 0.45, 0.55)  # share in: labeled, coco, places, openimages
+    texture: float = 1.0  # contrast of the ground's texture
+    saturation: float = 0.75  # of the core, whose hue identifies the pair (person and cyclist, car and taxi, ...)
+    hue_spread: float = 0.03  # standard deviation of the core's hue, turns; pairs are 1/6 turn apart
+    pair_hue: float = 0.0  # hue difference within a pair, turns; at 0 only shape and pattern differ
+    detail: float = 0.8  # contrast of the part or pattern that distinguishes the members of a pair
+    noise: float = 0.015  # standard deviation of the camera noise; white is 1
+    shift: float = 1.0  # strength of the light and color shift of places and openimages
+    unnamed: tuple[float, float, float, float] = (0.02, 0.2, 0.45, 0.55)  # shares in labeled, coco, places, openimages
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One thing that is visible: `mask` (H, W) bool holds the pixels it owns."""
+    """A visible thing; `mask` (H, W) bool marks the pixels that it owns."""
 
     kind: Kind
     mask: np.ndarray
@@ -64,7 +64,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """`image` (H, W, 3) uint8 RGB; `stuff` (H, W) uint8, a place in STUFF, what is behind the things."""
+    """`image` (H, W, 3) uint8 RGB; `stuff` (H, W) uint8, the index in STUFF of what is behind the things."""
 
     image: np.ndarray
     things: list[Thing]
@@ -72,24 +72,24 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class _Source:
-    look: str
-    unnamed: float
+class _Domain:
+    style: str  # of the backdrop and the light: home, places or openimages
+    unnamed: float  # fraction of things of unnamed kinds
     crowd: float  # factor on the number of things
-    clutter: float  # factor on the clutter
+    clutter: float  # factor on the amount of clutter
 
 
-def _source(spec: SceneSpec, unit: str) -> _Source:
+def _domain(spec: SceneSpec, unit: str) -> _Domain:
     labeled, coco, places, openimages = spec.unnamed
     if unit.startswith("places"):
-        return _Source("places", places, 0.75, 1.0)
+        return _Domain("places", places, 0.75, 1.0)
     if unit.startswith("openimages"):
-        return _Source("openimages", openimages, 1.0, 1.5)
-    return _Source("home", coco if unit == "coco" else labeled, 1.0, 1.0)
+        return _Domain("openimages", openimages, 1.0, 1.5)
+    return _Domain("home", coco if unit == "coco" else labeled, 1.0, 1.0)
 
 
 def _palette(rng: np.random.Generator, spec: SceneSpec, kind: Kind | None) -> np.ndarray:
-    """(7, 3) float32 colors of the roles. None is a clutter's: any hue."""
+    """(7, 3) float32 color of each role; kind None is clutter, which has any hue."""
     coat = np.array(colorsys.hsv_to_rgb(rng.uniform(0.03, 0.16), rng.uniform(0.1, 0.55), rng.uniform(0.3, 0.85)))
     hue = rng.random() if kind is None else kind.hue + spec.pair_hue * kind.second + spec.hue_spread * rng.normal()
     core = np.array(colorsys.hsv_to_rgb(hue % 1, spec.saturation * rng.uniform(0.8, 1.1), rng.uniform(0.6, 0.95)))
@@ -97,7 +97,7 @@ def _palette(rng: np.random.Generator, spec: SceneSpec, kind: Kind | None) -> np
     palette = np.zeros((7, 3), np.float32)
     palette[BODY], palette[SHADE], palette[THIN] = coat, 0.62 * coat, 0.8 * coat
     palette[CORE], palette[DARK] = core, 0.16
-    # a faint detail is made of what surrounds it: it fades into the core
+    # blend from the core, so that a faint detail fades into what surrounds it
     palette[DETAIL] = core + spec.detail * (bright - core)
     return palette
 
@@ -111,7 +111,7 @@ def _grow_appendages(rng: np.random.Generator, pen: Pen, anchor: tuple[float, fl
 
 
 def _draw_clutter(rng: np.random.Generator, pen: Pen, on_ground: bool) -> None:
-    """What is no thing: a stone, a stump with twigs (a body without a core), a loose core, a tuft, a bent twig."""
+    """Draw clutter: a stone, a stump with twigs (a body without a core), a loose core, a tuft, or a bent twig."""
     choice = rng.choice(5, p=(0.25, 0.25, 0.2, 0.2, 0.1) if on_ground else (0, 0, 0.7, 0, 0.3))
     turn = np.sort(rng.uniform(0, 2 * np.pi, 9))
     ring = np.stack([np.cos(turn), 0.7 * np.sin(turn)], 1) * rng.uniform(0.55, 0.95, (9, 1))
@@ -130,17 +130,17 @@ def _draw_clutter(rng: np.random.Generator, pen: Pen, on_ground: bool) -> None:
         pen.line(SHADE, 0.11, *np.column_stack([np.linspace(-0.9, 0.9, 4), rng.normal(0, 0.3, 4)]))
 
 
-def _choose(rng: np.random.Generator, spec: SceneSpec, source: _Source) -> list[Kind | None]:
-    """The kinds of one scene; None is a piece of clutter."""
+def _choose(rng: np.random.Generator, spec: SceneSpec, domain: _Domain) -> list[Kind | None]:
+    """Draw the kinds of one scene at random; None is a piece of clutter."""
     low, high = spec.objects
-    count = max(low, round(int(rng.integers(low, high + 1)) * source.crowd))
-    strange = rng.random(count) < source.unnamed
-    things = [UNNAMED[rng.integers(len(UNNAMED))] if s else NAMED[rng.integers(len(NAMED))] for s in strange]
-    return things + [None] * int(rng.poisson(spec.clutter * source.clutter))
+    count = max(low, round(int(rng.integers(low, high + 1)) * domain.crowd))
+    unnamed = rng.random(count) < domain.unnamed
+    things = [UNNAMED[rng.integers(len(UNNAMED))] if u else NAMED[rng.integers(len(NAMED))] for u in unnamed]
+    return things + [None] * int(rng.poisson(spec.clutter * domain.clutter))
 
 
 def _draw_item(rng: np.random.Generator, spec: SceneSpec, kind: Kind | None, near: float, on_ground: bool) -> Layer:
-    """One thing or piece of clutter; `near` in [0, 1] makes it larger."""
+    """One thing or piece of clutter; `near` in [0, 1] scales it up."""
     low, high = (np.log(bound * spec.size) for bound in spec.radius)
     radius = float(np.exp(rng.uniform(low, high))) * (0.6 + 0.7 * near) * (1.0 if kind else 0.6)
     upright = kind is None or kind.stands
@@ -155,7 +155,7 @@ def _draw_item(rng: np.random.Generator, spec: SceneSpec, kind: Kind | None, nea
 
 
 def _find_place(rng, backdrop: Backdrop, ownership: Ownership, layer: Layer, foot: float | None, is_thing: bool):
-    """A window where `layer` hides nobody too much, and claim it; None after six tries. `foot` None: in mid-air."""
+    """Claim a window for `layer` where it hides no thing too much; None after six tries. `foot` None: in mid-air."""
     height, width = backdrop.stuff.shape
     for _ in range(6):
         x = rng.uniform(-0.02, 1.02) * width
@@ -167,11 +167,11 @@ def _find_place(rng, backdrop: Backdrop, ownership: Ownership, layer: Layer, foo
     return None
 
 
-def _populate(rng: np.random.Generator, spec: SceneSpec, source: _Source, backdrop: Backdrop) -> list[Thing]:
-    """Put things and clutter on the canvas, far ones first; what finds no place is left out."""
+def _populate(rng: np.random.Generator, spec: SceneSpec, domain: _Domain, backdrop: Backdrop) -> list[Thing]:
+    """Put things and clutter on the canvas, far ones first; those without a valid position are left out."""
     height, width = backdrop.stuff.shape
     ownership, kinds = Ownership(height, width, spec.overlap), []
-    chosen = _choose(rng, spec, source)
+    chosen = _choose(rng, spec, domain)
     depths = rng.beta(1.1, 1.0, len(chosen))
     for number in np.argsort(depths, kind="stable"):
         kind, near = chosen[number], float(depths[number])
@@ -191,12 +191,12 @@ def _populate(rng: np.random.Generator, spec: SceneSpec, source: _Source, backdr
     return [Thing(kind, ownership.owner == number) for number, kind in enumerate(kinds)]
 
 
-def _photograph(rng: np.random.Generator, spec: SceneSpec, source: _Source, canvas: np.ndarray) -> np.ndarray:
-    """The light of the source and the noise of the camera: (H, W, 3) float to uint8."""
+def _photograph(rng: np.random.Generator, spec: SceneSpec, domain: _Domain, canvas: np.ndarray) -> np.ndarray:
+    """Apply light and camera noise: (H, W, 3) float canvas to uint8 image."""
     gain = np.exp(rng.normal(0, 0.05, 3) + rng.normal(0, 0.1)).astype(np.float32)
-    if source.look == "places":
+    if domain.style == "places":
         gain *= np.array((1.05, 1.0, 0.9), np.float32) ** spec.shift
-    if source.look == "openimages":
+    if domain.style == "openimages":
         night = rng.random() < 0.5
         gain *= np.array((0.62, 0.68, 0.9) if night else (1.18, 0.95, 0.72), np.float32) ** spec.shift
     grain = noise(rng, "grain", *canvas.shape[:2])[..., None] * np.float32(spec.noise)
@@ -204,11 +204,11 @@ def _photograph(rng: np.random.Generator, spec: SceneSpec, source: _Source, canv
 
 
 def draw_scene(spec: SceneSpec, unit: str, index: int) -> Scene:
-    """Scene `index` of `unit`, one of UNITS."""
+    """Draw scene `index` of `unit`, one of UNITS."""
     rng = np.random.default_rng([spec.seed, UNITS.index(unit), index])
-    source, height, width = _source(spec, unit), spec.size, spec.size
+    domain, height, width = _domain(spec, unit), spec.size, spec.size
     if rng.random() < spec.odd_shapes:
         height, width = (7 * height // 8, width) if rng.random() < 0.7 else (height, 7 * width // 8)
-    backdrop = draw_backdrop(rng, height, width, source=source.look, texture=spec.texture)
-    things = _populate(rng, spec, source, backdrop)
-    return Scene(_photograph(rng, spec, source, backdrop.canvas), things, backdrop.stuff)
+    backdrop = draw_backdrop(rng, height, width, style=domain.style, texture=spec.texture)
+    things = _populate(rng, spec, domain, backdrop)
+    return Scene(_photograph(rng, spec, domain, backdrop.canvas), things, backdrop.stuff)
