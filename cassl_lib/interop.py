@@ -1,4 +1,9 @@
-"""Weights of other libraries in: AdelaiDet's FCOS and CondInst as ready detectors, and `load` for every other kind."""
+"""Weights of other libraries.
+
+`from_adelaidet` builds a detector from AdelaiDet's FCOS or CondInst weights. `load` fills an existing detector with our
+own weights or those of AdelaiDet, detectron2, torchvision's FCOS and pyramids, and Swin transformers of timm, Microsoft
+and detectron2. ModelConfig(pretrained=FILE) loads only the backbone, from the same formats.
+"""
 
 from cassl_lib.models.weights.adelaidet import from_adelaidet
 from cassl_lib.models.weights.load import LoadReport, load, read_weights

@@ -1,9 +1,12 @@
-"""The one place where a detector is made from its settings."""
+"""The one place that chooses and builds a detector."""
 
 from __future__ import annotations
 
 from cassl_lib.config import ModelConfig
+from cassl_lib.errors import ConfigError
 from cassl_lib.models.condinst import CondInst
+from cassl_lib.models.detector import Detector
+from cassl_lib.models.fcos import FCOS
 from cassl_lib.models.memory import keep_freed_memory
 
 STRIDES = (4, 8, 16, 32, 64, 128)
@@ -17,23 +20,32 @@ CHOICES = {
 }
 
 
-def build_detector(config: ModelConfig) -> CondInst:
-    """The detector of `config`, with fresh weights (or ImageNet's in the backbone, `config.pretrained`)."""
+def build_detector(config: ModelConfig) -> Detector:
+    """CondInst, or FCOS if `config.masks` is False, with random weights (or a pretrained backbone, see the config).
+
+    Raises:
+        ConfigError: a setting is not supported.
+        WeightsError: the pretrained weights cannot be loaded.
+    """
     check(config)
     keep_freed_memory()
-    return CondInst(config)
+    return CondInst(config) if config.masks else FCOS(config)
 
 
 def check(config: ModelConfig) -> None:
-    """Raise a ValueError that names the setting which no detector can be built from."""
+    """Raise a ConfigError that names the first unsupported setting."""
     for name, allowed in CHOICES.items():
         if getattr(config, name) not in allowed:
-            raise ValueError(f"{name}={getattr(config, name)!r}, expected one of {', '.join(allowed)}")
+            raise ConfigError(f"{name}={getattr(config, name)!r} is not supported. Choose one of {', '.join(allowed)}.")
     strides = tuple(config.strides)
     starts = [i for i, stride in enumerate(STRIDES[:4]) if strides and stride == strides[0]]
     if not starts or strides != STRIDES[starts[0] : starts[0] + len(strides)]:
-        raise ValueError(f"strides={strides}, expected neighbors from {STRIDES} that start at 32 or below")
+        raise ConfigError(
+            f"strides={strides} are not supported. Choose neighbors from {STRIDES}, the first at most 32."
+        )
     if len(config.ranges) != len(strides) - 1:
-        raise ValueError(f"{len(strides)} strides need {len(strides) - 1} ranges, not {len(config.ranges)}")
+        raise ConfigError(
+            f"ranges={config.ranges} do not fit strides={strides}. Give {len(strides) - 1}, one fewer than strides."
+        )
     if config.num_classes < 1:
-        raise ValueError(f"num_classes={config.num_classes}, expected 1 (class-agnostic) or more")
+        raise ConfigError(f"num_classes={config.num_classes} is too small. Use 1 (class-agnostic) or more.")

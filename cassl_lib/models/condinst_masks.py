@@ -1,4 +1,4 @@
-"""CondInst's masks: mask branch, the dynamic layers each instance brings along, targets and resampling."""
+"""CondInst's masks: mask branch, generated mask heads, mask targets, resampling to pixels."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cassl_lib.config import ModelConfig
+from cassl_lib.errors import DataError
 from cassl_lib.models.backbone import group_norm
 
-HIDDEN = 8  # channels between the dynamic layers
+HIDDEN = 8  # channels between the layers of a generated mask head
 
 
 def count_dynamic_parameters(mask_features: int) -> int:
-    """Weights (features + 2) x 8, 8 x 8, 8 x 1, then biases 8, 8, 1: 169 for 8 features."""
+    """Size of a generated mask head: weights (features + 2) x 8, 8 x 8, 8 x 1, biases 8, 8, 1; 169 for 8 features."""
     weights, biases = (mask_features + 2) * HIDDEN + HIDDEN * HIDDEN + HIDDEN, 2 * HIDDEN + 1
     return weights + biases
 
@@ -28,7 +29,7 @@ def split_dynamic_parameters(parameters: Tensor, mask_features: int) -> tuple[li
 
 
 class MaskBranch(nn.Module):
-    """First levels of the pyramid (at most three) -> mask features (B, features, H, W) at the first level's stride."""
+    """The finest levels of the pyramid, at most three -> mask features (B, features, H, W) at the finest stride."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -43,6 +44,7 @@ class MaskBranch(nn.Module):
         nn.init.zeros_(self.features.bias)
 
     def forward(self, pyramid: list[Tensor]) -> Tensor:
+        # Sum the levels at the finest stride, then refine the sum.
         merged = self.refine[0](pyramid[0])
         for level, refine in enumerate(self.refine[1:], start=1):
             merged = merged + aligned_bilinear(refine(pyramid[level]), 2**level)
@@ -50,12 +52,13 @@ class MaskBranch(nn.Module):
 
 
 def conv_block(inputs: int, outputs: int, norm: str) -> nn.Sequential:
+    """3x3 convolution, norm (bn or gn) and ReLU."""
     norm_layer = nn.BatchNorm2d(outputs) if norm == "bn" else group_norm(outputs)
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), norm_layer, nn.ReLU(inplace=True))
 
 
 def aligned_bilinear(maps: Tensor, factor: int) -> Tensor:
-    """Enlarge (N, C, H, W) by an integer so that sample i lands exactly on pixel i * factor + factor // 2."""
+    """Enlarge (N, C, H, W) by an integer factor so that sample i lands on pixel i * factor + factor // 2."""
     if factor == 1:
         return maps
     height, width = maps.shape[-2:]
@@ -67,27 +70,29 @@ def aligned_bilinear(maps: Tensor, factor: int) -> Tensor:
 
 
 def enlarging_matrix(length: int, factor: int, device: torch.device) -> Tensor:
-    """(factor * length, length): aligned_bilinear along one axis, as a matrix."""
+    """`aligned_bilinear` along one axis as a matrix (factor * length, length)."""
     return aligned_bilinear(torch.eye(length, device=device)[None, None], factor)[0, 0, :, factor // 2 :: factor]
 
 
-def dynamic_parameters(controller: nn.Conv2d, box_maps: list[Tensor], images: Tensor, positions: Tensor) -> Tensor:
-    """The controller's output at N chosen locations only: (N, 169) float32.
+def dynamic_parameters(controller: nn.Conv2d, box_maps: list[Tensor], *, images: Tensor, positions: Tensor) -> Tensor:
+    """The controller's output at N chosen locations: the parameters of N generated mask heads, (N, 169) float32.
 
-    The 3x3 convolution needs 169 channels at a few hundred of many thousand locations, so their neighborhoods
-    are gathered and multiplied instead.
+    The 3x3 convolution has 169 output channels and is needed at a few hundred of many thousand locations, so we
+    gather the 3x3 neighborhoods of these and multiply.
 
     Args:
         controller: the 3x3 convolution.
         box_maps: the box tower's outputs, (B, C, H, W) per level.
         images, positions: (N,) index of the image and of the location.
     """
+    # Index of each location's upper left neighbor, and the row length, in the padded and flattened levels.
     device, start, corners, pitches = images.device, 0, [], []
     for _, _, height, width in (x.shape for x in box_maps):
         rows = torch.arange(height, device=device)[:, None] * (width + 2) + torch.arange(width, device=device)
         corners.append(rows.flatten() + start)
         pitches.append(torch.full((height * width,), width + 2, device=device))
         start += (height + 2) * (width + 2)
+    # Gather the neighborhoods, (N, 9 * C), and apply the convolution as a matrix.
     cells = torch.cat([F.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1).flatten(1, 2) for x in box_maps], 1)
     row, column = torch.arange(9, device=device) // 3, torch.arange(9, device=device) % 3
     corner, pitch = torch.cat(corners)[positions, None], torch.cat(pitches)[positions, None]
@@ -99,22 +104,23 @@ def dynamic_parameters(controller: nn.Conv2d, box_maps: list[Tensor], images: Te
 def mask_logits(
     features: Tensor, *, parameters: Tensor, images: Tensor, points: Tensor, sizes: Tensor, stride: int
 ) -> Tensor:
-    """Logits of N instances by their own three 1x1 convolutions, at twice the resolution of the features.
+    """Apply N generated mask heads, three 1x1 convolutions each, and double the resolution.
 
-    The input of the first layer is (instance location - pixel location) / size of interest, x then y, followed by the
-    mask features. That layer is linear: its features part is one product per image, shared by the image's instances,
-    its coordinates part the sum of a row and a column, so no instance carries a copy of the features.
+    The first layer's inputs are the relative coordinates (instance location - pixel location) / size of interest, x
+    then y, followed by the mask features. As the layer is linear, we compute its feature part as one product per
+    image and its coordinate part as the sum of a row and a column, without a copy of the features per instance.
 
     Args:
         features: (B, F, H, W) float32 mask features.
         parameters: (N, 169) float32.
-        images: (N,) image of each instance, ascending.
-        points: (N, 2) x, y of the instance's location, pixels.
-        sizes: (N,) size of interest of its level, pixels.
+        images: (N,) image index of each instance, ascending.
+        points: (N, 2) x, y of the instances' locations, pixels.
+        sizes: (N,) size of interest of their levels, pixels.
         stride: of the features, pixels.
     Returns:
-        (N, 2 H, 2 W)
+        Logits (N, 2 H, 2 W).
     """
+    # First layer: coordinates by row and column, ...
     (batch, channels, height, width), device = features.shape, features.device
     weights, biases = split_dynamic_parameters(parameters, channels)
     offset = stride // 2
@@ -123,18 +129,20 @@ def mask_logits(
     by_column = (weights[0][:, :, :1] * x[:, None]).unsqueeze(2)
     by_row = (weights[0][:, :, 1:2] * y[:, None] + biases[0]).unsqueeze(3)
 
+    # ... features by image.
     per_image = weights[0][:, :, 2:].split(torch.bincount(images, minlength=batch).tolist())
     from_features = [w.flatten(0, 1) @ f.flatten(1) for w, f in zip(per_image, features, strict=True)]
     hidden = torch.cat(from_features).view(-1, HIDDEN, height, width) + by_column + by_row
     hidden = F.relu(hidden, inplace=True).flatten(2)
+    # Second and third layer.
     hidden = F.relu(torch.baddbmm(biases[1], weights[1], hidden), inplace=True)
     logits = torch.baddbmm(biases[2], weights[2], hidden).view(-1, height, width)
-    # aligned_bilinear(logits, 2); over hundreds of small maps two products are several times faster.
+    # aligned_bilinear(logits, 2) as two products, several times faster for hundreds of small maps.
     return enlarging_matrix(height, 2, device) @ logits @ enlarging_matrix(width, 2, device).T
 
 
 def pixel_matrix(cells: int, factor: int, *, image_side: int, side: int, device: torch.device) -> Tensor:
-    """(side, cells): enlarge one axis by `factor`, crop it to the image, resize that to the original image."""
+    """Resampling matrix of one axis, (side, cells): enlarge by `factor`, crop to `image_side`, resize to `side`."""
     matrix = enlarging_matrix(cells, factor, device)[:image_side]
     if side != image_side:
         matrix = F.interpolate(matrix[None, None], size=(side, cells), mode="bilinear", align_corners=False)[0, 0]
@@ -150,18 +158,22 @@ def enlarge_masks(
     certainty: Tensor | None = None,
     taken: Tensor | None = None,
 ) -> None:
-    """Set masks (N, H, W) where by_row @ probabilities (N, h, w) @ by_column.T exceeds 0.5.
+    """Set `masks` in place where by_row @ probabilities @ by_column.T exceeds 0.5.
 
-    Interpolation never exceeds what it interpolates, so pixels that see no cell above 0.5 are left alone.
+    Interpolated values never exceed their inputs, so only the window of pixels with an input above 0.5 is computed.
 
     Args:
-        certainty: (N,) set to the mean probability inside each mask, 0 for an empty one.
-        taken: (H, W) bool, pixels that belong to an earlier mask; they are left out, and those of these masks added.
+        probabilities: (N, h, w).
+        by_row, by_column: resampling matrices (H, h) and (W, w), see `pixel_matrix`.
+        masks: (N, H, W) bool, all False.
+        certainty: (N,) set in place to the mean probability inside each mask; left as is for an empty window.
+        taken: (H, W) bool, pixels of earlier masks. They are excluded, and the pixels of these masks are added.
     """
+    # The window of pixels of each mask.
     above = probabilities > 0.5
     axes = [(above.any(2), by_row), (above.any(1), by_column)]
-    found = torch.stack([extent for occupied, matrix in axes for extent in pixel_extents(occupied, matrix)], 1)
-    for i, (top, bottom, left, right) in enumerate(found.tolist()):
+    windows = torch.stack([extent for occupied, matrix in axes for extent in pixel_extents(occupied, matrix)], 1)
+    for i, (top, bottom, left, right) in enumerate(windows.tolist()):
         if bottom > top and right > left:
             window = slice(top, bottom), slice(left, right)
             probability = by_row[window[0]] @ (probabilities[i] @ by_column[window[1]].T)
@@ -176,37 +188,38 @@ def enlarge_masks(
 
 def mask_boxes(masks: Tensor) -> Tensor:
     """Tight boxes (N, 4) float32 xyxy of masks (N, H, W), pixels; zeros for an empty mask."""
-    # DEVIATES: the right and lower edge lie behind the last pixel, as in COCO's boxes; public Entity code ends on it.
+    # DEVIATES: the right and lower edges lie past the last pixel, as in COCO's boxes; in public Entity code, on it.
     (left, right), (top, bottom) = extents(masks.any(1)), extents(masks.any(2))
     return torch.stack([left, top, right, bottom], 1).float()
 
 
 def pixel_extents(occupied: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """First and last + 1 of the pixels (rows of `matrix`) that see an occupied cell: (N, cells) -> twice (N,)."""
+    """First and last + 1 of the pixels (rows of `matrix`) that depend on an occupied cell: (N, cells) -> 2 x (N,)."""
     return extents((occupied.float() @ matrix.T) > 0)
 
 
 def extents(flags: Tensor) -> tuple[Tensor, Tensor]:
-    """First and last + 1 of the true places in each row of (N, length): twice (N,), zeros where there is none."""
+    """First and last + 1 of the True entries in each row of (N, length): 2 x (N,), zeros if there are none."""
     places = torch.arange(1, flags.shape[1] + 1, device=flags.device)
     last = (flags * places).amax(1)
     return torch.where(flags, places - 1, last[:, None]).amin(1), last
 
 
-def mask_centers(masks: Tensor, boxes: Tensor) -> Tensor:
-    """Centroids (N, 2) x, y of full-resolution masks (N, H, W), in pixels; of an empty mask, its box's center."""
-    # Moments of a large mask exceed 2^24, what float32 counts exactly.
-    columns, rows = (masks.sum(axis, dtype=torch.int32).double() for axis in (1, 2))
-    moments = [values @ torch.arange(values.shape[1], device=masks.device).double() for values in (columns, rows)]
-    area = rows.sum(1)[:, None]
-    return torch.where(area > 0, (torch.stack(moments, 1) / area).float(), box_centers(boxes))
-
-
-def box_centers(boxes: Tensor) -> Tensor:
-    return (boxes[:, :2] + boxes[:, 2:]) / 2
-
-
 def sample_masks(masks: Tensor, *, stride: int, size: tuple[int, int]) -> Tensor:
-    """Mask targets (N, *size) bool: the masks at stride // 2 + k * stride, not averaged, padded with zeros."""
+    """Sample masks (N, H, W) at pixels stride // 2 + k * stride, without averaging, zero-padded: (N, *size) bool."""
     sampled = masks[:, stride // 2 :: stride, stride // 2 :: stride].bool()
     return F.pad(sampled, (0, size[1] - sampled.shape[2], 0, size[0] - sampled.shape[1]))
+
+
+def gather_masks(targets: list[dict], *, stride: int, size: tuple[int, int], device: torch.device) -> Tensor:
+    """Mask targets of all instances of a batch, image by image: (sum of N, *size) bool, see `sample_masks`."""
+    sampled = [torch.zeros((0, *size), dtype=torch.bool, device=device)]
+    for target in targets:
+        if len(target["boxes"]) == 0:
+            continue
+        if target.get("masks") is None:
+            raise DataError(
+                "targets: an image has boxes but no masks. Add masks, or use ModelConfig(masks=False) for boxes only."
+            )
+        sampled.append(sample_masks(target["masks"].to(device), stride=stride, size=size))
+    return torch.cat(sampled)

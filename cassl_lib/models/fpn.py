@@ -1,4 +1,4 @@
-"""Feature pyramid P2..P7 over four backbone stages."""
+"""Feature pyramid network (Lin et al., CVPR 2017) with levels P2 to P7."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ TOP_LEVELS = {64: "p6", 128: "p7"}
 
 
 class FPN(nn.Module):
-    """Four maps at strides 4..32 -> one map of `channels` channels for each stride in `strides`.
+    """Four backbone stages at strides 4 to 32 -> one map (B, channels, H / s, W / s) per stride s in `strides`.
 
-    Every lateral and output convolution from P2 to P5 exists whatever `strides` asks for, so that the pyramid can be
-    handed to a detector that needs P2. Those that `strides` leaves unused are not computed and not trained
-    (requires_grad False): DDP would wait for their gradients. P6 and P7 are made only on demand, P6 from P5.
+    The lateral and output convolutions of P2 to P5 always exist, so that the weights can be transferred to a detector
+    that uses P2. Those not needed for `strides` are neither computed nor trained (requires_grad is False, because DDP
+    would wait for their gradients). P6 and P7 exist only if needed; P6 is computed from P5.
     """
 
     def __init__(self, stage_channels: list[int], channels: int, strides: tuple[int, ...]):
@@ -35,12 +35,13 @@ class FPN(nn.Module):
             self.get_submodule(name).requires_grad_(False)
 
     def unused(self) -> list[str]:
-        """Names of the convolutions that `strides` does not need."""
+        """Names of the convolutions that are not needed for `strides`."""
         laterals = [f"lateral.{p}" for stride, p in STAGE_LEVELS.items() if stride < min(self.strides)]
         return laterals + [f"output.{p}" for stride, p in STAGE_LEVELS.items() if stride not in self.strides]
 
     def forward(self, stages: list[Tensor]) -> list[Tensor]:
         maps, merged, unused = {}, None, self.unused()
+        # Top-down: P5 to P2, each added to the enlarged coarser level.
         for (stride, p), stage in reversed(list(zip(STAGE_LEVELS.items(), stages, strict=True))):
             if stride < min(self.strides):
                 break
@@ -48,6 +49,7 @@ class FPN(nn.Module):
             merged = lateral if merged is None else lateral + F.interpolate(merged, size=lateral.shape[-2:])
             if f"output.{p}" not in unused:
                 maps[stride] = self.output[p](merged)
+        # P6 from P5, P7 from ReLU(P6).
         for stride, p in TOP_LEVELS.items():
             if p in self.top:
                 below = maps[stride // 2]

@@ -1,7 +1,7 @@
 """The terms of the detector's loss (Eq. 6): classification, box, centerness and mask. All in float32.
 
-Every function is pure and returns values per element or a plain sum; the division by counts is done once, in
-`fcos_losses` and `condinst.CondInst`, with counts averaged over the processes of a distributed run.
+The functions return a value per element, or a sum. Division by counts happens in `fcos_losses` and
+`CondInst.mask_loss`, with counts averaged over processes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ FOCAL_GAMMA = 2.0
 
 
 def mean_over_processes(values: Tensor) -> Tensor:
-    """Average over the processes of a distributed run; the values themselves in an ordinary one."""
+    """Average over the processes of a distributed run; without one, the values unchanged."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return values
     values = values.detach().clone()
@@ -25,11 +25,11 @@ def mean_over_processes(values: Tensor) -> Tensor:
 
 
 def focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Sigmoid focal loss, summed over every entry.
+    """Sigmoid focal loss (Lin et al., ICCV 2017), summed over all entries.
 
     Args:
         logits: (..., classes), any shape.
-        targets: bool, the same shape; True where the class is present.
+        targets: bool, same shape, True where the class is present.
     """
     toward_target = torch.where(targets, logits, -logits)
     weight = torch.where(targets, FOCAL_ALPHA, 1 - FOCAL_ALPHA)
@@ -37,9 +37,10 @@ def focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def giou_loss(predicted: Tensor, target: Tensor) -> Tensor:
-    """1 - GIoU of two boxes around one location, (..., 4) distances left, top, right, bottom in units of the stride.
+    """1 - GIoU of two boxes around one location, each (..., 4) distances left, top, right, bottom in strides.
 
-    The IoU is smoothed by one unit of area above and below, the enclosing penalty is not.
+    Numerator and denominator of the IoU are smoothed by 1 (a square stride); the penalty for the enclosing box
+    is not.
     """
     predicted_area = (predicted[..., 0] + predicted[..., 2]) * (predicted[..., 1] + predicted[..., 3])
     target_area = (target[..., 0] + target[..., 2]) * (target[..., 1] + target[..., 3])
@@ -51,7 +52,7 @@ def giou_loss(predicted: Tensor, target: Tensor) -> Tensor:
 
 
 def centerness(distances: Tensor) -> Tensor:
-    """sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)) of (..., 4) positive distances l, t, r, b."""
+    """FCOS's centerness, sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)), of (..., 4) distances l, t, r, b > 0."""
     left, top, right, bottom = distances.unbind(-1)
     horizontal = torch.minimum(left, right) / torch.maximum(left, right)
     vertical = torch.minimum(top, bottom) / torch.maximum(top, bottom)
@@ -59,6 +60,6 @@ def centerness(distances: Tensor) -> Tensor:
 
 
 def dice_loss(probabilities: Tensor, targets: Tensor) -> Tensor:
-    """1 - 2 sum(xy) / (sum(x^2) + sum(y^2) + 1e-5) per instance, over all pixels: (N, H, W) twice -> (N,)."""
+    """Dice loss, 1 - 2 sum(xy) / (sum(x^2) + sum(y^2) + 1e-5) over the pixels of two (N, H, W): (N,)."""
     x, y = probabilities.flatten(1), targets.flatten(1)
     return 1 - 2 * (x * y).sum(1) / ((x * x).sum(1) + (y * y).sum(1) + 1e-5)

@@ -144,6 +144,7 @@ def shares(model: CondInst, step, device: torch.device) -> dict[str, float]:
     for hook in hooks:
         hook.remove()
     forward = {name: clock.seconds / total for name, clock in clocks.items()}
+    forward["head"] -= forward["mask branch"]  # the head runs its mask branch
     return forward | {"rest": 1 - sum(forward.values())}
 
 

@@ -1,10 +1,10 @@
-"""What the public CondInst computed, once, on drawn weights and drawn images: the file beside this one, and its inputs.
+"""Recorded outputs of the public CondInst on generated weights and images, and the generation of these inputs.
 
-    python tests/recorded_condinst.py FOLDER
+    python tests/models/recorded_condinst.py FOLDER
 
-makes the file from the folder of full records (7 MB; `test_reference` compares with all of it where it is present).
-The file keeps every number of the small quantities and one of STEP of the large ones; weights and images are drawn
-again from their rules and checked by their sums.
+writes the .npz file next to this module from a folder of full records (7 MB; `test_reference` also compares with all
+of it if it is present). The file holds small quantities in full and every STEP-th number of large ones. Weights and
+images are regenerated from their rules and verified by checksums.
 """
 
 import json
@@ -17,7 +17,7 @@ import numpy as np
 
 CARRIED = Path(__file__).with_suffix(".npz")
 SHARED = Path(os.environ.get("CASSL_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data")).parent / "reference"
-STEP = 101  # a prime: the samples fall on every channel, row and column
+STEP = 101  # a prime, so that samples cover all channels, rows and columns
 LARGE = 2_000
 IMAGES = 3
 SMALL_TYPES = {"labels": "u1", "classes": "u1", "locations": "u2", "fpn_levels": "u1", "mask_areas": "u4"}
@@ -28,7 +28,7 @@ def thin(array: np.ndarray, step: int) -> np.ndarray:
 
 
 def reduce(folder: Path, step: int) -> dict[str, np.ndarray]:
-    """{name: numbers} of the full records; large arrays flat, one of `step`."""
+    """{name: numbers} of the full records; of large arrays every `step`-th number, flat."""
     full, inputs = np.load(folder / "condinst_r50.npz"), np.load(folder / "inputs.npz")
     positive = full["targets/pos_inds"]
     kept = {}
@@ -61,7 +61,7 @@ def reduce(folder: Path, step: int) -> dict[str, np.ndarray]:
 
 
 def draw_weights(rules: np.ndarray) -> dict[str, np.ndarray]:
-    """{AdelaiDet's name: array}: every tensor from a generator seeded by its name."""
+    """{AdelaiDet's name: array}, each drawn from a generator seeded by its name."""
     state = {}
     for rule in json.loads(rules.tobytes())["entries"]:
         if rule["kind"] == "const":
@@ -70,13 +70,15 @@ def draw_weights(rules: np.ndarray) -> dict[str, np.ndarray]:
             noise = np.random.default_rng(zlib.crc32(rule["name"].encode())).standard_normal(rule["shape"])
             values = rule["mean"] + rule["scale"] * (np.abs(noise) if rule["kind"] == "absnorm" else noise)
         values = np.asarray(values, dtype=rule["dtype"]).reshape(rule["shape"])
-        assert zlib.crc32(np.ascontiguousarray(values).tobytes()) == rule["crc"], f"{rule['name']} is drawn otherwise"
+        assert zlib.crc32(np.ascontiguousarray(values).tobytes()) == rule["crc"], (
+            f"{rule['name']} differs from the recorded one"
+        )
         state[rule["name"]] = values
     return state
 
 
 def draw_image(i: int, size: tuple[int, int]) -> np.ndarray:
-    """(3, height, width) uint8, channels blue, green, red: waves, discs and bars under noise."""
+    """(3, height, width) uint8, BGR: waves, discs and bars with noise."""
     (height, width), random = size, np.random.default_rng(1000 + i)
     y, x = np.mgrid[:height, :width].astype(np.float64)
     image = np.stack([110 + 60 * np.sin(x / (17 + 9 * c) + i) * np.cos(y / (23 + 5 * c)) for c in range(3)])
@@ -92,7 +94,7 @@ def draw_image(i: int, size: tuple[int, int]) -> np.ndarray:
 def draw_images(recorded: dict) -> list[np.ndarray]:
     images = [draw_image(i, tuple(recorded["sizes"][i])) for i in range(IMAGES)]
     for i, image in enumerate(images):
-        assert zlib.crc32(image.tobytes()) == recorded[f"image_crc_{i}"], f"image {i} is drawn otherwise"
+        assert zlib.crc32(image.tobytes()) == recorded[f"image_crc_{i}"], f"image {i} differs from the recorded one"
     return images
 
 

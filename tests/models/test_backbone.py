@@ -1,4 +1,4 @@
-"""Backbones and the pyramid: shapes, norms, frozen stages, weights from a file."""
+"""Backbone and pyramid: shapes, norms, frozen stages, weights from a file."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from cassl_lib.errors import WeightsError
+from cassl_lib.errors import ConfigError, WeightsError
 from cassl_lib.models import ModelConfig, backbone, build_detector
 from cassl_lib.models.backbone import Backbone, FrozenBatchNorm2d
 from cassl_lib.models.fpn import FPN
@@ -20,7 +20,7 @@ SWIN = ModelConfig(
 
 
 @pytest.mark.parametrize("config", [RESNET, SWIN, replace(RESNET, backbone="resnet18")], ids=lambda c: c.backbone)
-def test_four_stages_in_nchw(config):
+def test_a_backbone_returns_four_stages_in_nchw(config):
     net = Backbone(config)
     stages = net(torch.rand(2, 3, 64, 96))
     assert [tuple(x.shape) for x in stages] == [
@@ -28,7 +28,7 @@ def test_four_stages_in_nchw(config):
     ]
 
 
-def test_swin_shifts_in_the_last_stage_and_norms_every_stage():
+def test_swin_shifts_windows_in_the_last_stage_and_normalizes_every_stage():
     net = Backbone(SWIN, first_stage=1)
     shifts = [
         m.shift_size
@@ -46,10 +46,10 @@ def test_swin_shifts_in_the_last_stage_and_norms_every_stage():
 
 @pytest.mark.parametrize("size", [(7, 7), (14, 9), (16, 20)])
 def test_a_shifted_window_block_by_loops(size):
-    """Any size: pad to whole windows, roll by 3, attend within a window and only where no border was wrapped."""
+    """For any size: pad to whole windows, roll by 3, attend within a window but not across the wrapped border."""
     torch.manual_seed(0)
     net = Backbone(SWIN).eval()
-    block = net.body.layers_3.blocks[1]  # 7 x 7 at the size timm is made for, where it would not shift
+    block = net.body.layers_3.blocks[1]  # 7 x 7 at 224 pixels, where timm would not shift
     height, width, channels = *size, 64
     x = torch.randn(1, height, width, channels)
     heads, window, shift = 2, 7, 3
@@ -64,7 +64,7 @@ def test_a_shifted_window_block_by_loops(size):
         mixed = torch.zeros(rows, columns, channels)
         for i in range(rows):
             for j in range(columns):
-                # Rolled by the shift, the pixel lies in the window that starts at (top, left) of the rolled map.
+                # After the shift, the pixel is in the window that starts at (top, left).
                 a, b = (i - shift) % rows, (j - shift) % columns
                 top, left = a // window * window, b // window * window
                 others = [(top + u, left + v) for u in range(window) for v in range(window)]
@@ -82,20 +82,20 @@ def test_a_shifted_window_block_by_loops(size):
                 mixed[i, j] = (weight * torch.stack(values)).sum(0).flatten()
         y = x + attn.proj(mixed[:height, :width])
         expected = y + block.mlp(block.norm2(y))
-        found = block(x)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        computed = block(x)
+    torch.testing.assert_close(computed, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_drop_path_reaches_the_blocks():
+def test_drop_path_is_passed_to_the_blocks():
     rates = [m.drop_prob for m in Backbone(replace(SWIN, drop_path=0.3)).modules() if hasattr(m, "drop_prob")]
     assert max(rates) == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize("config", [RESNET, SWIN], ids=lambda c: c.backbone)
-def test_frozen_stages_do_not_train(config):
+def test_frozen_stages_are_not_trained(config):
     for frozen, trained in [(0, {0, 1, 2}), (1, {1, 2}), (2, {2})]:
         body = Backbone(replace(config, frozen_stages=frozen)).body
-        groups = [[], [], []]  # stem, first stage, the rest
+        groups = [[], [], []]  # stem, first stage, rest
         for name, parameter in body.named_parameters():
             first = name.startswith(("layer1.", "layers_0."))
             groups[1 if first else 2 if name.startswith("layer") else 0].append(parameter.requires_grad)
@@ -104,7 +104,7 @@ def test_frozen_stages_do_not_train(config):
         assert {i for i, group in enumerate(groups) if not any(group)} == {0, 1, 2} - trained
 
 
-def test_frozen_stages_keep_their_statistics():
+def test_batch_norms_of_frozen_stages_keep_their_statistics():
     net = Backbone(replace(RESNET, frozen_stages=2)).train()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     net(torch.rand(2, 3, 64, 64))
@@ -126,29 +126,29 @@ def test_frozen_batch_norm_equals_batch_norm_in_evaluation_and_keeps_bfloat16():
     assert FrozenBatchNorm2d(3)(torch.rand(1, 3, 2, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
-def test_only_resnets_norm_in_place():
-    """Elsewhere the norm's input may be read again."""
+def test_only_resnets_normalize_in_place():
+    """In other backbones the input of a norm may be used elsewhere."""
     for name, in_place in (("resnet18", True), ("inception_next_atto", False)):
         config = ModelConfig(backbone=name, backbone_norm="frozen_bn")
         norms = [m for m in Backbone(config).modules() if isinstance(m, FrozenBatchNorm2d)]
         assert norms and all(isinstance(norm, backbone.InPlaceFrozenBatchNorm2d) == in_place for norm in norms)
 
 
-def test_groups_divide_the_channels_two_or_more_in_each():
+def test_group_norms_have_at_least_two_channels_per_group():
     net = Backbone(replace(RESNET, backbone_norm="gn"))
     groups = {m.num_channels: m.num_groups for m in net.modules() if isinstance(m, nn.GroupNorm)}
     assert groups[24] == 8 and groups[32] == 16 and groups[6] == 2
     assert not any(isinstance(m, nn.BatchNorm2d) for m in net.modules())
 
 
-def test_stride_in_1x1_moves_the_stride_of_bottlenecks():
+def test_stride_in_1x1_moves_the_stride_to_the_first_convolution():
     net = Backbone(ModelConfig(backbone="resnet26", backbone_options=(("stride_in_1x1", True),)))
     block = net.body.layer2[0]
     assert block.conv1.stride == (2, 2) and block.conv2.stride == (1, 1)
     assert net.body.layer1[0].conv1.stride == (1, 1)
 
 
-def test_weights_from_a_local_file(tmp_path):
+def test_a_backbone_loads_weights_from_a_local_file(tmp_path):
     options = dict(RESNET.backbone_options)
     source = timm.create_model("resnet10t", num_classes=5, **options)
     torch.save(source.state_dict(), tmp_path / "weights.pth")
@@ -158,7 +158,7 @@ def test_weights_from_a_local_file(tmp_path):
         Backbone(replace(RESNET, pretrained=str(tmp_path / "absent.pth")))
 
 
-def test_a_failed_download_names_the_remedy(monkeypatch):
+def test_a_failed_download_suggests_a_local_file(monkeypatch):
     def fail(*arguments, **options):
         raise OSError("no route to host")
 
@@ -167,7 +167,7 @@ def test_a_failed_download_names_the_remedy(monkeypatch):
         Backbone(replace(RESNET, pretrained=True))
 
 
-def test_pyramid_has_every_requested_stride():
+def test_the_pyramid_has_every_requested_stride():
     for strides in [(8, 16, 32, 64, 128), (4, 8, 16, 32), (8, 16), (16, 32, 64)]:
         neck = FPN([8, 16, 24, 32], 8, strides)
         stages = [torch.rand(1, c, 128 // s, 64 // s) for c, s in zip([8, 16, 24, 32], (4, 8, 16, 32), strict=True)]
@@ -180,19 +180,19 @@ def test_pyramid_has_every_requested_stride():
         assert set(neck.top) == {p for p, s in {"p6": 64, "p7": 128}.items() if s <= strides[-1]}
 
 
-def test_pyramid_adds_the_coarser_level_and_p7_sees_relu_of_p6():
+def test_the_pyramid_adds_the_coarser_level_and_computes_p7_from_relu_of_p6():
     neck = FPN([4, 4, 4, 4], 4, (8, 16, 32, 64, 128))
     stages = [torch.rand(1, 4, 128 // s, 128 // s) for s in (4, 8, 16, 32)]
     maps = neck(stages)
     merged = [neck.lateral[f"p{i + 2}"](stage) for i, stage in enumerate(stages)]
     for i in (2, 1):
         merged[i] = merged[i] + merged[i + 1].repeat_interleave(2, 2).repeat_interleave(2, 3)
-    for found, i in zip(maps[:3], (1, 2, 3), strict=True):
-        torch.testing.assert_close(found, neck.output[f"p{i + 2}"](merged[i]))
+    for level_map, i in zip(maps[:3], (1, 2, 3), strict=True):
+        torch.testing.assert_close(level_map, neck.output[f"p{i + 2}"](merged[i]))
     torch.testing.assert_close(maps[3], neck.top["p6"](maps[2]))
     torch.testing.assert_close(maps[4], neck.top["p7"](maps[3].clamp(min=0)))
 
 
-def test_a_backbone_without_four_stages_is_refused():
-    with pytest.raises(ValueError, match="4, 8, 16, 16"):
+def test_a_backbone_with_other_strides_raises():
+    with pytest.raises(ConfigError, match="4, 8, 16, 16"):
         build_detector(replace(RESNET, backbone_options=(*RESNET.backbone_options, ("output_stride", 16))))

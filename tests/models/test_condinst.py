@@ -1,4 +1,4 @@
-"""The detector as a whole, and its masks, by hand and by loops."""
+"""CondInst as a whole, and its masks, checked by hand and by loops."""
 
 import json
 import math
@@ -7,25 +7,26 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
-from small_models import SMALL
+from small_models import SMALL, lively, make_batch, make_target
 from torch import nn
 
 from cassl_lib.config import AugmentConfig
 from cassl_lib.data.augment import training_transform
 from cassl_lib.data.coco import CocoImages
 from cassl_lib.data.loader import Samples
-from cassl_lib.models import CondInst, ModelConfig, build_detector, condinst, losses
-from cassl_lib.models.condinst import gather_masks
+from cassl_lib.errors import ConfigError
+from cassl_lib.models import FCOS, CondInst, ModelConfig, build_detector, condinst, fcos, losses
 from cassl_lib.models.condinst_masks import (
     aligned_bilinear,
     count_dynamic_parameters,
     dynamic_parameters,
     enlarging_matrix,
-    mask_centers,
+    gather_masks,
     mask_logits,
     sample_masks,
     split_dynamic_parameters,
 )
+from cassl_lib.models.fcos_targets import assign_targets, mask_centers
 
 
 @pytest.fixture(autouse=True)
@@ -33,41 +34,17 @@ def seed():
     torch.manual_seed(0)
 
 
-def make_target(height, width, *squares):
-    """Squares of (x, y, side) with their masks; labels 0, 1, 2, ..."""
-    boxes = torch.tensor([[x, y, x + side, y + side] for x, y, side in squares], dtype=torch.float32).view(-1, 4)
-    masks = torch.zeros(len(squares), height, width, dtype=torch.bool)
-    for mask, (x, y, side) in zip(masks, squares, strict=True):
-        mask[y : y + side, x : x + side] = True
-    return {"boxes": boxes, "labels": torch.arange(len(squares)), "masks": masks}
-
-
-def make_batch():
-    images = [torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8), torch.rand(3, 70, 60)]
-    return images, [make_target(64, 96, (4, 8, 30), (50, 20, 20)), make_target(70, 60, (10, 10, 40))]
-
-
-def lively(config=SMALL):
-    """A detector whose fresh predictions are not all nearly equal."""
-    model = build_detector(config)
-    with torch.no_grad():
-        for name, parameter in model.head.named_parameters():
-            if parameter.dim() == 4:
-                parameter.mul_(3 if "controller" in name else 10)
-    return model
-
-
 @pytest.mark.parametrize("masks", [True, False])
 @pytest.mark.parametrize("strides", [(8, 16, 32), (4, 8), (8, 16, 32, 64, 128)])
-def test_trains_and_detects_at_any_sizes(masks, strides):
+def test_it_trains_and_detects_images_of_different_sizes(masks, strides):
     ranges = (16, 32, 64, 128)[: len(strides) - 1]
     config = replace(SMALL, masks=masks, strides=strides, ranges=ranges, detections_per_image=100)
     model = lively(config)
-    assert isinstance(model, CondInst)
+    assert type(model) is (CondInst if masks else FCOS)
     images, targets = make_batch()
-    found = model(images, targets)
-    assert list(found) == ["loss_cls", "loss_box", "loss_centerness"] + ["loss_mask"] * masks
-    for loss in found.values():
+    result = model(images, targets)
+    assert list(result) == ["loss_cls", "loss_box", "loss_centerness"] + ["loss_mask"] * masks
+    for loss in result.values():
         assert loss.shape == () and loss.dtype == torch.float32 and loss.isfinite() and loss > 0
     detections = model.eval()(images)
     for image, detection in zip(images, detections, strict=True):
@@ -84,16 +61,16 @@ def test_trains_and_detects_at_any_sizes(masks, strides):
             assert "masks" not in detection
 
 
-def test_no_instance_at_all_gives_finite_losses_that_reach_every_trained_parameter():
+def test_images_without_instances_give_finite_losses_that_reach_every_trained_parameter():
     model = build_detector(SMALL)
     images, targets = make_batch()
     empty = [make_target(64, 96), {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}]
     for given in (empty, [targets[0], empty[1]]):
-        found = model(images, given)
-        assert all(loss.isfinite() for loss in found.values())
-        assert (found["loss_mask"] == 0) == (given is empty)
+        result = model(images, given)
+        assert all(loss.isfinite() for loss in result.values())
+        assert (result["loss_mask"] == 0) == (given is empty)
         model.zero_grad(set_to_none=True)
-        sum(found.values()).backward()
+        sum(result.values()).backward()
         without = {name for name, parameter in model.named_parameters() if parameter.grad is None}
         assert without == {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
         assert without == {f"neck.{kind}.p2.{what}" for kind in ("lateral", "output") for what in ("weight", "bias")}
@@ -110,7 +87,7 @@ def test_a_batch_equals_its_images_one_by_one():
             torch.testing.assert_close(together[name].float(), alone[name].float(), rtol=1e-4, atol=1e-4)
 
 
-def test_uint8_and_float_images_and_padding():
+def test_uint8_and_float_images_are_normalized_then_padded_with_zeros():
     model = build_detector(SMALL)
     image = torch.randint(0, 256, (3, 50, 60), dtype=torch.uint8)
     batch = model.make_batch([image, image.float() / 255])
@@ -133,14 +110,14 @@ def test_predict_scales_boxes_and_masks_to_the_original_size():
     assert (larger != original["masks"]).float().mean() < 0.05
 
 
-def test_no_detection_is_an_ordinary_result():
-    (found,) = build_detector(replace(SMALL, score_threshold=0.9)).eval()([torch.rand(3, 50, 60)])
-    assert {name: tuple(value.shape) for name, value in found.items()} == {
+def test_an_image_without_detections_has_empty_tensors():
+    (detections,) = build_detector(replace(SMALL, score_threshold=0.9)).eval()([torch.rand(3, 50, 60)])
+    assert {name: tuple(value.shape) for name, value in detections.items()} == {
         "boxes": (0, 4), "scores": (0,), "labels": (0,), "masks": (0, 50, 60),
     }  # fmt: skip
 
 
-def test_masks_beyond_the_chunk_size_are_the_same(monkeypatch):
+def test_pasting_masks_in_chunks_gives_the_same_masks(monkeypatch):
     model = lively().eval()
     image = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)
     (whole,) = model([image])
@@ -148,34 +125,34 @@ def test_masks_beyond_the_chunk_size_are_the_same(monkeypatch):
     assert model([image])[0]["masks"].equal(whole["masks"])
 
 
-def test_bfloat16_autocast_is_near_float32_and_float32_in_its_losses():
+def test_bfloat16_autocast_is_close_to_float32_and_keeps_losses_in_float32():
     model = lively(replace(SMALL, head_norm="bn"))
     images, targets = make_batch()
     plain = model(images, targets)
     with torch.autocast("cpu", torch.bfloat16):
-        found = model(images, targets)
-    for name, loss in found.items():
+        result = model(images, targets)
+    for name, loss in result.items():
         assert loss.dtype == torch.float32
         assert loss.item() == pytest.approx(plain[name].item(), rel=0.1)
-    sum(found.values()).backward()
+    sum(result.values()).backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
     with torch.autocast("cpu", torch.bfloat16):
         (detection, _) = model.eval()(images)
     assert detection["boxes"].dtype == torch.float32 and detection["masks"].dtype == torch.bool
 
 
-def test_channels_last_changes_nothing():
+def test_channels_last_weights_give_the_same_boxes():
     model = lively().eval()
     image = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)
     (plain,) = model([image])
-    (found,) = model.to(memory_format=torch.channels_last)([image])
-    torch.testing.assert_close(found["boxes"], plain["boxes"], rtol=1e-4, atol=1e-3)
+    (detections,) = model.to(memory_format=torch.channels_last)([image])
+    torch.testing.assert_close(detections["boxes"], plain["boxes"], rtol=1e-4, atol=1e-3)
 
 
 def test_two_processes_give_the_losses_of_one(monkeypatch):
-    """Mean of the losses of two processes with one image each = losses of the batch of both."""
+    """The mean of the losses of two processes with one image each equals the losses of both images in one batch."""
     model = lively()
-    model.eval().training = True  # losses, with BatchNorms that do not mix the images
+    model.eval().training = True  # losses, with BatchNorms that do not mix images
     images = [torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8) for _ in range(2)]
     targets = [make_target(64, 96, (4, 8, 30), (50, 20, 20)), make_target(64, 96, (10, 10, 16))]
     together = model(images, targets)
@@ -193,7 +170,7 @@ def test_two_processes_give_the_losses_of_one(monkeypatch):
         assert loss.item() == pytest.approx(sum(part[name].item() for part in apart) / 2, rel=1e-4)
 
 
-def test_at_most_mask_proposals_positives_get_a_mask_loss(monkeypatch):
+def test_at_most_mask_proposals_positives_have_a_mask_loss(monkeypatch):
     model = build_detector(replace(SMALL, mask_proposals=5))
     images, targets = make_batch()
     seen = []
@@ -203,7 +180,7 @@ def test_at_most_mask_proposals_positives_get_a_mask_loss(monkeypatch):
     assert seen == [5]
 
 
-def test_masks_are_asked_for_by_name():
+def test_targets_without_masks_raise_unless_masks_are_off():
     images, targets = make_batch()
     del targets[1]["masks"]
     with pytest.raises(ValueError, match="masks=False"):
@@ -211,7 +188,7 @@ def test_masks_are_asked_for_by_name():
     assert build_detector(replace(SMALL, masks=False))(images, targets)["loss_box"].isfinite()
 
 
-def test_training_without_targets_is_refused():
+def test_training_without_targets_raises():
     with pytest.raises(ValueError, match="targets"):
         build_detector(SMALL)(make_batch()[0])
 
@@ -219,20 +196,20 @@ def test_training_without_targets_is_refused():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"head_norm": "layer"}, "head_norm='layer', expected one of gn, bn"),
+        ({"head_norm": "layer"}, "head_norm='layer' is not supported. Choose one of gn, bn"),
         ({"strides": (8, 32, 64)}, "neighbors"),
-        ({"strides": (64, 128), "ranges": (64,)}, "start at 32"),
-        ({"ranges": (64,)}, "3 strides need 2 ranges, not 1"),
+        ({"strides": (64, 128), "ranges": (64,)}, "the first at most 32"),
+        ({"ranges": (64,)}, r"ranges=\(64,\) do not fit strides=\(8, 16, 32\). Give 2"),
         ({"num_classes": 0}, "num_classes=0"),
     ],
 )
-def test_impossible_settings_are_named(settings, message):
-    with pytest.raises(ValueError, match=message):
+def test_unsupported_settings_are_named(settings, message):
+    with pytest.raises(ConfigError, match=message):
         build_detector(replace(SMALL, **settings))
 
 
-def test_public_sizes():
-    """What the public CondInst has at 80 classes: head, mask branch, controller."""
+def test_parameter_counts_equal_those_of_the_public_condinst():
+    """Head, mask branch and controller at 80 classes."""
     config = replace(ModelConfig(), backbone="resnet10t")
     model = build_detector(config)
     total = {name: sum(p.numel() for p in part.parameters()) for name, part in model.head.named_children()}
@@ -242,7 +219,7 @@ def test_public_sizes():
     assert count_dynamic_parameters(8) == 169
 
 
-def test_order_of_the_169_numbers():
+def test_order_of_the_169_dynamic_parameters():
     weights, biases = split_dynamic_parameters(torch.arange(169.0)[None], 8)
     assert [w.shape[1:] for w in weights] == [(8, 10), (8, 8), (1, 8)]
     assert weights[0][0, 1, 2] == 12 and weights[1][0, 2, 3] == 80 + 19 and weights[2][0, 0, 5] == 149
@@ -251,11 +228,11 @@ def test_order_of_the_169_numbers():
 
 
 def test_mask_logits_by_loop():
-    """Relative coordinates first, x before y, location minus pixel; then the features; three layers."""
+    """Inputs: relative coordinates (location minus pixel, x then y), then features. Three layers."""
     features, parameters = torch.randn(2, 8, 3, 4), torch.randn(3, 169)
     images, points = torch.tensor([0, 1, 1]), torch.tensor([[12.0, 20.0], [4.0, 4.0], [28.0, 8.0]])
     sizes = torch.tensor([64.0, 32.0, 128.0])
-    found = mask_logits(features, parameters=parameters, images=images, points=points, sizes=sizes, stride=8)
+    logits = mask_logits(features, parameters=parameters, images=images, points=points, sizes=sizes, stride=8)
     expected = torch.empty(3, 1, 3, 4)
     for n in range(3):
         w1, w2, w3 = parameters[n, :80].view(8, 10), parameters[n, 80:144].view(8, 8), parameters[n, 144:152]
@@ -266,7 +243,7 @@ def test_mask_logits_by_loop():
                 value = torch.cat([torch.stack([x, y]), features[images[n], :, i, j]])
                 value = (w2 @ (w1 @ value + b1).clamp(min=0) + b2).clamp(min=0)
                 expected[n, 0, i, j] = w3 @ value + b3
-    torch.testing.assert_close(found, aligned_bilinear(expected, 2)[:, 0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits, aligned_bilinear(expected, 2)[:, 0], rtol=1e-4, atol=1e-4)
 
 
 def test_dynamic_parameters_equal_the_controller_as_a_convolution():
@@ -274,8 +251,8 @@ def test_dynamic_parameters_equal_the_controller_as_a_convolution():
     maps = [torch.randn(2, 5, 4, 6), torch.randn(2, 5, 2, 3)]
     dense = torch.cat([controller(x).flatten(2) for x in maps], 2)
     images, positions = torch.cartesian_prod(torch.arange(2), torch.arange(30)).unbind(1)
-    found = dynamic_parameters(controller, maps, images, positions)
-    torch.testing.assert_close(found, dense[images, :, positions], rtol=1e-4, atol=1e-5)
+    parameters = dynamic_parameters(controller, maps, images=images, positions=positions)
+    torch.testing.assert_close(parameters, dense[images, :, positions], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("factor", [1, 2, 4])
@@ -283,7 +260,7 @@ def test_aligned_bilinear_by_loop(factor):
     line = [3.0, 7.0, 1.0]
     expected = []
     for pixel in range(3 * factor):
-        position = max(pixel - factor // 2, 0) / factor  # sample i lies on pixel i * factor + factor // 2
+        position = max(pixel - factor // 2, 0) / factor  # sample i is at pixel i * factor + factor // 2
         low = int(position)
         high = min(low + 1, 2)
         expected.append(line[low] + (position - low) * (line[high] - line[low]))
@@ -294,46 +271,46 @@ def test_aligned_bilinear_by_loop(factor):
     assert (matrix @ torch.tensor(line)).tolist() == pytest.approx(expected)
 
 
-def test_mask_targets_are_points_at_half_the_stride():
+def test_mask_targets_are_sampled_at_half_the_stride():
     masks = torch.zeros(1, 10, 14, dtype=torch.uint8)
     masks[0, 2, 6] = masks[0, 6, 2] = masks[0, 3, 3] = masks[0, 4, 4] = 1
-    found = sample_masks(masks, stride=4, size=(4, 8))
-    assert found.shape == (1, 4, 8) and found.nonzero().tolist() == [[0, 0, 1], [0, 1, 0]]
+    sampled = sample_masks(masks, stride=4, size=(4, 8))
+    assert sampled.shape == (1, 4, 8) and sampled.nonzero().tolist() == [[0, 0, 1], [0, 1, 0]]
     assert sample_masks(masks, stride=2, size=(8, 16))[0].nonzero().tolist() == [[1, 1]]  # offset 1: only (3, 3)
 
 
 def test_mask_targets_of_a_batch_keep_their_order():
     targets = [make_target(8, 8, (0, 0, 4)), make_target(8, 8), make_target(16, 8, (4, 0, 4), (0, 8, 8))]
-    found = gather_masks(targets, stride=4, size=(4, 4), device=torch.device("cpu"))
+    sampled = gather_masks(targets, stride=4, size=(4, 4), device=torch.device("cpu"))
     expected = [[[0, 0]], [[0, 1]], [[2, 0], [2, 1], [3, 0], [3, 1]]]
-    assert [mask.nonzero().tolist() for mask in found] == expected
+    assert [mask.nonzero().tolist() for mask in sampled] == expected
 
 
 def test_mask_centers_by_loop():
     masks = torch.rand(4, 9, 7) > 0.6
     masks[3] = False
     boxes = torch.tensor([[0.0, 0.0, 7.0, 9.0]] * 3 + [[2.0, 3.0, 6.0, 4.0]])
-    found = mask_centers(masks, boxes)
-    for mask, center in zip(masks[:3], found, strict=False):
+    centers = mask_centers(masks, boxes)
+    for mask, center in zip(masks[:3], centers, strict=False):
         pixels = mask.nonzero().tolist()
         assert center[0].item() == pytest.approx(sum(x for _, x in pixels) / len(pixels))
         assert center[1].item() == pytest.approx(sum(y for y, _ in pixels) / len(pixels))
-    assert found[3].tolist() == [4, 3.5]  # an empty mask: the center of its box
+    assert centers[3].tolist() == [4, 3.5]  # an empty mask: the center of its box
 
 
-def test_center_of_the_samples_is_the_masks_or_the_boxs():
+def test_center_sampling_uses_the_center_of_the_mask_or_of_the_box():
     target = make_target(64, 64, (0, 0, 40))
-    target["masks"][0, 10:] = False  # only a strip at the top is left
+    target["masks"][0, 10:] = False  # keep only a strip at the top
     by_mask = build_detector(SMALL).gather_targets([target]).centers
     by_box = build_detector(replace(SMALL, center="box")).gather_targets([target]).centers
     assert by_mask.tolist() == [[[19.5, 4.5]]] and by_box.tolist() == [[[20, 20]]]
 
 
-# ---- The whole way from features to masks, by loops ----
+# ---- From features to pasted masks, by loops ----
 
 
 def bilinear(grid, rows, columns):
-    """Values of `grid` at the crossings of fractional row and column positions, beyond the ends the end itself."""
+    """Interpolate `grid` at fractional row and column positions, clamped to its ends."""
 
     def neighbors(position, length):
         position = min(max(position, 0), length - 1)
@@ -352,7 +329,7 @@ def bilinear(grid, rows, columns):
 
 
 def paste_by_loop(features, parameters, point, interest, image_size, size):
-    """Probabilities of one instance in an image of `size`; features (8, H, W) of stride 8."""
+    """Mask probabilities of one instance, resized to `size`; features (8, H, W) of stride 8."""
     w1, w2, w3 = parameters[:80].view(8, 10), parameters[80:144].view(8, 8), parameters[144:152]
     b1, b2, b3 = parameters[152:160], parameters[160:168], parameters[168]
     (height, width), grid = features.shape[1:], []
@@ -362,7 +339,7 @@ def paste_by_loop(features, parameters, point, interest, image_size, size):
             relative = torch.stack([point[0] - (8 * j + 4), point[1] - (8 * i + 4)]) / interest
             value = (w1 @ torch.cat([relative, features[:, i, j]]) + b1).clamp(min=0)
             grid[-1].append((w3 @ (w2 @ value + b2).clamp(min=0) + b3).item())
-    for factor, then in ((2, lambda x: 1 / (1 + math.exp(-x))), (4, lambda x: x)):  # sample i lies on (i + 1/2) factor
+    for factor, then in ((2, lambda x: 1 / (1 + math.exp(-x))), (4, lambda x: x)):  # sample i is at (i + 1/2) factor
         positions = [[p / factor - 0.5 for p in range(length * factor)] for length in (len(grid), len(grid[0]))]
         grid = [[then(x) for x in row] for row in bilinear(grid, *positions)]
     grid = [row[: image_size[1]] for row in grid[: image_size[0]]]
@@ -377,35 +354,37 @@ def paste_by_loop(features, parameters, point, interest, image_size, size):
         ((37, 50), (80, 121)),
         ((37, 50), (23, 31)),
         ((37, 50), (20, 90)),
-        ((40, 48), (40, 48)),  # its last pixels are interpolated from the first cells beyond it
+        ((40, 48), (40, 48)),  # its last pixels are interpolated from cells outside the image
     ],
 )
 def test_pasted_masks_by_loop(image_size, size):
-    """Images padded to 64 x 64; the one of 37 x 50 ends within feature row 4 and feature column 6."""
+    """Images padded to 64 x 64; an image of 37 x 50 ends inside feature row 4 and feature column 6."""
     features = torch.randn(8, 8, 8, dtype=torch.float64)
     features[4:] = 0
     features[4, [0, 4]] = features[4, :, [0, 6]] = 1  # the border
     features[5, 2, 3] = 1  # an isolated cell
-    features[6, 6:] = 1  # nothing but padding
-    features[7] = 0.44  # nearly a mask, and surely one from column 6 on: logits -0.2 and 11
+    features[6, 6:] = 1  # only padding
+    features[7] = 0.44  # barely below the threshold, well above it from column 6: logits -0.2 and 11
     features[7, :, 6:] = 1
     parameters = torch.zeros(9, 169, dtype=torch.float64)
     parameters[:3] = torch.randn(3, 169)
-    parameters[3:, 168] = torch.tensor([-9.0, 9.0, -9.0, -9.0, -9.0, -9.0])  # empty, full, where a feature says so
+    parameters[3:, 168] = torch.tensor(
+        [-9.0, 9.0, -9.0, -9.0, -9.0, -9.0]
+    )  # empty, full, then following one feature each
     for row, feature in enumerate((4, 5, 6, 7), start=5):
         parameters[row, 2 + feature] = parameters[row, 80] = 1
         parameters[row, 144] = 20
     points, sizes = torch.rand(9, 2) * 60, torch.tensor([32.0, 64, 128, 32, 64, 64, 64, 64, 64])
-    found, _ = build_detector(SMALL).paste_masks(
+    masks, _ = build_detector(SMALL).paste_masks(
         features.float(), parameters.float(), points=points, sizes=sizes, image_size=image_size, size=size
     )
     instances = zip(parameters, points.double(), sizes.double(), strict=True)
     soft = torch.stack([paste_by_loop(features, *one, image_size, size) for one in instances])
     clear = (soft - 0.5).abs() > 1e-5
-    assert found.dtype == torch.bool and clear.float().mean() > 0.99
-    assert found[clear].equal((soft > 0.5)[clear])
-    assert sum(0 < mask.float().mean().item() < 1 for mask in found[:3]) >= 2
-    empty, full, border, cell, padding, columns = found[3:]
+    assert masks.dtype == torch.bool and clear.float().mean() > 0.99
+    assert masks[clear].equal((soft > 0.5)[clear])
+    assert sum(0 < mask.float().mean().item() < 1 for mask in masks[:3]) >= 2
+    empty, full, border, cell, padding, columns = masks[3:]
     assert not empty.any() and full.all() and not padding.any() and columns[:, -1].all() and not columns[:, 0].any()
     assert border[0].all() and border[:, 0].all() and not border[size[0] // 3, size[1] // 3]
     assert not (cell[0].any() or cell[-1].any() or cell[:, 0].any() or cell[:, -1].any())
@@ -414,37 +393,37 @@ def test_pasted_masks_by_loop(image_size, size):
 # ---- Unusual batches ----
 
 
-def test_masks_of_more_positives_than_proposals_are_a_fair_draw(monkeypatch):
-    """81 boxes of 24 x 24 have up to nine positives each: more than the 500 that get a mask loss."""
+def test_of_more_positives_than_mask_proposals_a_random_subset_has_a_mask_loss(monkeypatch):
+    """81 boxes of 24 x 24 have up to nine positives each, more than the 500 that have a mask loss."""
     model = lively(replace(SMALL, num_classes=81))
     target = make_target(256, 256, *[(24 * i + 2, 24 * j + 2, 24) for i in range(9) for j in range(9)])
     images = [torch.rand(3, 256, 256), torch.rand(3, 256, 256)]
     drawn, matches = [], []
-    for name, calls in (("dynamic_parameters", drawn), ("assign_targets", matches)):
-        original = getattr(condinst, name)
+    for module, name, calls in ((condinst, "dynamic_parameters", drawn), (fcos, "assign_targets", matches)):
+        original = getattr(module, name)
 
-        def record(*args, original=original, calls=calls):
-            calls.append((args, original(*args)))
+        def record(*args, original=original, calls=calls, **options):
+            calls.append((options, original(*args, **options)))
             return calls[-1][1]
 
-        monkeypatch.setattr(condinst, name, record)
+        monkeypatch.setattr(module, name, record)
     dice = []
     original_dice = losses.dice_loss
     monkeypatch.setattr(losses, "dice_loss", lambda x, y: dice.append(original_dice(x, y)) or dice[-1])
-    found = [model(images, [make_target(256, 256), target])["loss_mask"] for _ in range(2)]
+    result = [model(images, [make_target(256, 256), target])["loss_mask"] for _ in range(2)]
 
     positives = {tuple(row) for row in (matches[0][1] >= 0).nonzero().tolist()}
-    pairs = [list(zip(images.tolist(), positions.tolist(), strict=True)) for (_, _, images, positions), _ in drawn]
+    pairs = [list(zip(o["images"].tolist(), o["positions"].tolist(), strict=True)) for o, _ in drawn]
     assert len(positives) > 500
-    for chosen, per_positive, loss in zip(pairs, dice, found, strict=True):
+    for chosen, per_positive, loss in zip(pairs, dice, result, strict=True):
         assert len(chosen) == len(set(chosen)) == 500 and set(chosen) <= positives
         assert {image for image, _ in chosen} == {1}
         assert loss.item() == pytest.approx(sum(per_positive.tolist()) / 500, rel=1e-5)
     assert set(pairs[0]) != set(pairs[1])
 
 
-def test_one_pixel_instances_and_instances_beyond_the_image():
-    """Stride 8 has locations at (28, 28) and, last of all, (92, 60); the mask target has one at (30, 30) and so on."""
+def test_one_pixel_instances_and_instances_outside_the_image_train():
+    """Stride 8 has locations at (28, 28) and, the last one, (92, 60)."""
     model = lively()
     target = make_target(64, 96, *[(0, 0, 1)] * 5)
     target["boxes"] = torch.tensor(
@@ -454,20 +433,21 @@ def test_one_pixel_instances_and_instances_beyond_the_image():
     target["masks"][1, 0, 0], target["masks"][1, 28, 28] = False, True
     target["masks"][2:] = False
     target["masks"][2, 56:, 88:] = True
-    truth = model.gather_targets([target])
-    assert truth.centers[0, :3].tolist() == [[0, 0], [28, 28], [91.5, 59.5]]
+    ground_truth = model.gather_targets([target])
+    assert ground_truth.centers[0, :3].tolist() == [[0, 0], [28, 28], [91.5, 59.5]]
     image = torch.rand(3, 64, 96)
     locations = model.make_locations([torch.empty(1, 1, 64 // s, 96 // s) for s in SMALL.strides])
-    matched = condinst.assign_targets(locations, truth.boxes, truth.centers, SMALL.center_radius)[0]
+    boxes, centers = ground_truth.boxes, ground_truth.centers
+    matched = assign_targets(locations, boxes, centers, radius=SMALL.center_radius)[0]
     positives = (matched >= 0).nonzero()[:, 0].tolist()
     assert positives == [3 * 12 + 3, 95] and matched[positives].tolist() == [1, 2]
-    found = model([image], [target])
-    assert all(loss.isfinite() for loss in found.values())
-    sum(found.values()).backward()
+    result = model([image], [target])
+    assert all(loss.isfinite() for loss in result.values())
+    sum(result.values()).backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
 
 
-def test_an_image_of_crowds_alone_trains_like_an_empty_one(tmp_path):
+def test_an_image_with_only_crowds_trains_like_an_empty_one(tmp_path):
     (tmp_path / "images").mkdir()
     Image.new("RGB", (96, 64), (90, 60, 30)).save(tmp_path / "images/a.png")
     crowd = {"id": 1, "image_id": 1, "category_id": 7, "iscrowd": 1, "bbox": [0, 0, 96, 64]}
@@ -480,15 +460,15 @@ def test_an_image_of_crowds_alone_trains_like_an_empty_one(tmp_path):
     image, target, _, _ = Samples(source, transform, masks=True, classes=True)[0, 0]
     assert target["boxes"].shape == (0, 4) and target["labels"].shape == (0,)
     assert target["masks"].shape == (0, 64, 96)
-    found = build_detector(SMALL)([image], [target])
-    assert found["loss_cls"].isfinite() and found["loss_cls"] > 0
-    assert found["loss_box"] == found["loss_centerness"] == found["loss_mask"] == 0
+    result = build_detector(SMALL)([image], [target])
+    assert result["loss_cls"].isfinite() and result["loss_cls"] > 0
+    assert result["loss_box"] == result["loss_centerness"] == result["loss_mask"] == 0
 
 
-def test_an_empty_image_beside_a_full_one_adds_its_focal_loss_and_nothing_else():
-    """Of two sizes; alone, each is padded by hand to the size of the batch, with the value that normalizes to zero."""
+def test_an_empty_image_in_a_batch_adds_only_its_focal_loss():
+    """Two sizes; for comparison each image alone, padded to the batch size with the value that normalizes to zero."""
     model = lively()
-    model.eval().training = True  # losses, with BatchNorms that do not mix the images
+    model.eval().training = True  # losses, with BatchNorms that do not mix images
     images = [torch.rand(3, 64, 96), torch.rand(3, 70, 60)]
     full, empty = make_target(64, 96, (4, 8, 30), (50, 20, 20)), make_target(70, 60)
     alone = []
@@ -498,11 +478,12 @@ def test_an_empty_image_beside_a_full_one_adds_its_focal_loss_and_nothing_else()
         alone.append(model([padded], [target]))
     together = model(images, [full, empty])
 
-    truth = model.gather_targets([full])
+    ground_truth = model.gather_targets([full])
     locations = model.make_locations([torch.empty(1, 1, 96 // s, 96 // s) for s in SMALL.strides])
-    positives = (condinst.assign_targets(locations, truth.boxes, truth.centers, 1.5) >= 0).sum().item()
+    matched = assign_targets(locations, ground_truth.boxes, ground_truth.centers, radius=1.5)
+    positives = (matched >= 0).sum().item()
     assert positives > 5
-    focal = alone[0]["loss_cls"] * positives + alone[1]["loss_cls"]  # the empty one's is divided by 1
+    focal = alone[0]["loss_cls"] * positives + alone[1]["loss_cls"]  # the divisor of the empty image is 1
     assert together["loss_cls"].item() == pytest.approx(focal.item() / positives, rel=1e-5)
     for name in ("loss_box", "loss_centerness", "loss_mask"):
         assert together[name].item() == pytest.approx(alone[0][name].item(), rel=1e-4) and alone[1][name] == 0

@@ -1,4 +1,4 @@
-"""Locations, targets, the head's predictions, the FCOS losses and the choice of detections, by hand and by loops."""
+"""FCOS: locations, targets, head, losses and the selection of detections, checked by hand and by loops."""
 
 import math
 from dataclasses import replace
@@ -7,17 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from cassl_lib.models import ModelConfig, fcos
-from cassl_lib.models.fcos import (
-    Head,
-    Predictions,
-    Targets,
-    assign_targets,
-    box_distances,
-    fcos_losses,
-    make_locations,
-    select_detections,
-)
+from cassl_lib.models import ModelConfig, fcos_targets
+from cassl_lib.models.fcos import select_detections
+from cassl_lib.models.fcos_head import Head, Predictions
+from cassl_lib.models.fcos_losses import fcos_losses
+from cassl_lib.models.fcos_targets import Targets, assign_targets, box_distances, make_locations
 from cassl_lib.models.fpn import FPN
 
 CONFIG = ModelConfig(
@@ -34,11 +28,11 @@ def locations():
 def assign(locations, boxes, centers=None, radius=1.5):
     boxes = torch.tensor(boxes, dtype=torch.float32).view(1, -1, 4)
     centers = (boxes[..., :2] + boxes[..., 2:]) / 2 if centers is None else torch.tensor([centers])
-    return assign_targets(locations, boxes, centers, radius)[0]
+    return assign_targets(locations, boxes, centers, radius=radius)[0]
 
 
 def assign_by_loop(boxes, centers, radius, strides, ranges):
-    """The rule, location by location; ranges are (lowest, highest) per level."""
+    """The assignment rule, location by location; ranges are (lowest, highest) per level."""
     matched = []
     for (height, width), stride, (lowest, highest) in zip(SHAPES, strides, ranges, strict=True):
         for i in range(height):
@@ -57,7 +51,7 @@ def assign_by_loop(boxes, centers, radius, strides, ranges):
     return matched
 
 
-def test_locations(locations):
+def test_locations_have_the_points_strides_and_ranges_of_their_level(locations):
     assert locations.counts == [96, 24, 6]
     assert locations.points[[0, 1, 12, 96, 120]].tolist() == [[4, 4], [12, 4], [4, 12], [8, 8], [16, 16]]
     assert locations.strides[[0, 95, 96, 120]].tolist() == [8, 8, 16, 32]
@@ -66,19 +60,21 @@ def test_locations(locations):
     assert locations.sizes[[0, 96, 120]].tolist() == [64, 128, 256]
 
 
-def test_targets_equal_the_rule_written_as_loops(locations):
+def test_targets_equal_the_assignment_rule_by_loops(locations):
     generator = torch.Generator().manual_seed(0)
     for _ in range(4):
         corner = torch.rand(12, 2, generator=generator) * torch.tensor([80.0, 50.0])
         side = torch.rand(12, 2, generator=generator) ** 2 * 150 + 1
-        boxes = torch.cat([corner - 5, corner + side], 1).round().tolist()  # rounded: locations on the borders
+        boxes = (
+            torch.cat([corner - 5, corner + side], 1).round().tolist()
+        )  # rounded, so that some locations are on box sides
         centers = (corner + side / 3).tolist()
         expected = assign_by_loop(boxes, centers, 1.5, CONFIG.strides, [(-1, 64), (64, 128), (128, 1e8)])
         assert assign(locations, boxes, centers).tolist() == expected
         assert set(expected) != {-1}
 
 
-def test_the_smallest_box_wins_and_the_first_of_equals(locations):
+def test_the_smallest_box_wins_and_of_equal_ones_the_first(locations):
     small, large = [20, 20, 44, 44], [10, 10, 54, 54]
     center = 3 * 12 + 3  # stride 8, pixel (28, 28)
     assert assign(locations, [large, small])[center] == 1
@@ -86,17 +82,17 @@ def test_the_smallest_box_wins_and_the_first_of_equals(locations):
     assert assign(locations, [small, small, large])[center] == 0
 
 
-def test_a_location_on_the_border_is_outside(locations):
+def test_a_location_on_the_side_of_a_box_is_outside(locations):
     matched = assign(locations, [[4, 4, 20, 20]])[:96].view(8, 12)
-    assert (matched >= 0).nonzero().tolist() == [[1, 1]]  # (12, 12); (4, .), (20, .) lie on the border
+    assert (matched >= 0).nonzero().tolist() == [[1, 1]]  # (12, 12); x = 4 and x = 20 are on a side
 
 
-def test_ranges_are_inclusive_at_both_ends(locations):
-    matched = assign(locations, [[-36, 4, 92, 60]])  # from (28, 28) exactly 64 to the left, from (24, 24) 68
+def test_ranges_of_interest_include_both_ends(locations):
+    matched = assign(locations, [[-36, 4, 92, 60]])  # exactly 64 left of (28, 28)
     assert matched[3 * 12 + 3] == 0
-    matched = assign(locations, [[-40, 0, 80, 60]])  # from (24, 24) exactly 64 on level 1
+    matched = assign(locations, [[-40, 0, 80, 60]])  # exactly 64 left of (24, 24), level 1
     assert matched[96 + 6 + 1] == 0
-    matched = assign(locations, [[-37, 4, 91, 60]])  # 65 to the left: no longer level 0
+    matched = assign(locations, [[-37, 4, 91, 60]])  # 65 to the left, beyond level 0
     assert matched[3 * 12 + 3] == -1
 
 
@@ -108,25 +104,25 @@ def test_center_sampling_follows_the_mask_not_the_box(locations):
     assert (by_box >= 0).nonzero().tolist() == [[i, j] for i in (2, 3, 4) for j in (2, 3, 4)]  # (30, 30) +- 12
 
 
-def test_one_pixel_and_padding_boxes(locations):
+def test_one_pixel_boxes_match_only_a_location_inside_and_padding_boxes_match_none(locations):
     assert (assign(locations, [[28, 28, 29, 29]]) == -1).all()
     assert assign(locations, [[27.5, 27.5, 28.5, 28.5]])[3 * 12 + 3] == 0
     assert (assign(locations, [[0, 0, 0, 0]]) == -1).all()
 
 
-def test_many_images_are_split_without_a_trace(locations, monkeypatch):
+def test_assigning_in_chunks_gives_the_same_targets(locations, monkeypatch):
     corner = torch.rand(5, 3, 2, generator=torch.Generator().manual_seed(1)) * 40
     boxes = torch.cat([corner, corner + 30], -1)
-    whole = assign_targets(locations, boxes, corner + 15, 1.5)
-    monkeypatch.setattr(fcos, "PAIRS_AT_ONCE", 126 * 3 * 2)
-    assert assign_targets(locations, boxes, corner + 15, 1.5).equal(whole)
+    whole = assign_targets(locations, boxes, corner + 15, radius=1.5)
+    monkeypatch.setattr(fcos_targets, "PAIRS_AT_ONCE", 126 * 3 * 2)
+    assert assign_targets(locations, boxes, corner + 15, radius=1.5).equal(whole)
     assert (whole >= 0).any()
 
 
-def test_box_distances(locations):
-    found = box_distances(locations, torch.tensor([10.0, 20.0, 50.0, 60.0]).expand(1, 126, 4))[0]
-    assert found[0].tolist() == [-6 / 8, -16 / 8, 46 / 8, 56 / 8]
-    assert found[96].tolist() == [-2 / 16, -12 / 16, 42 / 16, 52 / 16]
+def test_box_distances_are_in_strides(locations):
+    distances = box_distances(locations, torch.tensor([10.0, 20.0, 50.0, 60.0]).expand(1, 126, 4))[0]
+    assert distances[0].tolist() == [-6 / 8, -16 / 8, 46 / 8, 56 / 8]
+    assert distances[96].tolist() == [-2 / 16, -12 / 16, 42 / 16, 52 / 16]
 
 
 def make_predictions(locations, batch=1, classes=3):
@@ -140,13 +136,13 @@ def make_predictions(locations, batch=1, classes=3):
     )
 
 
-def test_losses_by_loop(locations):
+def test_losses_equal_their_formulas_by_loops(locations):
     boxes = torch.tensor([[[10.0, 12, 50, 52], [20, 20, 38, 36]], [[0, 0, 0, 0], [0, 0, 0, 0]]])
     labels = torch.tensor([[2, 0], [0, 0]])
     targets = Targets(boxes, labels, (boxes[..., :2] + boxes[..., 2:]) / 2)
     predictions = make_predictions(locations, batch=2)
-    matched = assign_targets(locations, targets.boxes, targets.centers, 1.5)
-    found = fcos_losses(predictions, locations=locations, matched=matched, targets=targets)
+    matched = assign_targets(locations, targets.boxes, targets.centers, radius=1.5)
+    losses = fcos_losses(predictions, locations=locations, matched=matched, targets=targets)
 
     focal = box = center = weight = positives = 0.0
     for image in range(2):
@@ -171,26 +167,26 @@ def test_losses_by_loop(locations):
             center -= target * math.log(prob) + (1 - target) * math.log(1 - prob)
             positives, weight = positives + 1, weight + target
     assert positives > 5
-    assert found["loss_cls"].item() == pytest.approx(focal / positives, rel=1e-4)
-    assert found["loss_box"].item() == pytest.approx(box / weight, rel=1e-4)
-    assert found["loss_centerness"].item() == pytest.approx(center / positives, rel=1e-4)
+    assert losses["loss_cls"].item() == pytest.approx(focal / positives, rel=1e-4)
+    assert losses["loss_box"].item() == pytest.approx(box / weight, rel=1e-4)
+    assert losses["loss_centerness"].item() == pytest.approx(center / positives, rel=1e-4)
 
 
-def test_no_instance_gives_zero_box_losses_that_reach_every_prediction(locations):
+def test_without_instances_box_losses_are_zero_and_reach_every_prediction(locations):
     predictions = make_predictions(locations)
     targets = Targets(torch.zeros(1, 1, 4), torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1, 2))
     matched = torch.full((1, 126), -1)
-    found = fcos_losses(predictions, locations=locations, matched=matched, targets=targets)
-    assert found["loss_box"] == 0 and found["loss_centerness"] == 0
+    losses = fcos_losses(predictions, locations=locations, matched=matched, targets=targets)
+    assert losses["loss_box"] == 0 and losses["loss_centerness"] == 0
     expected = sum(-0.75 * p**2 * math.log(1 - p) for p in predictions.class_logits.sigmoid().flatten().tolist())
-    assert found["loss_cls"].item() == pytest.approx(expected, rel=1e-4)  # divided by 1
-    sum(found.values()).backward()
+    assert losses["loss_cls"].item() == pytest.approx(expected, rel=1e-4)  # divided by 1
+    sum(losses.values()).backward()
     for values in (predictions.class_logits, predictions.distances, predictions.centerness):
         assert values.grad is not None and values.grad.isfinite().all()
 
 
 def detect(locations, scores, **settings):
-    """Detections when location p has the given (class, centerness) probabilities and a box of 2 x 2 strides."""
+    """Detections for {(location, class): (class probability, centerness)}, with boxes of 2 x 2 strides."""
     logits = torch.full((1, 126, 3), -20.0)
     centerness = torch.full((1, 126), -20.0)
     for (p, c), (classification, center) in scores.items():
@@ -200,19 +196,19 @@ def detect(locations, scores, **settings):
     return select_detections(predictions, locations, replace(CONFIG, **settings))[0]
 
 
-def test_score_is_the_geometric_mean_and_the_threshold_comes_before_the_root(locations):
+def test_score_is_the_geometric_mean_and_is_thresholded_before_the_root(locations):
     scores = {(0, 1): (0.5, 0.3), (50, 2): (0.4, 0.12), (96, 0): (0.8, 0.2)}
-    found = detect(locations, scores)
-    assert found["positions"].tolist() == [96, 0]  # 0.4 * 0.12 = 0.048 is below 0.05
-    assert found["labels"].tolist() == [0, 1]
-    torch.testing.assert_close(found["scores"], torch.tensor([0.16, 0.15]).sqrt())
-    assert found["boxes"].tolist() == [[-8, -8, 24, 24], [-4, -4, 12, 12]]
-    found = detect(locations, scores, threshold_on="cls")
-    assert found["positions"].tolist() == [96, 0, 50]
-    assert found["scores"][2].item() == pytest.approx(math.sqrt(0.048))
+    detections = detect(locations, scores)
+    assert detections["positions"].tolist() == [96, 0]  # 0.4 * 0.12 = 0.048 is below 0.05
+    assert detections["labels"].tolist() == [0, 1]
+    torch.testing.assert_close(detections["scores"], torch.tensor([0.16, 0.15]).sqrt())
+    assert detections["boxes"].tolist() == [[-8, -8, 24, 24], [-4, -4, 12, 12]]
+    detections = detect(locations, scores, threshold_on="cls")
+    assert detections["positions"].tolist() == [96, 0, 50]
+    assert detections["scores"][2].item() == pytest.approx(math.sqrt(0.048))
 
 
-def test_nms_is_within_a_class_and_over_all_levels(locations):
+def test_nms_is_per_class_and_across_levels(locations):
     # Location 0 on stride 8 spans (-4, -4, 12, 12), location 1 (4, -4, 20, 12): IoU 1/3.
     close = {(0, 1): (0.9, 0.9), (1, 1): (0.8, 0.9)}
     assert detect(locations, close)["positions"].tolist() == [0, 1]
@@ -223,7 +219,7 @@ def test_nms_is_within_a_class_and_over_all_levels(locations):
     assert detect(locations, across, nms_threshold=0.2)["positions"].tolist() == [13]
 
 
-def test_caps_per_level_and_per_image(locations):
+def test_detections_are_limited_per_level_and_per_image(locations):
     scores = {(p, 0): (0.5 + p / 1000, 0.9) for p in (0, 10, 40, 60, 96, 110)}
     assert detect(locations, scores)["positions"].tolist() == [110, 96, 60, 40, 10, 0]
     assert detect(locations, scores, candidates_per_level=1)["positions"].tolist() == [110, 60]
@@ -231,7 +227,7 @@ def test_caps_per_level_and_per_image(locations):
     assert len(detect(locations, {})["boxes"]) == 0
 
 
-def test_head_applies_its_scales_and_keeps_distances_positive():
+def test_head_scales_distances_per_level_and_keeps_them_nonnegative():
     torch.manual_seed(0)
     head = Head(CONFIG).eval()
     pyramid = [torch.randn(2, 8, *shape) for shape in SHAPES]
@@ -246,14 +242,14 @@ def test_head_applies_its_scales_and_keeps_distances_positive():
     torch.testing.assert_close(scaled.distances[:, 96:120], 3 * plain.distances[:, 96:120])
     torch.testing.assert_close(scaled.distances[:, :96], plain.distances[:, :96])
     torch.testing.assert_close(scaled.centerness, plain.centerness)
-    # Level 1, cell (row 2, column 5) of image 1 is location 96 + 2 * 6 + 5; centerness sits on the box tower.
+    # Level 1, cell (row 2, column 5) of image 1 is location 96 + 2 * 6 + 5; centerness uses the box tower.
     expected = head.centerness(head.box_tower(pyramid)[1])[1, 0, 2, 5]
     assert plain.centerness[1, 96 + 17].item() == pytest.approx(expected.item(), abs=1e-6)
     expected = head.class_logits(head.class_tower(pyramid)[1])[1, :, 2, 5]
     torch.testing.assert_close(plain.class_logits[1, 96 + 17], expected)
 
 
-def test_fresh_classifier_gives_one_per_cent():
+def test_initial_class_probability_is_one_percent():
     head = Head(CONFIG).eval()
     assert head.class_logits.bias.sigmoid().tolist() == pytest.approx([0.01] * 3)
     assert sum(p.std().item() for n, p in head.named_parameters() if "convs" in n and p.dim() == 4) / 2 == (
@@ -261,7 +257,7 @@ def test_fresh_classifier_gives_one_per_cent():
     )
 
 
-def test_batch_norms_of_a_tower_keep_one_statistic_per_level():
+def test_batch_norms_of_a_tower_have_statistics_per_level():
     tower = Head(replace(CONFIG, head_norm="bn")).box_tower
     tower([torch.randn(2, 8, *shape) * scale for shape, scale in zip(SHAPES, (1, 5, 25), strict=True)])
     variances = [norm.running_var.mean().item() for norm in tower.norms[0]]
@@ -271,30 +267,36 @@ def test_batch_norms_of_a_tower_keep_one_statistic_per_level():
 # ---- An image of the paper's size: 800 x 1088, five levels ----
 
 WHOLE = replace(CONFIG, strides=(8, 16, 32, 64, 128), ranges=(64, 128, 256, 512))
-ENDS = [-1, 64, 128, 256, 512, 1e8]  # range of interest of level k: ENDS[k] to ENDS[k + 1], both included
+ENDS = [-1, 64, 128, 256, 512, 1e8]  # range of interest of level k: ENDS[k] to ENDS[k + 1], inclusive
 
 
 def make_boxes(random):
-    """37 boxes of an 800 x 1088 image, in whole and half pixels, so that every comparison is exact in float32."""
+    """37 boxes in an 800 x 1088 image, at whole and half pixels, so that all comparisons are exact in float32."""
     corner, side = random.integers(0, (1000, 720), (8, 2)), random.integers(1, 300, (8, 2))
     boxes = np.concatenate([corner, corner + side], 1).tolist()
-    for end in ENDS[1:5]:  # a side that lies exactly `end` from a location of the level below it and of the one above
+    for end in ENDS[1:5]:  # a side exactly `end` away from a location of the levels below and above
         for stride in (end // 8, end // 4):
             x = stride * random.integers(512 // stride + 1, 1088 // stride - 1) + stride // 2
             y = stride * random.integers(1, 800 // stride - 1) + stride // 2
             boxes.append([x - end, y - stride - 3, x + stride + 5, y + stride + 1])
             boxes.append([x - stride - 3, y - stride - 1, x + stride + 1, y + end])
     x, y = 8 * random.integers(20, 80, 2) + 4
-    boxes += [[x - 0.5, y - 0.5, x + 0.5, y + 0.5], [x, y, x + 1, y + 1]]  # one pixel around a location, and beside it
+    boxes += [[x - 0.5, y - 0.5, x + 0.5, y + 0.5], [x, y, x + 1, y + 1]]  # one pixel around a location, and next to it
     boxes += [[x - 30, y - 15, x + 30, y + 15], [x - 15, y - 30, x + 15, y + 30]]  # equal area
-    boxes += [[x - 50, y - 6, x + 50, y + 6]]  # longer, yet smaller than those
-    boxes += [[0, 0, 60, 40], [0, 0, 60, 40], [0, 300, 9, 700], [1000, 740, 1088, 800], [0, 0, 1088, 800]]  # the border
-    boxes += [[1060, -50, 1200, 90], [1088, 100, 1150, 200], [-70, -70, -10, -10]]  # partly and wholly beyond it
+    boxes += [[x - 50, y - 6, x + 50, y + 6]]  # longer, but of smaller area
+    boxes += [
+        [0, 0, 60, 40],
+        [0, 0, 60, 40],
+        [0, 300, 9, 700],
+        [1000, 740, 1088, 800],
+        [0, 0, 1088, 800],
+    ]  # at the border
+    boxes += [[1060, -50, 1200, 90], [1088, 100, 1150, 200], [-70, -70, -10, -10]]  # partly and entirely outside
     return np.array(boxes, float)
 
 
 def assign_on_grids(boxes, centers, shapes):
-    """The rule, box by box on each level's grid of locations."""
+    """The assignment rule, box by box on each level's grid of locations."""
     matched = []
     for level, (height, width) in enumerate(shapes):
         stride = 8 << level
@@ -312,7 +314,7 @@ def assign_on_grids(boxes, centers, shapes):
 
 
 @pytest.mark.parametrize("center", ["box", "mask"])
-def test_targets_of_a_whole_image(center):
+def test_targets_of_an_image_of_the_papers_size(center):
     stages = [torch.zeros(1, 1, 800 // stride, 1088 // stride) for stride in (4, 8, 16, 32)]
     shapes = [tuple(x.shape[-2:]) for x in FPN([1] * 4, 1, WHOLE.strides)(stages)]
     assert shapes == [(100, 136), (50, 68), (25, 34), (13, 17), (7, 9)]  # a stride-2 convolution rounds up
@@ -323,24 +325,29 @@ def test_targets_of_a_whole_image(center):
         random = np.random.default_rng(seed)
         boxes = make_boxes(random)
         centers = (boxes[:, :2] + boxes[:, 2:]) / 2
-        if center == "mask":  # anywhere in the box, in eighths
+        if center == "mask":  # anywhere in the box, at multiples of 1/8
             centers = boxes[:, :2] + (boxes[:, 2:] - boxes[:, :2]) * random.integers(1, 8, centers.shape) / 8
-        found = assign(locations, boxes.tolist(), centers.tolist())
+        matched = assign(locations, boxes.tolist(), centers.tolist())
         expected = assign_on_grids(boxes, centers, shapes)
-        assert found.tolist() == expected
-        levels_seen |= {k for k, part in enumerate(found.split(locations.counts)) if (part >= 0).any()}
+        assert matched.tolist() == expected
+        levels_seen |= {k for k, part in enumerate(matched.split(locations.counts)) if (part >= 0).any()}
     assert levels_seen == {0, 1, 2, 3, 4}
 
 
-def test_boxes_at_and_beyond_the_border(locations):
+def test_boxes_at_and_outside_the_image_border(locations):
     """The last locations of stride 8 in a 64 x 96 image are (92, y) and (x, 60)."""
-    assert (assign(locations, [[88, 56, 104, 72]])[:96] >= 0).nonzero().tolist() == [[95]]  # only (92, 60) is in it
+    assert (assign(locations, [[88, 56, 104, 72]])[:96] >= 0).nonzero().tolist() == [[95]]  # contains only (92, 60)
     assert (assign(locations, [[88, 56, 96, 64]])[:96] >= 0).nonzero().tolist() == [[95]]
-    assert (assign(locations, [[93, 56, 96, 64]]) == -1).all()  # a strip that no location lies in
+    assert (assign(locations, [[93, 56, 96, 64]]) == -1).all()  # contains no location
     assert (assign(locations, [[96, 64, 120, 90]]) == -1).all()
 
 
-def test_degenerate_boxes_answer_for_nothing(locations):
-    flat = [[28, 10, 28, 50], [10, 28, 50, 28], [28, 28, 28, 28], [44, 44, 12, 12]]  # no width, no height, turned over
+def test_degenerate_boxes_match_no_location(locations):
+    flat = [
+        [28, 10, 28, 50],
+        [10, 28, 50, 28],
+        [28, 28, 28, 28],
+        [44, 44, 12, 12],
+    ]  # no width, no height, both, inverted
     assert (assign(locations, flat) == -1).all()
     assert (assign(locations, [*flat, [20, 20, 44, 44]])[3 * 12 + 3]) == 4

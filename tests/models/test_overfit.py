@@ -1,4 +1,4 @@
-"""A detector learns a handful of real images by heart: boxes, masks and classes, from random weights."""
+"""A detector overfits a few real images from random weights: boxes, masks and classes."""
 
 import json
 import os
@@ -7,14 +7,15 @@ from dataclasses import replace
 import pytest
 
 from cassl_lib.resolve import resolve
-from cassl_lib.stages import all_stages as stages
+from cassl_lib.stages import requests
+from cassl_lib.stages.graph import obtain
 
 STEPS = 90
 
 
 @pytest.fixture
 def five_images(shared_data, tmp_path):
-    """The first five images of the subset with one to three objects, all large, as a JSON of their classes."""
+    """COCO JSON of the first five images of the subset that have one to three objects, all of them large."""
     data = json.loads((shared_data / "coco_subset/instances.json").read_text())
     by_image = {image["id"]: [] for image in data["images"]}
     for annotation in data["annotations"]:
@@ -33,7 +34,7 @@ def five_images(shared_data, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_few_real_images_are_learned_by_heart(five_images):
+def test_a_detector_overfits_a_few_real_images(five_images):
     config = resolve(profile="smoke", labeled=five_images, val=five_images, size=128)
     training = replace(
         config.finetune, steps=STEPS - 1, batch_size=5, learning_rate=8e-3, warmup_steps=16, log_every=20
@@ -41,11 +42,11 @@ def test_a_few_real_images_are_learned_by_heart(five_images):
     config = replace(
         config,
         augment=replace(config.augment, sizes=(128,), longest=192, crop=0),
-        warmup=replace(training, steps=1),  # the baseline is trained for both
+        warmup=replace(training, steps=1),  # the baseline is trained for the steps of both
         finetune=training,
         model=replace(config.model, channels=64, mask_channels=32, ranges=(48, 96)),
     )
-    run = stages.finetune(config, start="scratch")
+    run = obtain(requests.baseline(config))
     assert run.result["steps"] == STEPS and run.result["images"] == 5
     assert run.result["metrics"]["box"]["AP"] > 0.5
     assert run.result["metrics"]["mask"]["AP"] > 0.5

@@ -1,21 +1,20 @@
-"""The detector computes what the public CondInst computes: its recorded numbers, from weights drawn by a fixed rule."""
-
-from dataclasses import replace
+"""Our detector computes the recorded outputs of the public CondInst, from the same generated weights."""
 
 import numpy as np
 import pytest
 import recorded_condinst as records
 import torch
+from small_models import with_settings
 
 from cassl_lib import interop
 from cassl_lib.models import losses
-from cassl_lib.models.condinst import gather_masks
-from cassl_lib.models.condinst_masks import dynamic_parameters, mask_logits
-from cassl_lib.models.fcos import assign_targets, box_distances, select_detections
+from cassl_lib.models.condinst_masks import dynamic_parameters, gather_masks, mask_logits
+from cassl_lib.models.fcos import select_detections
+from cassl_lib.models.fcos_targets import assign_targets, box_distances
 
 LEVELS = ("p3", "p4", "p5", "p6", "p7")
-# Seen between thread counts of the reference itself: head outputs 2.4e-5, losses 4e-7 and gradient norms 8e-4
-# relative, boxes 4e-4 pixels, scores 2e-6. A few times that, for another order of summation.
+# The reference itself varies with the number of threads: head outputs by 2.4e-5, losses by 4e-7 and gradient norms by
+# 8e-4 (relative), boxes by 4e-4 pixels, scores by 2e-6. We allow a few times that, for another order of summation.
 OUTPUT, LOSS, GRADIENT, BOX, SCORE = 1e-4, 4e-6, 3e-3, 2e-3, 1e-5
 FULL = pytest.mark.skipif(
     not (records.SHARED / "condinst_r50.npz").is_file(), reason=f"no full records in {records.SHARED}"
@@ -57,14 +56,14 @@ def by_level(values, locations):
     return torch.cat([level.flatten(0, 1) for level in values.split(locations.counts, 1)])
 
 
-def close(found, expected, tolerance, what):
-    """Compare with what was recorded: all of it, or every STEP-th number of it. `pytest -rP` shows how near."""
+def close(computed, expected, tolerance, what):
+    """Compare with the recorded numbers, all or every STEP-th of them. `pytest -rP` shows the deviations."""
     expected = torch.from_numpy(np.asarray(expected))
-    if expected.ndim == 1 and expected.numel() < found.numel():
-        found = found.reshape(-1)[:: records.STEP]
-    expected = expected.view(found.shape)
-    say(what, (found - expected).abs().max().item() if found.numel() else 0.0, tolerance)
-    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+    if expected.ndim == 1 and expected.numel() < computed.numel():
+        computed = computed.reshape(-1)[:: records.STEP]
+    expected = expected.view(computed.shape)
+    say(what, (computed - expected).abs().max().item() if computed.numel() else 0.0, tolerance)
+    torch.testing.assert_close(computed, expected, rtol=0, atol=tolerance)
 
 
 def say(what, deviation, allowed):
@@ -72,7 +71,7 @@ def say(what, deviation, allowed):
 
 
 @torch.no_grad()
-def test_feature_maps_and_head(model, images, recorded):
+def test_feature_maps_and_head_outputs_are_the_recorded_ones(model, images, recorded):
     batch = model.make_batch(images)
     close(batch.flip(1) * 255, recorded["norm_batch"], 1e-4, "normalized pixels")
     pyramid = model.neck(model.backbone(batch))
@@ -94,62 +93,63 @@ def test_feature_maps_and_head(model, images, recorded):
 
 
 @torch.no_grad()
-def test_controller_at_chosen_locations(model, images, recorded):
+def test_controller_outputs_at_chosen_locations_are_the_recorded_ones(model, images, recorded):
     predictions = model.head(model.neck(model.backbone(model.make_batch(images))))
     start = 1600
     for name, side in zip(LEVELS[1:], (20, 10, 5, 3), strict=True):
         image, position = torch.cartesian_prod(torch.arange(3), torch.arange(start, start + side * side)).unbind(1)
-        found = dynamic_parameters(model.head.controller, predictions.box_maps, image, position)
-        found = found.view(3, side * side, 169).transpose(1, 2)
-        close(found, recorded[f"eval/top_feats/{name}"].reshape(-1), OUTPUT, f"controller {name}")
+        parameters = dynamic_parameters(model.head.controller, predictions.box_maps, images=image, positions=position)
+        parameters = parameters.view(3, side * side, 169).transpose(1, 2)
+        close(parameters, recorded[f"eval/top_feats/{name}"].reshape(-1), OUTPUT, f"controller {name}")
         start += side * side
     image, i, j = torch.cartesian_prod(torch.arange(3), torch.arange(0, 40, 2), torch.arange(0, 40, 2)).unbind(1)
-    found = dynamic_parameters(model.head.controller, predictions.box_maps, image, i * 40 + j)
+    parameters = dynamic_parameters(model.head.controller, predictions.box_maps, images=image, positions=i * 40 + j)
     close(
-        found.view(3, 400, 169).transpose(1, 2),
+        parameters.view(3, 400, 169).transpose(1, 2),
         recorded["eval/top_feats/p3/every2ndcell"].reshape(-1),
         OUTPUT,
         "controller p3",
     )
 
 
-def test_targets(model, images, targets, recorded):
+def test_targets_are_the_recorded_ones(model, images, targets, recorded):
     locations = model.make_locations([torch.empty(3, 1, n, n) for n in (40, 20, 10, 5, 3)])
     assert locations.counts == recorded["targets/num_loc_per_level"].tolist()
-    truth = model.gather_targets(targets)
-    matched = assign_targets(locations, truth.boxes, truth.centers, model.config.center_radius)
-    labels = torch.where(matched < 0, 80, truth.labels.gather(1, matched.clamp(min=0)))
+    ground_truth = model.gather_targets(targets)
+    boxes, centers = ground_truth.boxes, ground_truth.centers
+    matched = assign_targets(locations, boxes, centers, radius=model.config.center_radius)
+    labels = torch.where(matched < 0, 80, ground_truth.labels.gather(1, matched.clamp(min=0)))
     assert by_level(labels, locations).tolist() == recorded["targets/labels"].tolist()
 
     positive = torch.from_numpy(recorded["targets/pos_inds"])
     first = torch.tensor([0, 9, 17])[:, None]
-    found = by_level(matched + first, locations)[positive]
-    assert found.tolist() == recorded["targets/target_inds"].tolist()
-    boxes = truth.boxes.gather(1, matched.clamp(min=0)[..., None].expand(-1, -1, 4))
+    instances = by_level(matched + first, locations)[positive]
+    assert instances.tolist() == recorded["targets/target_inds"].tolist()
+    boxes = boxes.gather(1, matched.clamp(min=0)[..., None].expand(-1, -1, 4))
     distances = by_level(box_distances(locations, boxes), locations)[positive]
     close(distances, recorded["targets/reg_targets"], 1e-5, "box targets")
     close(losses.centerness(distances), recorded["targets/pos_ctrness"], 1e-6, "centerness targets")
 
 
-def test_mask_targets(targets, recorded):
-    found = gather_masks(targets, stride=4, size=(80, 80), device=torch.device("cpu"))
+def test_mask_targets_are_the_recorded_ones(targets, recorded):
+    sampled = gather_masks(targets, stride=4, size=(80, 80), device=torch.device("cpu"))
     expected = np.concatenate([recorded[f"mask_targets_{i}"] for i in range(3)])
-    assert found.equal(torch.from_numpy(expected).bool())
+    assert sampled.equal(torch.from_numpy(expected).bool())
 
 
 @pytest.mark.parametrize("mode", ["bnfrozen", "bntrain"])
-def test_losses_and_gradients(model, images, targets, recorded, mode):
+def test_losses_and_gradients_are_the_recorded_ones(model, images, targets, recorded, mode):
     model.train()
     if mode == "bnfrozen":
         model.head.mask_branch.eval()
-    found = model(images, targets)
+    result = model(images, targets)
     names = {"loss_cls": "fcos_cls", "loss_box": "fcos_loc", "loss_centerness": "fcos_ctr", "loss_mask": "mask"}
     for ours, theirs in names.items():
         expected = float(recorded[f"train_{mode}/loss_{theirs}"])
-        say(f"{ours}, relative", abs(found[ours].item() / expected - 1), LOSS)
-        assert found[ours].item() == pytest.approx(expected, rel=LOSS)
+        say(f"{ours}, relative", abs(result[ours].item() / expected - 1), LOSS)
+        assert result[ours].item() == pytest.approx(expected, rel=LOSS)
 
-    sum(found.values()).backward()
+    sum(result.values()).backward()
     parameters = dict(model.named_parameters())
     compared, worst = 0, 0.0
     for theirs, expected in zip(
@@ -173,8 +173,8 @@ def test_losses_and_gradients(model, images, targets, recorded, mode):
 
 
 @torch.no_grad()
-def test_mask_logits_of_first_positives(model, images, recorded):
-    """The reference lists positives level by level; the first twelve all lie on P3."""
+def test_mask_logits_of_the_first_positives_are_the_recorded_ones(model, images, recorded):
+    """The reference lists positives level by level; the first twelve are all on P3."""
     pyramid = model.neck(model.backbone(model.make_batch(images)))
     predictions, locations = model.head(pyramid), model.make_locations(pyramid)
     positive = torch.from_numpy(recorded["targets/pos_inds"])[:12]
@@ -182,7 +182,7 @@ def test_mask_logits_of_first_positives(model, images, recorded):
     assert positive.max() < 3 * 1600
     logits = mask_logits(
         model.head.mask_branch(pyramid),
-        parameters=dynamic_parameters(model.head.controller, predictions.box_maps, image, position),
+        parameters=dynamic_parameters(model.head.controller, predictions.box_maps, images=image, positions=position),
         images=image,
         points=locations.points[position],
         sizes=locations.sizes[position],
@@ -197,34 +197,34 @@ def expected_detections(recorded, kind, i):
 
 
 @pytest.mark.parametrize("kind", ["default", "low"])
-def test_detections_and_masks(model, images, recorded, kind):
+def test_detections_and_masks_are_the_recorded_ones(model, images, recorded, kind):
     if kind == "low":
-        model.config = replace(model.config, score_threshold=0.01, candidates_per_level=300, detections_per_image=300)
+        model = with_settings(model, score_threshold=0.01, candidates_per_level=300, detections_per_image=300)
     for i, image in enumerate(images):
         expected = expected_detections(recorded, kind, i)
         size = tuple(recorded["out_sizes"][i].tolist())
-        (found,) = model.predict([image], [size])
-        compare_detections(model, image, found, expected)
+        (detections,) = model.predict([image], [size])
+        compare_detections(model, image, detections, expected)
 
 
 @torch.no_grad()
-def compare_detections(model, image, found, expected):
+def compare_detections(model, image, detections, expected):
     pyramid = model.neck(model.backbone(model.make_batch([image])))
     locations = model.make_locations(pyramid)
     (raw,) = select_detections(model.head(pyramid), locations, model.config)
-    assert len(found["boxes"]) == len(expected["boxes"]) == len(raw["positions"])
-    # Scores are as near as 5e-7, so ranks may swap: a detection is known by its location, stride and class.
+    assert len(detections["boxes"]) == len(expected["boxes"]) == len(raw["positions"])
+    # Scores differ by as little as 5e-7, so ranks may swap: match detections by location, stride and class.
     points = locations.points[raw["positions"]]
     strides = locations.strides[raw["positions"]]
     rows = zip(points.tolist(), strides.tolist(), raw["labels"].tolist(), strict=True)
     ours = {(*point, stride, label): row for row, (point, stride, label) in enumerate(rows)}
     rows = zip(expected["locations"], expected["fpn_levels"], expected["classes"], strict=True)
     order = [ours[float(p[0]), float(p[1]), 8.0 * 2 ** int(level), int(c)] for p, level, c in rows]
-    close(found["boxes"][order], expected["boxes"], BOX, "boxes, pixels")
-    close(found["scores"][order], expected["scores"], SCORE, "scores")
+    close(detections["boxes"][order], expected["boxes"], BOX, "boxes, pixels")
+    close(detections["scores"][order], expected["scores"], SCORE, "scores")
 
-    masks = found["masks"][order].numpy()
-    # A few pixels in a million lie so near 0.5 that the order of summation decides; one row more would be 2e-3.
+    masks = detections["masks"][order].numpy()
+    # A few pixels in a million are so close to 0.5 that the order of summation decides; one more row would be 2e-3.
     areas = np.abs(masks.sum((1, 2)) - expected["mask_areas"].astype(int))
     say("mask area, of all pixels", areas.sum() / masks.size, 1e-5)
     assert areas.sum() < 1e-5 * masks.size

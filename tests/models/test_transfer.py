@@ -1,4 +1,4 @@
-"""Copying parts of a warmed-up model (Table 9)."""
+"""Transfer of parts from a warmed-up detector (Table 9)."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ def build(**settings):
 
 
 def equal_parts(model, source):
-    """Parts of which every tensor equals the source's."""
+    """Parts whose tensors all equal those of the source."""
     names = {part: [n for n in model.state_dict() if part_of(n) == part and "tracked" not in n] for part in PARTS}
     state = model.state_dict()
     return {
@@ -39,7 +39,7 @@ def test_every_parameter_belongs_to_a_part():
 
 
 @pytest.mark.parametrize("parts", [("backbone",), ("backbone", "neck"), ("backbone", "neck", "head"), PARTS, ("head",)])
-def test_copies_what_is_asked_and_nothing_else(parts):
+def test_only_the_requested_parts_are_copied(parts):
     source, model = build().state_dict(), build()
     report = copy_parts(source, model, parts)
     assert equal_parts(model, source) == set(parts)
@@ -47,7 +47,7 @@ def test_copies_what_is_asked_and_nothing_else(parts):
     assert report.skipped == report.missing == ()
 
 
-def test_one_channel_is_copied_to_every_class():
+def test_a_class_agnostic_classifier_is_copied_to_every_class():
     source, model = build().state_dict(), build(num_classes=3)
     copy_parts(source, model)
     for row in range(3):
@@ -55,7 +55,7 @@ def test_one_channel_is_copied_to_every_class():
     assert model.head.class_logits.bias.tolist() == source["head.class_logits.bias"].tolist() * 3
 
 
-def test_a_classifier_that_is_not_asked_for_stays_fresh():
+def test_a_classifier_that_is_not_requested_keeps_its_initial_weights():
     source, model = build().state_dict(), build(num_classes=3)
     before = model.head.class_logits.weight.clone()
     report = copy_parts(source, model, ("backbone", "neck", "head"))
@@ -63,7 +63,7 @@ def test_a_classifier_that_is_not_asked_for_stays_fresh():
     assert not any("class_logits" in name for name in report.copied)
 
 
-def test_differences_are_reported():
+def test_missing_tensors_and_other_shapes_are_reported():
     source = build().state_dict()
     boxes_only = {name: value for name, value in source.items() if "mask_branch" not in name}
     report = copy_parts(boxes_only, build(), ("head",))
@@ -73,7 +73,7 @@ def test_differences_are_reported():
     assert "\n" not in str(report) and f"{len(report.copied)} tensors copied" in str(report)
 
 
-def test_wrong_requests_are_named():
+def test_unknown_parts_and_parts_without_any_match_raise():
     source, model = build().state_dict(), build()
     with pytest.raises(ValueError, match="backbone, neck, head, classifier"):
         copy_parts(source, model, ("backbone", "tail"))

@@ -1,5 +1,6 @@
-"""Weights of other libraries: what is loaded, what is refused, and that the numbers are the original's."""
+"""Weights of other libraries: what is loaded, what raises, and that outputs equal the original's."""
 
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 from small_models import AGNOSTIC as SMALL
+from small_models import with_settings
 
 from cassl_lib import interop
 from cassl_lib.models import ModelConfig, build_detector
@@ -31,7 +33,7 @@ def build(**settings):
 
 
 def equal_parts(model, source):
-    """Parts of which every tensor equals the source's."""
+    """Parts whose tensors all equal those of the source."""
     state = model.state_dict()
     same = {name: state[name].shape == source[name].shape and state[name].equal(source[name]) for name in source}
     return {part for part in PARTS if all(equal for name, equal in same.items() if part_of(name) == part)}
@@ -49,29 +51,29 @@ def test_load_reports_every_name():
     assert {part_of(name) for name in report.missing} == {"neck", "head", "classifier"}
 
 
-def test_load_refuses_nothing_and_torn_parts():
+def test_load_raises_if_no_tensor_fits_or_a_part_is_incomplete():
     source, model = build().state_dict(), build()
     with pytest.raises(ValueError, match="no tensor"):
         interop.load(model, {"something.else": torch.zeros(2)})
-    torn = {n: v for n, v in source.items() if n != "neck.output.p4.weight"}
+    incomplete = {n: v for n, v in source.items() if n != "neck.output.p4.weight"}
     before = model.backbone.body.layer1[0].conv1.weight.clone()
     with pytest.raises(ValueError, match="neck.output.p4.weight"):
-        interop.load(model, torn)
+        interop.load(model, incomplete)
     assert model.backbone.body.layer1[0].conv1.weight.equal(before)  # nothing was loaded
-    assert interop.load(model, torn, strict=False).missing == ("neck.output.p4.weight",)
+    assert interop.load(model, incomplete, strict=False).missing == ("neck.output.p4.weight",)
     other_width = build(mask_channels=16)
     with pytest.raises(ValueError, match="only part of head"):
         interop.load(other_width, source)
     assert "head.mask_branch.refine.0.0.weight" in interop.load(other_width, source, strict=False).wrong_shape
 
 
-def test_load_does_without_the_unused_level():
+def test_load_accepts_a_missing_unused_pyramid_level():
     source = {n: v for n, v in build().state_dict().items() if ".p2." not in n}
     assert all(".p2." in name for name in interop.load(build(), source).missing)
 
 
 def to_adelaidet(model):
-    """The state dict of a ResNet detector of ours under AdelaiDet's names."""
+    """The state dict of one of our ResNet detectors under AdelaiDet's names."""
     names = {}
     for name in model.state_dict():
         new = name.replace("backbone.body.conv1.", "backbone.bottom_up.stem.conv1.")
@@ -101,7 +103,7 @@ def to_adelaidet(model):
     return state
 
 
-def test_fcos_of_another_depth_is_read_off_the_shapes():
+def test_depth_and_sizes_of_an_fcos_are_inferred_from_shapes():
     config = ModelConfig(
         backbone="resnet18", backbone_norm="frozen_bn", masks=False, num_classes=7, channels=32, tower_convs=2,
         pixel_mean=(0.0, 0.0, 0.0), pixel_std=(1 / 255,) * 3, center="box", threshold_on="cls", score_threshold=0.0,
@@ -112,13 +114,13 @@ def test_fcos_of_another_depth_is_read_off_the_shapes():
     for name in ("backbone", "num_classes", "channels", "tower_convs", "strides", "ranges", "masks", "center"):
         assert getattr(model.config, name) == getattr(config, name), name
     assert model.config.threshold_on == "cls"
-    # The original, as an AdelaiDet model, takes blue, green, red.
+    # The original, taken as an AdelaiDet model, expects BGR.
     image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
     with torch.no_grad():
         expected = original.head(original.neck(original.backbone(original.make_batch([image.flip(0)]))))
-        found = model.head(model.neck(model.backbone(model.make_batch([image]))))
-    torch.testing.assert_close(found.class_logits, expected.class_logits, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(found.distances, expected.distances, rtol=1e-3, atol=1e-3)
+        predictions = model.head(model.neck(model.backbone(model.make_batch([image]))))
+    torch.testing.assert_close(predictions.class_logits, expected.class_logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(predictions.distances, expected.distances, rtol=1e-3, atol=1e-3)
 
 
 def small_adelaidet(**settings):
@@ -134,7 +136,8 @@ def small_adelaidet(**settings):
                       for n, v in state.items()}  # fmt: skip
 
 
-def test_one_class_with_masks_from_a_checkpoint_of_arrays(capsys):
+def test_a_class_agnostic_condinst_is_built_from_a_checkpoint_of_arrays(caplog):
+    caplog.set_level(logging.INFO, "cassl_lib")
     torch.manual_seed(0)
     original, state = small_adelaidet()
     features = [name for name in state if name.startswith("mask_branch.features.")]
@@ -143,18 +146,18 @@ def test_one_class_with_masks_from_a_checkpoint_of_arrays(capsys):
     state |= {"mask_head.sizes_of_interest": torch.tensor([64, 128, 256, 512, 1024]), "mask_head._iter": torch.zeros(1)}
     checkpoint = {"model": {name: value.numpy() for name, value in state.items()}, "__author__": "somebody"}
     model = interop.from_adelaidet(checkpoint, pixel_mean_bgr=(0.0, 0.0, 0.0)).eval()
-    printed = capsys.readouterr().out
-    assert "0 skipped" in printed and "0 wrong shape" in printed and "semantic head, 2 tensors" in printed
+    assert "0 skipped" in caplog.text and "0 wrong shape" in caplog.text
+    assert "semantic head (2 tensors)" in caplog.text
     assert (model.config.num_classes, model.config.masks, model.config.center) == (1, True, "mask")
-    model.config = replace(model.config, score_threshold=0.0)
+    model = with_settings(model, score_threshold=0.0)
     image = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)
-    (expected,), (found,) = original([image.flip(0)]), model([image])
-    assert len(found["boxes"]) == len(expected["boxes"]) > 5
-    torch.testing.assert_close(found["boxes"], expected["boxes"], rtol=1e-4, atol=1e-3)
-    assert (found["masks"] != expected["masks"]).float().mean() < 1e-4
+    (expected,), (detections,) = original([image.flip(0)]), model([image])
+    assert len(detections["boxes"]) == len(expected["boxes"]) > 5
+    torch.testing.assert_close(detections["boxes"], expected["boxes"], rtol=1e-4, atol=1e-3)
+    assert (detections["masks"] != expected["masks"]).float().mean() < 1e-4
 
 
-def test_color_order_mean_and_deviation_are_the_models():
+def test_color_order_mean_and_std_of_the_model_are_parameters():
     torch.manual_seed(0)
     original, state = small_adelaidet(masks=False, pixel_mean=(0.1, 0.2, 0.4), pixel_std=(0.25, 0.2, 0.5))
     image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
@@ -162,8 +165,8 @@ def test_color_order_mean_and_deviation_are_the_models():
         state, bgr=False, pixel_mean_bgr=(102.0, 51.0, 25.5), pixel_std_bgr=(127.5, 51.0, 63.75)
     )
     with torch.no_grad():
-        expected, found = (m.eval().neck(m.backbone(m.make_batch([image]))) for m in (original, model))
-    torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-4)
+        expected, pyramid = (m.eval().neck(m.backbone(m.make_batch([image]))) for m in (original, model))
+    torch.testing.assert_close(pyramid[0], expected[0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -175,13 +178,13 @@ def test_color_order_mean_and_deviation_are_the_models():
         ("backbone.bottom_up.res2.7.conv1.weight", torch.zeros(2), "blocks per stage"),
     ],
 )
-def test_adelaidet_models_that_would_compute_something_else_are_refused(name, value, message):
+def test_adelaidet_models_without_an_equivalent_raise(name, value, message):
     _, state = small_adelaidet(masks=False)
     with pytest.raises(ValueError, match=message):
         interop.from_adelaidet(state | {name: value})
 
 
-def test_weights_of_another_library_are_named_as_such():
+def test_weights_of_another_library_raise_with_the_right_function():
     with pytest.raises(ValueError, match="no FCOS head.*interop.load"):
         interop.from_adelaidet({"fc.weight": torch.ones(1)})
     _, state = small_adelaidet(masks=False)
@@ -189,20 +192,21 @@ def test_weights_of_another_library_are_named_as_such():
         interop.load(build(), state)
 
 
-def test_loading_prints_its_line(capsys):
+def test_loading_logs_its_report(caplog):
+    caplog.set_level(logging.INFO, "cassl_lib")
     model = build()
     report = interop.load(model, build().state_dict())
-    assert capsys.readouterr().out == f"weights: {report}\n"
+    assert [record.getMessage() for record in caplog.records] == [f"weights: {report}"]
     assert f"{len(report.loaded)} loaded, 0 skipped, 0 missing, 0 wrong shape" == str(report)
 
 
-def test_torchvisions_fcos_gives_its_own_predictions():
-    """An independent public implementation of backbone, pyramid and heads; its box-only FCOS has no scales."""
+def test_torchvisions_fcos_weights_give_torchvisions_predictions():
+    """An independent implementation of backbone, pyramid and head; it has no scales."""
     torch.manual_seed(0)
     theirs = torchvision.models.detection.fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=5).eval()
     for name, parameter in theirs.named_parameters():
         if parameter.ndim == 4 and name.startswith("head"):
-            parameter.data.mul_(4)  # so that the outputs differ from their biases
+            parameter.data.mul_(4)  # so that outputs are not dominated by biases
     model = build_detector(
         ModelConfig(backbone="resnet50", backbone_norm="frozen_bn", masks=False, center="box", num_classes=5)
     ).eval()
@@ -214,16 +218,16 @@ def test_torchvisions_fcos_gives_its_own_predictions():
         pyramid = list(theirs.backbone(batch).values())
         expected = theirs.head(pyramid)
         ours = model.neck(model.backbone(batch))
-        found = model.head(ours)
+        predictions = model.head(ours)
     for a, b in zip(ours, pyramid, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
     assert expected["cls_logits"].std() > 0.1
-    torch.testing.assert_close(found.class_logits, expected["cls_logits"].float())
-    torch.testing.assert_close(found.distances, expected["bbox_regression"].float())
-    torch.testing.assert_close(found.centerness, expected["bbox_ctrness"][..., 0].float())
+    torch.testing.assert_close(predictions.class_logits, expected["cls_logits"].float())
+    torch.testing.assert_close(predictions.distances, expected["bbox_regression"].float())
+    torch.testing.assert_close(predictions.centerness, expected["bbox_ctrness"][..., 0].float())
 
 
-def test_torchvisions_mask_rcnn_gives_backbone_and_pyramid():
+def test_torchvisions_mask_rcnn_provides_backbone_and_pyramid():
     theirs = torchvision.models.detection.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None).state_dict()
     config = ModelConfig(backbone="resnet50", backbone_norm="frozen_bn", strides=(4, 8, 16, 32), ranges=(32, 64, 128))
     model = build_detector(config)
@@ -235,13 +239,13 @@ def test_torchvisions_mask_rcnn_gives_backbone_and_pyramid():
 
 
 def swin_state():
-    """A classifier of timm's with random weights, as {timm's name: tensor}."""
+    """State dict of a timm classifier with random weights."""
     model = timm.create_model("swin_tiny_patch4_window7_224", num_classes=5, **SWIN_OPTIONS)
     return randomize(model).state_dict()
 
 
 def as_microsofts(state):
-    """Their names: the patch merging belongs to the stage before; the classifier is head; indices are stored."""
+    """Microsoft's names: patch merging in the previous stage, the classifier is `head`, indices are stored."""
     names = {}
     for name, value in state.items():
         if ".downsample." in name:
@@ -252,14 +256,14 @@ def as_microsofts(state):
 
 
 def as_detector(state, prefix):
-    """Inside a detector: no classifier, no last norm, a norm for each stage."""
+    """Inside a detector: no classifier, no final norm, a norm per stage."""
     body = {name: value for name, value in as_microsofts(state).items() if not name.startswith(("head", "norm."))}
     norms = {f"norm{i}.{kind}": torch.rand(8 * 2**i) for i in (1, 2, 3) for kind in ("weight", "bias")}
     return {prefix + name: value for name, value in (body | norms).items()}
 
 
 @pytest.mark.parametrize("kind", ["timm", "features", "microsoft", "detectron2", "swin_detection"])
-def test_swin_under_every_name(kind, tmp_path):
+def test_swin_weights_load_under_the_names_of_every_library(kind, tmp_path):
     state = swin_state()
     given = {
         "timm": lambda: state,
@@ -280,19 +284,19 @@ def test_swin_under_every_name(kind, tmp_path):
         assert all((norm == 1).all() for norm in norms)
 
 
-def test_swin_from_a_file_computes_what_timm_computes(tmp_path):
+def test_swin_from_a_file_has_the_outputs_of_timm(tmp_path):
     model = timm.create_model("swin_tiny_patch4_window7_224", num_classes=5, **SWIN_OPTIONS).eval()
     save_file(as_microsofts(model.state_dict()), tmp_path / "swin.safetensors")
     net = Backbone(replace(SWIN, pretrained=str(tmp_path / "swin.safetensors"))).eval()
     stages = timm.create_model("swin_tiny_patch4_window7_224", features_only=True, **SWIN_OPTIONS).eval()
     stages.load_state_dict({n.replace("layers.", "layers_"): v for n, v in model.state_dict().items()}, strict=False)
-    image = torch.rand(1, 3, 224, 224)  # where timm drops the last shift: all but the last stage agree
+    image = torch.rand(1, 3, 224, 224)  # at this size timm drops the last stage's shift: compare the others
     with torch.no_grad():
         for ours, theirs in zip(net.body(image)[:3], stages(image)[:3], strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_a_torn_backbone_is_refused_by_name(tmp_path):
+def test_an_incomplete_backbone_file_raises_and_is_named(tmp_path):
     state = swin_state()
     cases = {
         "lacking": ({n: v for n, v in state.items() if "layers.1.downsample" not in n}, "layers_1.downsample"),
@@ -310,12 +314,12 @@ def test_a_torn_backbone_is_refused_by_name(tmp_path):
             Backbone(replace(SWIN, pretrained=str(file)))
 
 
-def test_files_that_cannot_be_read_are_named(tmp_path):
+def test_weight_files_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0\0")
     (tmp_path / "text.pth").write_text("not weights")
     torch.save({"model": {"fc.weight": torch.zeros(1)}, "code": interop.load}, tmp_path / "code.pth")
     for name in ("cut.safetensors", "text.pth", "code.pth"):
-        with pytest.raises(ValueError, match=f"{name} holds no weights.*safetensors"):
+        with pytest.raises(ValueError, match=f"{name}: no weights.*safetensors"):
             interop.read_weights(tmp_path / name)
     with pytest.raises(FileNotFoundError, match="absent.pth"):
         interop.read_weights(tmp_path / "absent.pth")

@@ -1,8 +1,10 @@
-"""Weights from a file or another library into a model, and a report of what became of every tensor."""
+"""Load weights of a file or another library into a model, and report what happened to every tensor."""
 
 from __future__ import annotations
 
+import logging
 import pickle
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,22 +19,24 @@ from cassl_lib.errors import WeightsError
 from cassl_lib.models.weights.names import is_caffe, to_our_names
 from cassl_lib.models.weights.transfer import part_of
 
-# What numpy arrays in a checkpoint are made of: harmless, and some public checkpoints hold arrays.
+logger = logging.getLogger(__name__)
+
+# The pickled components of numpy arrays, which some public checkpoints contain; they are safe to load.
 ARRAYS = [np._core.multiarray._reconstruct, np._core.multiarray.scalar, np.ndarray, np.dtype]
 ARRAYS += [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "u1", "i4", "i8")]
-WRAPPERS = ("model", "state_dict", "model_state")  # under which a training checkpoint keeps the weights
-COUNTER = "num_batches_tracked"  # of BatchNorms; nothing reads it
-SHOWN = 4  # names of each kind in an error
+WRAPPERS = ("model", "state_dict", "model_state")  # keys of the weights in a training checkpoint
+COUNTER = "num_batches_tracked"  # of BatchNorms, not used
+SHOWN = 4  # names listed in an error
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """loaded, missing, wrong_shape: names in the model; skipped: names in the state dict that the model lacks."""
+    """What happened to every tensor, by name."""
 
     loaded: tuple[str, ...]
-    skipped: tuple[str, ...]
-    missing: tuple[str, ...]
-    wrong_shape: tuple[str, ...]
+    skipped: tuple[str, ...]  # in the state dict, not in the model
+    missing: tuple[str, ...]  # in the model, not in the state dict
+    wrong_shape: tuple[str, ...]  # in both, shapes differ
 
     def __str__(self) -> str:
         counts = [f"{len(getattr(self, name))} {name}" for name in ("loaded", "skipped", "missing", "wrong_shape")]
@@ -40,24 +44,24 @@ class LoadReport:
 
 
 def load(model: nn.Module, state_dict: dict, strict: bool = True) -> LoadReport:
-    """Copy a state dict into a detector, print what was loaded in a line, and report every name.
+    """Copy a state dict into a detector, log a summary, and report every name.
 
     Args:
-        model: a detector of ours, changed in place.
-        state_dict: {name: tensor or array}, named as ours or as in `names.to_our_names`, perhaps below "model".
-        strict: refuse what would leave a part half old, half new.
+        model: one of our detectors, changed in place.
+        state_dict: {name: tensor or array} with our names or those that `names.to_our_names` translates; may be nested
+            in a checkpoint under "model" or "state_dict".
+        strict: raise, without changing the model, if a part (backbone, neck, head, classifier) would be loaded only
+            partly, or if the stem expects other pixels than the model gives it. Parts that are missing altogether
+            are reported, not an error; neither are missing pyramid levels that the model does not use.
 
     Raises:
-        WeightsError: when nothing fits and, if `strict`, when one of backbone, neck, head, classifier would be
-            filled only partly, or the stem takes other pixels than the model gives it. Nothing is changed then. A part
-            that the state dict does not have at all is reported, not an error; so are the levels of the pyramid that
-            the model does not use.
+        WeightsError: no tensor fits, or see `strict`.
     """
     state_dict = unwrap(state_dict)
     if strict and is_caffe(state_dict):
         raise WeightsError(
-            "this ResNet is Caffe's: its stem takes BGR pixels up to 255, the model's RGB pixels up to 1; for an FCOS "
-            "or CondInst of AdelaiDet use interop.from_adelaidet; strict=False loads the weights as they are"
+            "state_dict: this is a Caffe ResNet for BGR pixels in [0, 255], but the model expects RGB in [0, 1]. Use "
+            "interop.from_adelaidet for AdelaiDet's FCOS or CondInst, or strict=False to load the weights anyway."
         )
     unused = [f"neck.{name}." for name in model.neck.unused()]
     unused += [f"backbone.norms.{stage}." for stage in range(model.backbone.first_stage)]
@@ -65,11 +69,13 @@ def load(model: nn.Module, state_dict: dict, strict: bool = True) -> LoadReport:
 
 
 def load_backbone(backbone: nn.Module, file: str | Path) -> LoadReport:
-    """`load` into a backbone alone; a classifier of images lacks the norms that detectors add to a transformer."""
+    """Load a file into a backbone; the norms that detectors add after a transformer's stages may be missing."""
     target = {f"backbone.{name}": value for name, value in backbone.state_dict().items()}
     state_dict = unwrap(read_weights(file))
     if is_caffe(state_dict):
-        raise WeightsError(f"{file}: this ResNet takes BGR pixels up to 255; give one of torchvision or timm")
+        raise WeightsError(
+            f"{file}: this is a Caffe ResNet for BGR pixels in [0, 255]. Use weights of torchvision or timm instead."
+        )
     source = to_our_names(state_dict)
     for name in [name for name in source if name not in target]:
         ours = bare_backbone_name(name, target)
@@ -85,7 +91,7 @@ def load_backbone(backbone: nn.Module, file: str | Path) -> LoadReport:
 
 
 def bare_backbone_name(name: str, target: dict[str, Tensor]) -> str | None:
-    """Our name of a tensor of a timm model: layer1.0.conv1 or stages.2.blocks, of which timm makes stages_2.blocks."""
+    """Our name of a tensor of a timm model, or None. timm's feature extractor renames stages.2 to stages_2."""
     first, _, rest = name.partition(".")
     number, _, deeper = rest.partition(".")
     candidates = (f"backbone.body.{name}", f"backbone.body.{first}_{number}.{deeper}")
@@ -95,7 +101,7 @@ def bare_backbone_name(name: str, target: dict[str, Tensor]) -> str | None:
 def fill(
     target: dict[str, Tensor], source: dict[str, Tensor], *, optional: tuple[str, ...], strict: bool, title: str
 ) -> LoadReport:
-    """Copy what fits from `source` into the tensors of `target`; names that begin as in `optional` may be missing."""
+    """Copy the tensors of `source` that fit into those of `target`; names that start with `optional` may be missing."""
     common = [name for name in target if name in source]
     report = LoadReport(
         loaded=tuple(name for name in common if source[name].shape == target[name].shape),
@@ -104,35 +110,41 @@ def fill(
         wrong_shape=tuple(name for name in common if source[name].shape != target[name].shape),
     )
     if not report.loaded:
-        raise WeightsError(f"no tensor fits the model: {report}; it wants e.g. {shown(target)}; given {shown(source)}")
-    begun = {part_of(name) for name in report.loaded}
-    lost = [name for name in report.missing if not name.startswith(optional)]
-    torn = [name for name in (*lost, *report.wrong_shape) if part_of(name) in begun]
-    if strict and torn:
         raise WeightsError(
-            f"only part of {part_of(torn[0])} fits: {report}; lacking e.g. {shown(torn)}; "
-            f"without a place e.g. {shown(report.skipped) or 'none'}"
+            f"no tensor fits the model ({report}). The model has e.g. {shown(target)}; the weights have e.g. "
+            f"{shown(source)}. Check the file and the architecture."
+        )
+    # A part is incomplete if some of its tensors can be loaded and others cannot.
+    begun = {part_of(name) for name in report.loaded}
+    lacking = [name for name in report.missing if not name.startswith(optional)]
+    incomplete = [name for name in (*lacking, *report.wrong_shape) if part_of(name) in begun]
+    if strict and incomplete:
+        raise WeightsError(
+            f"only part of {part_of(incomplete[0])} fits the model ({report}). Missing or of another shape: e.g. "
+            f"{shown(incomplete)}; not in the model: e.g. {shown(report.skipped) or 'none'}. Check the architecture."
         )
     for name in report.loaded:
         target[name].copy_(source[name])
     if not dist.is_initialized() or dist.get_rank() == 0:
-        print(f"{title}: {report}")
+        logger.info("%s: %s", title, report)
     return report
 
 
-def shown(names) -> str:
+def shown(names: Iterable[str]) -> str:
+    """The first few names, for an error message."""
     return ", ".join(list(names)[:SHOWN])
 
 
 def read_weights(file: str | Path) -> dict:
-    """The tensors of a .safetensors, or of a checkpoint that torch.save wrote; nothing in it is executed.
+    """Read a .safetensors file, or a checkpoint written by torch.save, without executing code in it.
 
     Raises:
-        FileNotFoundError, WeightsError: naming the file and the remedy.
+        FileNotFoundError: the file does not exist.
+        WeightsError: the file cannot be read safely.
     """
     file = Path(file)
     if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file; give a .safetensors or a .pth of weights")
+        raise FileNotFoundError(f"{file}: no such file. Give a .safetensors or .pth file of weights.")
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
@@ -140,13 +152,13 @@ def read_weights(file: str | Path) -> dict:
             return torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise WeightsError(
-            f"{file} holds no weights that can be read safely ({type(error).__name__}). "
-            "If you trust it, load it yourself and save its state dict by safetensors.torch.save_file"
+            f"{file}: no weights that can be read safely ({type(error).__name__}). If you trust the file, load it "
+            "yourself and save its state dict with safetensors.torch.save_file."
         ) from error
 
 
 def unwrap(checkpoint: dict) -> dict:
-    """The weights inside a training checkpoint, without what is no tensor."""
+    """The tensors and arrays of a training checkpoint, by name."""
     for wrapper in WRAPPERS:
         if isinstance(checkpoint.get(wrapper), dict):
             checkpoint = checkpoint[wrapper]

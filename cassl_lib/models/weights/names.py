@@ -1,4 +1,4 @@
-"""The names that public checkpoints give to their tensors, turned into ours."""
+"""Tensor names of public checkpoints, translated to ours."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ import re
 import torch
 from torch import Tensor
 
-CAFFE_STEM = r"(backbone\.bottom_up\.)?stem\.conv1\.weight"  # of ResNets that take BGR pixels up to 255
+CAFFE_STEM = r"(backbone\.bottom_up\.)?stem\.conv1\.weight"  # of ResNets trained on BGR pixels in [0, 255]
 
-# Their name -> ours; of the rules the first that fits is taken. Tower numbers count convolution, norm, ReLU.
+# (pattern of their name, our name); the first match counts. Their tower indices count convolution, norm, ReLU.
 RULES = [
-    # detectron2's and AdelaiDet's ResNet, alone or inside a detector
+    # ResNet of detectron2 and AdelaiDet, alone or inside a detector
     (r"(?:backbone\.bottom_up\.)?stem\.conv1\.norm\.", "backbone.body.bn1."),
     (r"(?:backbone\.bottom_up\.)?stem\.conv1\.", "backbone.body.conv1."),
     (r"(?:backbone\.bottom_up\.)?res(\d)\.(\d+)\.conv(\d)\.norm\.", lambda m: f"{block(m)}bn{m[3]}."),
     (r"(?:backbone\.bottom_up\.)?res(\d)\.(\d+)\.shortcut\.norm\.", lambda m: f"{block(m)}downsample.1."),
     (r"(?:backbone\.bottom_up\.)?res(\d)\.(\d+)\.shortcut\.", lambda m: f"{block(m)}downsample.0."),
     (r"(?:backbone\.bottom_up\.)?res(\d)\.(\d+)\.(?=conv\d\.weight)", lambda m: block(m)),
-    # Swin: alone by Microsoft or timm, inside a detector of detectron2 or mmdetection
+    # Swin: alone (Microsoft, timm), or inside a detector (detectron2, mmdetection)
     (r"(?:backbone\.)?(?:bottom_up\.)?norm([0-3])\.", r"backbone.norms.\1."),
     (r"(?:backbone\.)?(?:bottom_up\.)?patch_embed\.", "backbone.body.patch_embed."),
     (r"(?:backbone\.)?(?:bottom_up\.)?layers[._](\d)\.", r"backbone.body.layers_\1."),
-    # the pyramid of detectron2, and of torchvision
+    # feature pyramid of detectron2 and torchvision
     (r"backbone\.fpn_(lateral|output)(\d)\.", r"neck.\1.p\2."),
     (r"backbone\.top_block\.(p\d)\.", r"neck.top.\1."),
     (r"backbone\.fpn\.extra_blocks\.(p\d)\.", r"neck.top.\1."),
-    # AdelaiDet's heads
+    # heads of AdelaiDet
     (r"proposal_generator\.fcos_head\.(cls|bbox)_tower\.(\d+)\.", lambda m: tower(m[1], m[2])),
     (r"proposal_generator\.fcos_head\.cls_logits\.", "head.class_logits."),
     (r"proposal_generator\.fcos_head\.bbox_pred\.", "head.bbox_pred."),
@@ -34,7 +34,7 @@ RULES = [
     (r"controller\.(?=weight|bias)", "head.controller."),
     (r"mask_branch\.tower\.\d+\.(?=(weight|bias)$)", "head.mask_branch.features."),
     (r"mask_branch\.(refine|tower)\.", r"head.mask_branch.\1."),
-    # torchvision's FCOS
+    # FCOS of torchvision
     (r"head\.classification_head\.conv\.(\d+)\.", lambda m: tower("cls", m[1])),
     (r"head\.regression_head\.conv\.(\d+)\.", lambda m: tower("bbox", m[1])),
     (r"head\.classification_head\.cls_logits\.", "head.class_logits."),
@@ -43,31 +43,33 @@ RULES = [
 ]
 TORCHVISION_FPN = r"backbone\.fpn\.(inner|layer)_blocks\.(\d)\.0\."
 SCALE = r"proposal_generator\.fcos_head\.scales\.(\d+)\.scale"
-RECOMPUTED = r".*(relative_position_index|attn_mask)$"  # from sizes; timm does not keep them
+RECOMPUTED = r".*(relative_position_index|attn_mask)$"  # computed from sizes; timm does not store them
 
 
 def block(match: re.Match) -> str:
+    """Our prefix of a residual block, from detectron2's stage and block numbers."""
     return f"backbone.body.layer{int(match[1]) - 1}.{match[2]}."
 
 
 def tower(kind: str, index: str) -> str:
+    """Our prefix of a tower layer, from its index in a sequence of convolution, norm, ReLU."""
     name = {"cls": "class_tower", "bbox": "box_tower"}[kind]
     return f"head.{name}.{('convs', 'norms', 'relu')[int(index) % 3]}.{int(index) // 3}."
 
 
 def is_caffe(state_dict: dict) -> bool:
-    """Whether its ResNet takes BGR pixels up to 255, as detectron2's and AdelaiDet's do."""
+    """Whether the ResNet expects BGR pixels in [0, 255], like those of detectron2 and AdelaiDet."""
     return any(re.fullmatch(CAFFE_STEM, name) for name in state_dict)
 
 
 def to_our_names(state_dict: dict) -> dict[str, Tensor]:
-    """{our name: tensor} of a state dict of AdelaiDet, detectron2, timm, torchvision or Microsoft's Swin.
+    """Translate the names of a state dict of AdelaiDet, detectron2, timm, torchvision or Microsoft's Swin to ours.
 
-    Names that belong to no part of ours stay as they are. Values may be tensors or arrays.
+    Unknown names are kept. Values may be tensors or arrays; they are returned as tensors.
     """
-    # Microsoft and detectron2 keep the patch merging at the end of a stage, timm at the start of the next.
+    # Microsoft and detectron2 put patch merging at the end of a stage, timm at the start of the next one.
     shift = any(re.search(r"(^|\.)layers[._]0\.downsample\.", name) for name in state_dict)
-    # torchvision numbers the pyramid from the finest level it has: three of them start at P3, four at P2.
+    # torchvision numbers pyramid levels from its finest: with three levels that is P3, with four P2.
     levels = {int(match[2]) for name in state_dict if (match := re.match(TORCHVISION_FPN, name))}
     renamed, scales = {}, {}
     for name, value in state_dict.items():
@@ -88,5 +90,5 @@ def to_our_names(state_dict: dict) -> dict[str, Tensor]:
     if scales:
         renamed["head.scales"] = torch.stack([scales[i] for i in sorted(scales)])
     elif any(name.startswith("head.regression_head.bbox_ctrness.") for name in state_dict):
-        renamed["head.scales"] = torch.ones(5)  # torchvision's FCOS has none, which is a scale of one
+        renamed["head.scales"] = torch.ones(5)  # torchvision's FCOS has no scales, i.e. scales of 1
     return renamed

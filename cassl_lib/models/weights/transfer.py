@@ -1,4 +1,4 @@
-"""Which parts of a warmed-up model start the next one (Sec. 3.3, Table 9)."""
+"""Transfer of parts from a warmed-up detector to the next one (Sec. 3.3, Table 9)."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from cassl_lib.config import PARTS
+from cassl_lib.errors import ConfigError, WeightsError
 
 
 @dataclass(frozen=True)
 class TransferReport:
-    """Names in the target model: copied; skipped = present in both but of another shape; missing in the source."""
+    """What happened to every tensor of the requested parts, by its name in the target."""
 
     copied: tuple[str, ...]
-    skipped: tuple[str, ...]
-    missing: tuple[str, ...]
+    skipped: tuple[str, ...]  # shapes differ
+    missing: tuple[str, ...]  # not in the source
 
     def __str__(self) -> str:
         line = f"{len(self.copied)} tensors copied, {len(self.skipped)} skipped for their shape, "
@@ -25,24 +26,28 @@ class TransferReport:
 
 
 def part_of(name: str) -> str:
-    """The part of Table 9 that a parameter of the detector belongs to."""
+    """The part of Table 9 that a tensor of a detector's state dict belongs to."""
     return "classifier" if name.startswith("head.class_logits.") else name.split(".")[0]
 
 
 def copy_parts(source: dict[str, Tensor], model: nn.Module, parts: tuple[str, ...] = PARTS) -> TransferReport:
-    """Copy parts of a detector's state dict into `model`; what is not named keeps its fresh start.
+    """Copy parts of a detector's state dict into `model`; other parts keep their initial weights.
 
     The classifier of a class-agnostic source is copied to every class of the target.
 
     Args:
         source: state dict of a detector.
         model: the target, changed in place.
-        parts: any of backbone; neck (P2..P7); head (towers, box and centerness predictions, scales, controller, mask
-            branch); classifier (the layer of the class logits).
+        parts: any of backbone; neck (P2 to P7); head (towers, box and centerness predictions, scales, controller,
+            mask branch); classifier (the layer of the class logits).
+
+    Raises:
+        ConfigError: unknown parts.
+        WeightsError: nothing could be copied for one of the parts.
     """
     unknown = [part for part in parts if part not in PARTS]
     if isinstance(parts, str) or unknown:
-        raise ValueError(f"unknown parts {parts!r}, expected a tuple of {', '.join(PARTS)}")
+        raise ConfigError(f"parts={parts!r}: unknown. Give a tuple of {', '.join(PARTS)}.")
     copied, skipped, missing = [], [], []
     for name, target in model.state_dict().items():
         if part_of(name) not in parts:
@@ -60,7 +65,8 @@ def copy_parts(source: dict[str, Tensor], model: nn.Module, parts: tuple[str, ..
             skipped.append(name)
     for part in parts:
         if part not in map(part_of, copied):
-            raise ValueError(
-                f"nothing of the part {part!r} could be copied: the source has no such tensor of the shape"
+            raise WeightsError(
+                f"parts: nothing to copy for {part!r}, the source has no such tensor of the target's shape. Choose "
+                "other parts, or a source with the same architecture."
             )
     return TransferReport(tuple(copied), tuple(skipped), tuple(missing))

@@ -6,7 +6,7 @@ import numpy as np
 
 from cassl_lib.config import AugmentConfig
 from cassl_lib.data.augment import test_shape
-from cassl_lib.models.condinst import SIZE_DIVISOR
+from cassl_lib.models.backbone import SIZE_DIVISOR
 
 
 def canvas(shapes) -> int:
