@@ -1,4 +1,4 @@
-# Every command does its own set-up. `make help` lists them.
+# Every command sets itself up. `make help` lists them.
 PYTHON ?= python3
 PROFILE ?= demo
 SPLIT ?= tiny
@@ -9,20 +9,20 @@ BIN := .venv/bin
 STAGES := 01_data 02_pseudo_labeler 03_pseudo_labels 04_warmup 05_finetune
 TABLES := 11_table1_quality_gap 12_table2_warmup_data 13_table3_warmup_epochs 14_table4_epoch_grid \
   15_table5_labeler_strength 16_table6_augmentation 17_table7_scale 19_table9_initialization
-# Bars and messages of the stages are the notebooks' stderr; they are shown as they come.
+# Progress bars and messages of the stages go to the notebooks' stderr and are shown as they come.
 PAPERMILL = $(BIN)/papermill --no-progress-bar --log-level WARNING --kernel python3 --stderr-file >(cat >&2)
-# The kernel warns of plain TCP at each start; it listens on this machine only.
+# The kernel warns about plain TCP at each start; it listens on this machine only.
 HUSH = 2> >(grep --line-buffered -v 'Kernel is running over TCP' >&2)
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
-# One stamp for each set-up, remade when its requirements change. A half-made .venv has no stamp and is completed.
+# One stamp per environment, renewed when its requirements change. A half-made .venv has no stamp and is completed.
 .venv/ready: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) --version); name another with make PYTHON=..."; exit 1; }
+	  { echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) --version); choose another with make PYTHON=..."; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@echo "installing requirements.txt into .venv: about 6 GB, some minutes"
+	@echo "installing requirements.txt into .venv: about 6 GB, a few minutes"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
@@ -35,24 +35,28 @@ CHAIN = --profile $(PROFILE) --split $(SPLIT) --seed $(SEED)
 DONE = runs/notebooks/$(PROFILE)-$(SPLIT)-$(SEED)
 
 demo: .venv/ready  ## all stages on the embedded scenes, about a quarter of an hour (PROFILE, SPLIT, SEED)
-	@if test -e $(DONE)/05_finetune.ipynb && $(BIN)/python -m cassl_lib summary $(CHAIN) 2>/dev/null; then exit 0; fi; \
+	@if test -e $(DONE)/05_finetune.ipynb && $(BIN)/cassl summary $(CHAIN) 2>/dev/null; then exit 0; fi; \
 	mkdir -p $(DONE); \
 	for name in $(STAGES); do \
 	  echo "== $$name"; \
 	  $(PAPERMILL) notebooks/$$name.ipynb $(DONE)/$$name.ipynb -p profile $(PROFILE) -p split $(SPLIT) -p seed $(SEED) \
 	    $(HUSH) || exit 1; \
 	done; \
-	$(BIN)/python -m cassl_lib summary $(CHAIN)
+	$(BIN)/cassl summary $(CHAIN)
+
+# Two processes of one thread, each with whole files: a file's tests share fixtures, a notebook's cells their kernel.
+PARALLEL = -n 2 --dist loadfile
 
 test: .venv/ready-dev  ## ruff, pytest, and nbval over the notebooks at the smoke profile
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
 	store=$$(mktemp -d) && trap 'rm -rf "$$store"' EXIT && \
-	  CASSL_PROFILE=smoke CASSL_RUNS=$$store/runs CASSL_DATASETS=$$store/datasets $(BIN)/pytest --nbval-lax \
-	  --nbval-current-env --nbval-cell-timeout=300 --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks
+	  OMP_NUM_THREADS=1 CASSL_PROFILE=smoke CASSL_RUNS=$$store/runs CASSL_DATASETS=$$store/datasets \
+	  $(BIN)/pytest $(PARALLEL) --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
+	  --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks
 
-tables: .venv/ready  ## all table notebooks in order, HTML copies in runs/notebooks (PROFILE, SEED, JOBS)
+tables: .venv/ready  ## all table notebooks in order, with HTML copies in runs/notebooks (PROFILE, SEED, JOBS)
 	@mkdir -p runs/notebooks/tables-$(PROFILE); failed=0; \
 	for name in $(TABLES); do \
 	  echo "== $$name"; out=runs/notebooks/tables-$(PROFILE)/$$name; \
@@ -62,7 +66,7 @@ tables: .venv/ready  ## all table notebooks in order, HTML copies in runs/notebo
 	done; exit $$failed
 
 bench: .venv/ready  ## seconds and memory of the detector beside the public CondInst (BENCH="--device cuda --sizes 800x1333")
-	$(BIN)/python -m cassl_lib bench $(BENCH)
+	$(BIN)/cassl bench $(BENCH)
 
 lab: .venv/ready  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
@@ -73,8 +77,8 @@ notebooks: .venv/ready-dev  ## execute the notebooks in place at the smoke profi
 	$(BIN)/nbstripout --keep-count --extra-keys \
 	  "metadata.papermill metadata.language_info cell.metadata.papermill cell.metadata.execution" notebooks/*.ipynb
 
-report: .venv/ready  ## renew README, reports/report.md, its HTML, tables and figures from reports/results/
-	$(BIN)/python -m cassl_lib report
+report: .venv/ready  ## regenerate report, README tables, HTML, CSVs and figures from reports/results/
+	$(BIN)/cassl report
 
 clean-runs:  ## delete every run, checkpoint and result
 	rm -rf runs
