@@ -32,7 +32,8 @@ def to_coco(labels: PseudoLabelStore, images: range | None = None) -> dict:
     records, annotations = [], []
     for item in (labels[index] for index in (range(len(labels)) if images is None else images)):
         records.append({"id": item["image_id"]} | {name: item[name] for name in ("file_name", "height", "width")})
-        boxes = np.concatenate([item["boxes"][:, :2], item["boxes"][:, 2:] - item["boxes"][:, :2]], axis=1).tolist()
+        corners = item["boxes"].astype(np.float64)  # so that x + width gives exactly the stored corner again
+        boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1).tolist()
         for n, box in enumerate(boxes):
             entry = {"id": len(annotations) + 1, "image_id": item["image_id"], "bbox": box, "iscrowd": 0}
             entry |= {"category_id": labels.categories[item["labels"][n]]["id"]}

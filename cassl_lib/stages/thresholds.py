@@ -6,22 +6,22 @@ without them only the number of labels can be compared.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tqdm import tqdm
 
+from cassl_lib.config import Config
+from cassl_lib.data import datasets
 from cassl_lib.data.coco import CocoImages
 from cassl_lib.errors import DataError
 from cassl_lib.evaluation.labels import ground_truth_of, judge_labels
 from cassl_lib.evaluation.matching import match
 from cassl_lib.labels.store import PseudoLabelStore
-
-if TYPE_CHECKING:
-    from cassl_lib.config import Config
-    from cassl_lib.runs import Run
+from cassl_lib.runs import Run
+from cassl_lib.stages import graph, requests
 
 THRESHOLDS = (0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8)
 TOLERANCE = 0.01  # of F1: thresholds this close to the best are equally good
@@ -184,20 +184,14 @@ def _with_ground_truth(labels: PseudoLabelStore, images: CocoImages) -> Iterator
 
 
 def heldout_labels(config: Config, labeler: Run) -> tuple[PseudoLabelStore, CocoImages] | None:
-    """The labeler's labels of the held-out images, a label run of its own, and these images; None where there are none.
+    """The pseudo labeler's labels of the held-out images, made now if missing, and these images; None without any.
 
     Raises:
         DataError: a held-out image is also trained on or evaluated on.
     """
-    import os
-
-    from cassl_lib import paths
-    from cassl_lib.data import datasets
-    from cassl_lib.data.pool.build import build_pool
-    from cassl_lib.stages import all_stages as stages
-
     images = datasets.heldout_set(config)
     if images is None:
         return None
-    pool, _ = build_pool([f"{images.path}{os.pathsep}{images.folder}"], paths.runs() / "pools")
-    return PseudoLabelStore(stages.label(config, labeler=labeler, pool=pool).folder / "store"), images
+    heldout = replace(config, unlabeled=f"{images.path}{os.pathsep}{images.folder}")
+    run = graph.obtain(requests.pseudo_labels(heldout, labeler))
+    return PseudoLabelStore(run.store, threshold=config.pseudo_labels.threshold), images

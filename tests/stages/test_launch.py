@@ -1,4 +1,4 @@
-"""Several processes do what one does; their failure and an interrupt reach whoever started them."""
+"""Several processes compute what one does; their failure and an interrupt reach whoever started them."""
 
 import fcntl
 import json
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
@@ -19,28 +20,26 @@ from cassl_lib.errors import LaunchError
 from cassl_lib.labels.store import PseudoLabelStore
 from cassl_lib.resolve import from_json, resolve, to_json
 from cassl_lib.runs import Run
-from cassl_lib.stages import requests
+from cassl_lib.stages import launch, requests
 from cassl_lib.stages.graph import obtain, require
-from cassl_lib.stages import launch
-from cassl_lib.stages.launch import run_stage
 
 PATIENCE = 120  # seconds until a process that does nothing is a failure
 
 
 @pytest.fixture(scope="module")
 def config():
-    """Without BatchNorm, whose statistics are of each process; SGD, for AdamW makes much of tiny differences."""
+    """No BatchNorm, whose statistics are per process; SGD, because AdamW amplifies tiny differences."""
     plain = resolve(profile="smoke")
     model = replace(plain.model, backbone_norm="gn", head_norm="gn", mask_norm="gn", score_threshold=0.003)
     short = {"steps": 3, "log_every": 1, "optimizer": "sgd", "learning_rate": 0.02, "warmup_steps": 0}
     sections = {name: replace(getattr(plain, name), **short) for name in ("pseudo_labeler", "warmup", "finetune")}
-    label = replace(plain.label, keep=0.0, threshold=0.0, shard_size=3)  # six shards for two processes
-    return replace(plain, model=model, label=label, **sections)
+    labels = replace(plain.pseudo_labels, keep=0.0, threshold=0.0, shard_size=3)  # six shards for two processes
+    return replace(plain, model=model, pseudo_labels=labels, **sections)
 
 
 @pytest.fixture(scope="module")
 def own_data(config, tmp_path_factory):
-    """The scenes without objects on the images that the second process sees first, and the first one next."""
+    """The scenes, without objects in the images that the second process sees first, and the first one next."""
     labeled, val = datasets.labeled_set(config), datasets.validation_set(config)
     data = json.loads(labeled.path.read_text())
     order = list(Order(len(labeled), batch_size=8, start=0, stop=2, seed=config.seed))
@@ -62,16 +61,17 @@ def difference(first: Run, second: Run) -> float:
     return max((one[name] - two[name]).abs().max().item() for name in one)
 
 
-def test_two_processes_do_what_one_does(own_data, tmp_path, monkeypatch, capfd):
-    """The whole chain, in one launch: finetuning makes its inputs on the way."""
+def test_two_processes_compute_what_one_does(own_data, tmp_path, monkeypatch, capfd):
+    """The whole chain: finetuning makes its inputs on the way, each with as many processes."""
     chains = []
     for devices in (1, 2):
         monkeypatch.setenv("CASSL_RUNS", str(tmp_path / f"{devices}"))
-        run = run_stage("finetune", own_data, devices=devices)
-        chains.append([run, *(stage(own_data, existing=True) for stage in STAGES)])
+        run = obtain(requests.finetune(own_data), devices=devices)
+        inputs = (requests.pseudo_labeler(own_data), requests.pseudo_labels(own_data), requests.warmup(own_data))
+        chains.append([run, *map(require, inputs)])
     (tuned, labeler, labels, warmed), (tuned_2, labeler_2, labels_2, warmed_2) = chains
     assert [run.id for run in chains[0]] == [run.id for run in chains[1]]
-    assert f"{tuned.id}: finetuning" in capfd.readouterr().out  # the lines of the processes are passed on
+    assert f"{tuned.id}: finetuning" in capfd.readouterr().out  # the processes' messages are passed on
     assert len(losses(labeler)) == 3 and all(min(step) > 0 for step in losses(labeler))
     # The same losses, up to sums in another order, though a process had no object at all in two of the steps
     for one, two in zip(losses(labeler), losses(labeler_2), strict=True):
@@ -86,24 +86,21 @@ def test_two_processes_do_what_one_does(own_data, tmp_path, monkeypatch, capfd):
     assert [run.result["images"] for run in chains[1]] == [24, 24, 16, 16]
 
 
-STAGES = (stages.train_labeler, stages.label, stages.warm_up)
-
-
 def test_a_failing_process_is_an_error_with_its_message(config, tmp_path, monkeypatch):
     monkeypatch.setenv("CASSL_RUNS", str(tmp_path))
     with pytest.raises(LaunchError, match="gone.json: no such annotation file"):
-        run_stage("train_labeler", replace(config, labeled=str(tmp_path / "gone.json")), devices=2)
+        obtain(requests.pseudo_labeler(replace(config, labeled=str(tmp_path / "gone.json"))), devices=2)
 
 
-def test_the_end_of_what_a_failed_process_said_is_kept(capfd):
+def test_the_last_messages_of_a_failed_process_are_kept(capfd):
     script = "import sys; [print('line', n) for n in range(200)]; sys.exit('out of memory')"
-    with pytest.raises(LaunchError, match=r"ended with 1:\n(line \d+\n)+out of memory") as caught:
+    with pytest.raises(LaunchError, match=r"exited with status 1:\n(line \d+\n)+out of memory") as caught:
         launch._stream([sys.executable, "-c", script])
     assert "line 199" in str(caught.value) and "line 3\n" not in str(caught.value)
     assert "line 0\n" in capfd.readouterr().out
 
 
-def test_what_is_launched_is_what_was_asked_for(config, monkeypatch):
+def test_the_launched_command_means_the_request(config, monkeypatch):
     seen = {}
 
     def stream(command):
@@ -114,15 +111,15 @@ def test_what_is_launched_is_what_was_asked_for(config, monkeypatch):
         raise LaunchError("enough")
 
     monkeypatch.setattr(launch, "_stream", stream)
+    request = requests.finetune(config, Run(Path("/runs/pseudo_labeler-1")), parts=("backbone",))
     with pytest.raises(LaunchError, match="enough"):
-        run_stage("finetune", config, devices=4, start="labeler")
+        launch.torchrun(request, 4)
     assert seen["config"] == config
     assert "-m torch.distributed.run --standalone --nproc_per_node=4 -m -- cassl_lib run finetune" in seen["command"]
-    assert seen["command"].endswith("--config FILE --start labeler --parts backbone neck head")
-    with pytest.raises(
-        ValueError, match="stage 'tune' is not known; use one of: train_labeler, label, warm_up, finetu"
-    ):
-        run_stage("tune", config)
+    assert seen["command"].endswith("--config FILE --input /runs/pseudo_labeler-1 --parts backbone")
+    with pytest.raises(LaunchError, match="enough"):
+        launch.torchrun(requests.baseline(config), 4)
+    assert seen["command"].endswith("--config FILE --start scratch")
 
 
 def gone(pid: int) -> bool:
@@ -140,13 +137,13 @@ def test_an_interrupt_stops_all_processes(config, tmp_path, monkeypatch):
     # Where the tests run in a shell's background, interrupts are ignored; not here.
     script = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     script += "from cassl_lib.__main__ import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", script, "run", "train_labeler", "--devices", "2"]
+    command = [sys.executable, "-c", script, "run", "pseudo_labeler", "--devices", "2"]
     with (tmp_path / "output").open("w+") as output:
         process = subprocess.Popen(
             [*command, "--config", str(tmp_path / "endless.json")], cwd=paths.REPOSITORY, stdout=output, stderr=output
         )
         deadline = time.monotonic() + PATIENCE
-        while not (logs := list(tmp_path.glob("labeler-*/log.jsonl"))):  # both processes train
+        while not (logs := list(tmp_path.glob("pseudo_labeler-*/log.jsonl"))):  # both processes train
             output.seek(0)
             assert process.poll() is None and time.monotonic() < deadline, output.read()
             try:
@@ -159,7 +156,7 @@ def test_an_interrupt_stops_all_processes(config, tmp_path, monkeypatch):
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE) != 0
         output.seek(0)
-        assert "stopped; the same command goes on where it was" in output.read()
+        assert "stopped; rerun the same command to resume" in output.read()
     assert gone(worker)
     with lock.open() as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

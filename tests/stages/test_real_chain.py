@@ -1,4 +1,4 @@
-"""All stages on real images as they come: crowds, an image without color, images without objects, a damaged file."""
+"""All stages on real images: crowds, a gray image, images without objects, a damaged file."""
 
 import json
 import os
@@ -16,6 +16,7 @@ from cassl_lib.labels.store import PseudoLabelStore
 from cassl_lib.resolve import resolve
 from cassl_lib.stages import requests
 from cassl_lib.stages.graph import obtain, require
+from cassl_lib.stages.models import load_detector
 from cassl_lib.tables import summary
 
 GRAY, EMPTY, CROWDED = {86}, {250, 508}, {149, 315, 357}
@@ -59,7 +60,7 @@ def test_the_whole_chain_on_real_images(folders):
     labeled = datasets.labeled_set(config)
     assert len(labeled) == 12 and len(labeled.classes) == 80
     crowds = labeled.left_out.counts["crowds are not trained on"]
-    for name in ("labeler", "objects_ga", "baseline", "cassl"):
+    for name in ("pseudo_labeler", "objects_ga", "baseline", "cassl"):
         assert f"{crowds} crowds are not trained on" in runs[name].result["left_out"]
         assert runs[name].result["images"] == 12 and runs[name].result["unreadable"] == []
     assert crowds >= len(CROWDED)
@@ -81,7 +82,7 @@ def test_the_whole_chain_on_real_images(folders):
         assert len(item["rles"]) == len(item["boxes"])
 
 
-def test_the_odd_images_are_what_they_are_taken_for(folders):
+def test_the_odd_images_are_odd(folders):
     """Guards the test above."""
     config = resolve(profile="smoke", labeled=folders["train"], val=folders["val"])
     labeled = datasets.labeled_set(config)

@@ -231,7 +231,7 @@ def test_unknown_stages_starts_inputs_and_parts_are_rejected(chain, config, in_c
         requests.request("warmup", config, run=chain["warmup"])
     with pytest.raises(ConfigError, match=r"start='warmup' contradicts input='pseudo_labeler-\w+'"):
         requests.request("finetune", config, start="warmup", run=chain["pseudo_labeler"])
-    with pytest.raises(ValueError, match="unknown parts"):
+    with pytest.raises(ValueError, match=r"parts=\('tail',\): unknown"):
         obtain(requests.finetune(config, chain["warmup"], parts=("tail",)))
 
 
@@ -255,7 +255,7 @@ def test_a_missing_run_names_the_command_that_makes_it(config, elsewhere):
     assert done.returncode == 0, done.stderr
     run = require(requests.pseudo_labeler(quick))
     assert run.finished and str(run.folder) in done.stdout and run.id in str(caught.value)
-    with pytest.raises(MissingRun, match=rf"pseudo_labels-\w+ is missing(.|\n)*run pseudo_labels --config .* {run.id}"):
+    with pytest.raises(MissingRun, match=rf"pseudo_labels-\w+ is missing(.|\n)*run pseudo_labels --config .*{run.id}"):
         require(requests.warmup(quick))
     with pytest.raises(MissingRun, match="run finetune --config .* --start scratch"):
         require(requests.baseline(quick))
@@ -311,7 +311,7 @@ def test_a_killed_warm_up_resumes_to_the_same_weights(chain, config, elsewhere, 
     kill_when(start("warmup", config, tmp_path), killed.checkpoint.exists)
     assert killed.checkpoint.exists() and not killed.finished and not killed.weights.exists()
     resumed = obtain(requests.warmup(config))
-    assert resumed == killed and f"{killed.id}: resumes at step" in caplog.text
+    assert resumed == killed and f"{killed.id}: resuming at step" in caplog.text
     assert resumed.weights.read_bytes() == chain["warmup"].weights.read_bytes()
     assert without_time(resumed.history) == without_time(chain["warmup"].history)
     assert resumed.result["metrics"] == chain["warmup"].result["metrics"]
@@ -471,8 +471,7 @@ def test_a_store_of_another_model_is_warmed_up_on(chain, config, elsewhere, tmp_
     others = replace(config, store=str(store.folder))
     run = obtain(requests.warmup(others))
     assert run.result["inputs"] == {} and run.result["data"]["store"] == store.fingerprint
-    for one, other in zip(run.history, chain["warmup"].history, strict=True):  # x + w has another last bit than x2
-        assert without_time([one])[0] == pytest.approx(without_time([other])[0], rel=1e-4)
+    assert without_time(run.history) == without_time(chain["warmup"].history)
     assert run.id != chain["warmup"].id
     assert not list(elsewhere.glob("pseudo_labels-*"))  # nothing was labeled for it
     finetuned = obtain(requests.finetune(others))
@@ -498,7 +497,7 @@ def test_the_baseline_is_as_long_as_a_warm_up_on_the_store(chain, config, in_cha
     assert baseline_steps(own) == 6 + 9
 
 
-def test_labels_that_cannot_be_trained_on_are_refused_at_once(chain, config, elsewhere, tmp_path):
+def test_labels_that_cannot_be_trained_on_are_rejected_at_once(chain, config, elsewhere, tmp_path):
     row = {"image_id": 1, "file_name": "/gone/1.jpg", "height": 20, "width": 20, "scores": [0.9]}
     write_shard(tmp_path / "boxes", 0, [row | {"boxes": [[0, 0, 9, 9]]}], "m")
     finish(tmp_path / "boxes", labeler="m", pool="p")
@@ -508,7 +507,7 @@ def test_labels_that_cannot_be_trained_on_are_refused_at_once(chain, config, els
     without_masks = replace(boxes, model=settings(masks=False).model)
     with pytest.raises(DataError, match="none of its images can be read, such as /gone/1.jpg; restore them"):
         obtain(requests.warmup(without_masks))
-    with pytest.raises(DataError, match=r"its classes \['object'\] are not those of"):
+    with pytest.raises(DataError, match=r"its classes \['object'\] differ from those of"):
         obtain(requests.warmup(replace(without_masks, class_specific=True)))
     shutil.copytree(chain["pseudo_labels"].store, tmp_path / "damaged")
     shard = tmp_path / "damaged" / "shard-00003.arrow"

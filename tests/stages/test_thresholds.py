@@ -146,7 +146,7 @@ def test_heldout_images_may_not_be_trained_or_reported_on(images, tmp_path):
     copy = tmp_path / "copy.json"
     copy.write_bytes(val.path.read_bytes())
     config = resolve(profile="smoke", **own, heldout=f"{copy}{os.pathsep}{val.folder}")
-    with pytest.raises(DataError, match="12 of its images are in val, as .*jpg"):
+    with pytest.raises(DataError, match="12 of its images are also in val, such as .*jpg"):
         datasets.heldout_set(config)
     assert datasets.heldout_set(resolve(profile="smoke", **own)) is None
     apart = resolve(profile="smoke", **own, heldout=f"{images.path}{os.pathsep}{images.folder}")
