@@ -91,11 +91,11 @@ def _limits(rows: Mapping, printed: Mapping, labels: Mapping[str, str]) -> dict[
     """x limits of each column: the range of all values of its metric, with a margin."""
     values: dict[str, list[float]] = {}
     for column, label in labels.items():
-        found = values.setdefault(_metric(label), [])
+        shown = values.setdefault(_metric(label), [])
         for name, cells in rows.items():
             ours, theirs = np.asarray(cells.get(column, ()), float), printed[name].get(column)
-            found += [] if theirs is None else [theirs]
-            found += [ours.mean() - _std(ours), ours.mean() + _std(ours)] if len(ours) else []
+            shown += [] if theirs is None else [theirs]
+            shown += [ours.mean() - _std(ours), ours.mean() + _std(ours)] if len(ours) else []
     limits = {}
     for metric, numbers in values.items():
         low, high = (min(numbers), max(numbers)) if numbers else (0.0, 100.0)
