@@ -45,7 +45,7 @@ def store_html(store: PseudoLabelStore) -> str:
     """What a notebook shows of a store: its facts, and the table of `threshold_counts`."""
     facts = {
         "folder": str(store.folder),
-        "images": f"{len(store):,}, {len(store.unreadable):,} more could not be read",
+        "images": f"{len(store):,}, {len(store.unreadable):,} more were unreadable",
         "shards": f"{len(store.manifest['shards']):,}, {store.bytes_on_disk / 1e6:,.1f} MB on disk",
         "labeler": store.labeler,
         "threshold": f"{store.threshold:g}",

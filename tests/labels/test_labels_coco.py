@@ -234,7 +234,7 @@ def test_the_labels_command_describes_draws_and_exports(store, tmp_path, capsys)
     wanted = ["--threshold", "0.3", "--images", "0:2", "--picture", str(picture), "--export", str(exported)]
     assert main(["labels", str(store.folder), *wanted]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "3 images, 1 more could not be read" in lines[0] and "2 shards" in lines[1] and "by labeler-1" in lines[1]
+    assert "3 images, 1 more were unreadable" in lines[0] and "2 shards" in lines[1] and "by labeler-1" in lines[1]
     assert lines[3].split() == ["all", "3", "1.00", "2"] and lines[5].split() == ["0.40", "1", "0.33", "1"]
     with Image.open(picture) as image:
         assert min(image.size) > 100
@@ -261,12 +261,12 @@ def test_an_export_can_be_imported_again(store, tmp_path, capsys):
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        (["--images", "3"], "--images '3' is not A:B"),
-        (["--images", "a:b"], "--images 'a:b' is not A:B"),
-        (["--images", "3:4"], "--images '3:4': none of the 3 images is there"),
+        (["--images", "3"], "--images '3' is not START:STOP"),
+        (["--images", "a:b"], "--images 'a:b' is not START:STOP"),
+        (["--images", "3:4"], "--images '3:4' selects no image (the store has 3)"),
         (["--threshold", "7"], "--threshold 7.0 is out of range; use 0 to 1"),
         (["--threshold", "nan"], "--threshold nan is out of range"),
-        (["--picture", "a.xyz"], "--picture a.xyz is no picture; end its name in one of .png"),
+        (["--picture", "a.xyz"], "--picture a.xyz is not a picture file; use one of .png"),
     ],
 )
 def test_invalid_arguments_end_with_a_message(wrong, message, store, capsys):

@@ -295,7 +295,7 @@ def test_the_html_repr_is_escaped_and_counts_labels(tmp_path):
     shown = PseudoLabelStore(folder)._repr_html_()
     assert "&lt;script&gt;&amp;" in shown and "&lt;b&gt;store&lt;/b&gt;" in shown
     assert "<script>" not in shown and "<b>" not in shown
-    assert "<td>2, 1 more could not be read</td>" in shown and "MB on disk" in shown
+    assert "<td>2, 1 more were unreadable</td>" in shown and "MB on disk" in shown
     assert "<tr><td>all</td><td>3</td><td>1.50</td><td>1</td></tr>" in shown
     assert "<tr><td>0.80</td><td>1</td><td>0.50</td><td>1</td></tr>" in shown
 
