@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from html import unescape
 
 import mistune
 
@@ -72,7 +73,7 @@ def page(text: str, sections: Mapping[str, str]) -> str:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         """<meta http-equiv="Content-Security-Policy" content="script-src 'none'">\n"""
-        f"<title>{_plain(title)}</title>\n<style>\n{style}\n</style>\n</head>\n<body>\n"
+        f"<title>{escape_html(_plain(title))}</title>\n<style>\n{style}\n</style>\n</head>\n<body>\n"
         f"{title}</h1>\n{_contents(renderer.headings)}\n<main>\n{body}</main>\n</body>\n</html>\n"
     )
 
@@ -96,4 +97,5 @@ def _anchor(html: str) -> str:
 
 
 def _plain(html: str) -> str:
-    return re.sub("<[^>]+>", "", html).strip()
+    """The text of HTML."""
+    return unescape(re.sub("<[^>]+>", "", html)).strip()

@@ -1,8 +1,8 @@
-"""The README names what departs from the paper.
+"""docs/deviations.md names what departs from the paper.
 
-The rule: a comment that contains UNSTATED or DEVIATES begins with that word and a colon, `# UNSTATED: why`; comments
-that go on below belong to it. Every file with such a comment is named, by its path below `cassl_lib/`, in the README's
-section 'Where this differs from the paper', and no other file of the library is.
+A comment that contains UNSTATED or DEVIATES begins with that word and a colon, `# UNSTATED: why`; further comment lines
+below belong to it. docs/deviations.md names every file with such a comment, by its path below `cassl_lib/`, and no other
+file of the library.
 """
 
 import io
@@ -14,7 +14,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LIBRARY = REPOSITORY / "cassl_lib"
-SECTION = "## Where this differs from the paper"
+DOCUMENT = REPOSITORY / "docs" / "deviations.md"
 WORDS = ("UNSTATED", "DEVIATES")
 
 
@@ -29,20 +29,13 @@ def marked_files() -> dict[str, list[str]]:
     return {name: marks for name, text in files.items() if (marks := comments_with_a_mark(text))}
 
 
-def differences() -> str:
-    """The README's section, up to the next heading."""
-    readme = (REPOSITORY / "README.md").read_text()
-    assert SECTION in readme, f"the README has no section {SECTION!r}"
-    return readme.split(SECTION, 1)[1].split("\n## ", 1)[0]
-
-
-def test_a_mark_is_found_in_code_of_every_kind():
+def test_marks_are_comments_only():
     text = 'x = 1  # UNSTATED: why\n# DEVIATES: how\ny = "# UNSTATED: no comment"\n"""DEVIATES"""\n'
     assert comments_with_a_mark(text) == ["# UNSTATED: why", "# DEVIATES: how"]
 
 
 @pytest.mark.parametrize("name", marked_files())
-def test_marks_are_written_alike(name):
+def test_every_mark_begins_its_comment(name):
     for mark in marked_files()[name]:
         assert re.match(r"# (UNSTATED|DEVIATES): \w", mark), (
             f"{name}: {mark!r} does not begin with the word and a colon"
@@ -50,6 +43,7 @@ def test_marks_are_written_alike(name):
 
 
 @pytest.mark.parametrize("name", sorted(path.relative_to(LIBRARY).as_posix() for path in LIBRARY.rglob("*.py")))
-def test_the_readme_names_the_files_with_a_mark_and_no_other(name):
-    named = re.search(rf"(?<![\w/]){re.escape(name)}", differences().replace("cassl_lib/", "")) is not None
-    assert named == (name in marked_files())
+def test_the_document_names_exactly_the_files_with_a_mark(name):
+    assert DOCUMENT.exists(), f"{DOCUMENT} is missing; it lists what is unstated in the paper and what departs from it"
+    text = DOCUMENT.read_text().replace("cassl_lib/", "")
+    assert (re.search(rf"(?<![\w/]){re.escape(name)}", text) is not None) == (name in marked_files())

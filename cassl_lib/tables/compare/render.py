@@ -89,7 +89,9 @@ def escape_markdown(text: str) -> str:
 
 
 def code_markdown(text: str) -> str:
-    """Text as a code span, also in a table cell."""
+    """Text as a code span, also in a table cell. Text with `<` is no code, for it cannot be escaped there."""
+    if "<" in str(text):
+        return escape_markdown(text)
     text = " ".join(str(text).split()).replace("|", "\\|")
     fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
     gap = " " if "`" in text else ""
