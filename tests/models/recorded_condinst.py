@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 CARRIED = Path(__file__).with_suffix(".npz")
-SHARED = Path(os.environ.get("CASSL_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data")).parent / "reference"
+SHARED = Path(os.environ.get("CASSL_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data")).parent / "reference"
 STEP = 101  # a prime, so that samples cover all channels, rows and columns
 LARGE = 2_000
 IMAGES = 3
