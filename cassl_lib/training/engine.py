@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -17,32 +19,21 @@ from cassl_lib.files import write_atomically
 from cassl_lib.runs import Run
 from cassl_lib.training import checkpoint
 from cassl_lib.training.checkpoint import Progress
-from cassl_lib.training.distributed import (  # noqa: F401  (all_stages, launch, tables, plan and cli use engine.NAME)
-    device_of_process,
-    of_all_processes,
-    parallel,
-    processes,
-    quiet,
-    rank_and_world,
-    seed_everything,
-)
-from cassl_lib.training.optimizer import (  # noqa: F401
-    autocast,
-    build_optimizer,
-    learning_rate,
-    number_of_steps,
-    precision_of,
-    scaled_rate,
-)
-from cassl_lib.training.procedure import Batch, Procedure, Supervised
+from cassl_lib.training.distributed import parallel, quiet, rank_and_world
+from cassl_lib.training.optimizer import autocast, build_optimizer, learning_rate
+from cassl_lib.training.procedure import Batch, Procedure
+
+if TYPE_CHECKING:
+    from cassl_lib.models.detector import Detector
 
 
-def train(procedure: Procedure, loader_from, *, config: TrainConfig, steps: int, run: Run, title: str) -> dict:
+def train(
+    procedure: Procedure, loader_from: Callable, *, config: TrainConfig, steps: int, run: Run, title: str
+) -> dict:
     """Train `procedure.model` in place for `steps` steps, resuming from the run's checkpoint if there is one.
 
     Args:
-        loader_from: function of the first step that returns an iterable of (images, targets, ids, unreadable), one per
-            step, as `data.loader.batches` yields them.
+        loader_from: function of the first step that returns one (images, targets, ids, unreadable) per step.
         title: label of the progress bar.
 
     Returns:
@@ -51,29 +42,26 @@ def train(procedure: Procedure, loader_from, *, config: TrainConfig, steps: int,
     Raises:
         NonFiniteLoss: the last checkpoint is kept.
     """
-    if not isinstance(procedure, Procedure):  # some callers still pass a detector
-        procedure = Supervised(procedure)
-    device, rank = next(procedure.model.parameters()).device, rank_and_world()[0]
+    device = next(procedure.model.parameters()).device
     optimizer = build_optimizer(procedure.model, config)
     progress = checkpoint.resume(run, procedure, optimizer)
     losses_of = parallel(procedure, device).train()
-    started, before = time.monotonic(), progress.seconds
-    bar = tqdm(total=steps, initial=progress.step, desc=title, unit="step", disable=quiet(rank), mininterval=1)
-    for loaded in loader_from(progress.step):
-        # Update the model, then what follows it
-        batch = Batch(*loaded).to(device)
-        progress.unreadable |= set(batch.unreadable)
-        losses = train_step(losses_of, optimizer, batch, step=progress.step, steps=steps, config=config)
-        procedure.after_step(progress.step)
-        progress.step += 1
-        progress.seconds = before + time.monotonic() - started
-        bar.update()
-        # Log and save
-        if progress.step % config.log_every == 0 or progress.step == steps:
-            _log(run, losses, optimizer, progress, bar)
-        if progress.step % config.checkpoint_every == 0 or progress.step == steps:
-            checkpoint.save(run, procedure, optimizer, progress)
-    bar.close()
+    started, hidden = time.monotonic() - progress.seconds, quiet(rank_and_world()[0])
+    with tqdm(total=steps, initial=progress.step, desc=title, unit="step", disable=hidden, mininterval=1) as bar:
+        for loaded in loader_from(progress.step):
+            # Update the model, then whatever follows it
+            batch = Batch(*loaded).to(device)
+            losses = train_step(losses_of, optimizer, batch, step=progress.step, steps=steps, config=config)
+            procedure.after_step(progress.step)
+            # Count, log, save
+            progress.unreadable |= set(batch.unreadable)
+            progress.step += 1
+            progress.seconds = time.monotonic() - started
+            bar.update()
+            if progress.step % config.log_every == 0 or progress.step == steps:
+                _log(run, losses, optimizer, progress, bar)
+            if progress.step % config.checkpoint_every == 0 or progress.step == steps:
+                checkpoint.save(run, procedure, optimizer, progress)
     return {"seconds": progress.seconds, "unreadable": sorted(progress.unreadable)}
 
 
@@ -113,7 +101,7 @@ def _log(run: Run, losses: dict, optimizer, progress: Progress, bar) -> None:
 
 
 @torch.inference_mode()
-def predict(model, loader, *, sizes, config: TrainConfig, title: str | None):
+def predict(model: Detector, loader: Iterable, *, sizes: Callable, config: TrainConfig, title: str | None):
     """Yield (image id, detections, names of unreadable images) for every image of the loader.
 
     Detections are on the CPU, except for the masks: they stay on the device, where most callers encode them as RLE.

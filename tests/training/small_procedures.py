@@ -122,8 +122,9 @@ def mean_teacher(config: ModelConfig = DETECTOR, *, noise: float = 0.1) -> MeanT
 
 
 def train(procedure, folder: Path, *, kill_at: int | None = None, config: TrainConfig = TRAIN) -> dict:
-    """Train to the end or to the kill; returns copies of student and, where there is one, teacher."""
+    """Train to the end or to the kill; returns the weights of student and, where there is one, teacher."""
     folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(distributed.rank_and_world()[0])  # other noise in each process; a resumed run must not draw it
     loader_from = batches_from(seed=1, steps=config.steps, kill_at=kill_at)
     engine.train(procedure, loader_from, config=config, steps=config.steps, run=Run(folder), title="small")
     return {"student": procedure.model.state_dict(), **procedure.state_dict()}
