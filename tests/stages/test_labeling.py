@@ -252,10 +252,10 @@ def test_a_store_can_be_finished_after_images_were_added(config, labeler, tmp_pa
     images.mkdir()
     for gray in range(3):
         Image.new("L", (96, 64), gray).save(images / f"{gray}.png")
-    first, _ = build_pool([str(images)], paths.runs() / "pools")
+    first = build_pool([str(images)], paths.runs() / "pools")
     label_into(tmp_path / "store", labeler, first, config)
     Image.new("L", (96, 64), 3).save(images / "3.png")
-    later, _ = build_pool([str(images)], paths.runs() / "pools")
+    later = build_pool([str(images)], paths.runs() / "pools")
     with pytest.raises(
         LabelingError, match=f"The pool has changed: resume the old one with --images {first.index}, label"
     ):
@@ -273,12 +273,12 @@ def test_a_pool_without_readable_images_makes_no_store(config, labeler, tmp_path
         monkeypatch.setenv("CASSL_DATASETS", str(tmp_path / root))
         (tmp_path / root / "pool").mkdir(parents=True)
         Image.new("L", (96, 64), 7).save(tmp_path / root / f"pool/{root}.png")
-    pool, _ = build_pool([str(tmp_path / "second/pool")], tmp_path / "index")
+    pool = build_pool([str(tmp_path / "second/pool")], tmp_path / "index")
     monkeypatch.setenv("CASSL_DATASETS", str(tmp_path / "first"))  # it has this folder, but not this image
     with pytest.raises(LabelingError, match="none of 1 images can be read, such as pool/second.png .*CASSL_DATASETS"):
         label_into(tmp_path / "store", labeler, pool, config)
     monkeypatch.setenv("CASSL_DATASETS", str(tmp_path / "third"))
-    with pytest.raises(DataError, match="second.png: No such file .* no fault of this one image"):
+    with pytest.raises(DataError, match="second.png: No such file .* not a damaged image"):
         label_into(tmp_path / "store", labeler, pool, config)
     monkeypatch.setenv("CASSL_DATASETS", str(tmp_path / "second"))
     label_into(tmp_path / "store", labeler, pool, config)
@@ -290,7 +290,7 @@ def test_a_shard_without_readable_images_is_not_written(config, labeler, tmp_pat
     (tmp_path / "images").mkdir()
     for gray in range(40):
         Image.new("L", (96, 64), gray).save(tmp_path / f"images/{gray:02}.png")
-    pool, _ = build_pool([str(tmp_path / "images")], tmp_path / "index")
+    pool = build_pool([str(tmp_path / "images")], tmp_path / "index")
     for gray in range(20, 40):
         (tmp_path / f"images/{gray:02}.png").unlink()
     half = replace(config, pseudo_labels=replace(config.pseudo_labels, shard_size=20))
@@ -402,7 +402,7 @@ def test_an_image_replaced_by_one_of_another_size_is_listed_as_unreadable(config
     (tmp_path / "images").mkdir()
     for gray, name in enumerate("abc"):
         Image.new("L", (96, 64), gray).save(tmp_path / "images" / f"{name}.png")
-    pool, _ = build_pool([str(tmp_path / "images")], tmp_path / "index")
+    pool = build_pool([str(tmp_path / "images")], tmp_path / "index")
     Image.new("RGB", (64, 96)).save(tmp_path / "images/b.png")
     label_into(tmp_path / "store", labeler, pool, config)
     labels = PseudoLabelStore(tmp_path / "store")
@@ -453,13 +453,13 @@ def test_an_error_in_a_loading_process_is_printed_as_one_line(config, labeler, t
     monkeypatch.setenv("CASSL_RUNS", str(tmp_path / "runs"))
     (tmp_path / "images").mkdir()
     Image.new("L", (96, 64), 7).save(tmp_path / "images/a.png")
-    pool, _ = build_pool([str(tmp_path / "images")], tmp_path / "index")
+    pool = build_pool([str(tmp_path / "images")], tmp_path / "index")
     shutil.rmtree(tmp_path / "images")
     monkeypatch.setattr(labeling, "_load_checked", lambda load, samples: load())
     arguments = command(config, labeler, pool.index, tmp_path / "store")
     assert main([*arguments, "--workers", "1"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith(f"error: {tmp_path / 'images/a.png'}: No such file") and "goes on" in error
+    assert error.startswith(f"error: {tmp_path / 'images/a.png'}: No such file") and "to resume" in error
 
 
 def test_a_store_needs_a_folder_of_its_own(config, labeler, pool, tmp_path, capsys):
