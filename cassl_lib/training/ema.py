@@ -32,7 +32,7 @@ class ExponentialMovingAverage:
         """Move the copy one step towards `model`."""
         for average, value in zip(_tensors(self.model), _tensors(model), strict=True):
             if average.is_floating_point():
-                # As t + (1 - m) * (s - t), so that frozen parameters stay exactly equal
+                # As t + (1 - m) * (s - t): frozen parameters, and buffers that are not saved, stay exactly equal
                 average.lerp_(value, 1 - self.momentum)
             else:
                 average.copy_(value)
