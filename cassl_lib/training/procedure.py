@@ -36,7 +36,7 @@ class Procedure(Protocol):
     A killed run resumes bit for bit, on the same number of processes, if the procedure follows two rules:
     - Random numbers come from torch's global generators, which are checkpointed, or are a function of (seed, step).
     - A second loader is a function of the step. Create it at the first call of `losses`, from the step given there
-      (`data.loader.Order` takes `start` and `stop`), and move its batches to the device with `Batch.to`.
+      (`data.loader.Order` takes start, stop, rank and world), and move its batches to the device with `Batch.to`.
     """
 
     model: nn.Module
