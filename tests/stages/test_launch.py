@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from cassl_lib import paths
 from cassl_lib.data import datasets
 from cassl_lib.data.loader import Order
-from cassl_lib.errors import LaunchError
+from cassl_lib.errors import DataError, LaunchError
 from cassl_lib.labels.store import PseudoLabelStore
 from cassl_lib.resolve import from_json, resolve, to_json
 from cassl_lib.runs import Run
@@ -88,7 +88,15 @@ def test_two_processes_compute_what_one_does(own_data, tmp_path, monkeypatch, ca
 
 def test_a_failing_process_is_an_error_with_its_message(config, tmp_path, monkeypatch):
     monkeypatch.setenv("CASSL_RUNS", str(tmp_path))
-    with pytest.raises(LaunchError, match="gone.json: no such annotation file"):
+    diverging = replace(config, pseudo_labeler=replace(config.pseudo_labeler, learning_rate=1e30))
+    with pytest.raises(LaunchError, match=r"error: step \d: losses .* on images"):
+        obtain(requests.pseudo_labeler(diverging), devices=2)
+
+
+def test_missing_data_are_an_error_before_any_process_starts(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("CASSL_RUNS", str(tmp_path))
+    monkeypatch.setattr(launch, "torchrun", None)
+    with pytest.raises(DataError, match="gone.json: no such annotation file"):
         obtain(requests.pseudo_labeler(replace(config, labeled=str(tmp_path / "gone.json"))), devices=2)
 
 

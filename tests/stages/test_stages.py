@@ -26,6 +26,7 @@ from cassl_lib.labels.coco import from_coco, to_coco
 from cassl_lib.labels.shards import finish, write_shard
 from cassl_lib.labels.store import PseudoLabelStore
 from cassl_lib.report import pictures
+from cassl_lib.report.gather import gather
 from cassl_lib.resolve import resolve, to_json
 from cassl_lib.runs import Run
 from cassl_lib.stages import graph, pseudo_labels, requests
@@ -161,7 +162,7 @@ def test_the_summary_holds_the_chains_numbers(chain, config, in_chain):
 
 
 def test_the_chain_is_drawn(config, in_chain, tmp_path):
-    gathered = json.loads(json.dumps(pictures.gather(config)))  # as the report reads it
+    gathered = json.loads(json.dumps(gather(config)))  # as the report reads it
     for file in pictures.save(pictures.draw(gathered), tmp_path / "pictures"):
         with Image.open(file) as picture:
             assert picture.width > 500
