@@ -36,7 +36,8 @@ class Detector(Protocol):
         boxes: (N, 4) float32 xyxy, pixels of the frame, clipped to it, of positive width and height.
         scores: (N,) float32 in [0, 1].
         labels: (N,) int64, as in the targets.
-        masks: (N, H, W) bool, H and W of the frame. Only if `config.masks`.
+        masks: (N, H, W) bool, H and W of the frame. Only if `config.masks`. With `config.one_entity_per_pixel` they do
+            not overlap, and boxes are the tight boxes of the masks.
     """
 
     config: ModelConfig  # fixed at construction; for other settings build a detector and load the state dict

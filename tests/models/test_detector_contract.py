@@ -34,23 +34,26 @@ def same_size_images(count=3):
 def check_detections(detections, config, frames):
     """Keys, shapes, dtypes, ranges and order; boxes and masks lie in frames of the given (height, width)."""
     assert isinstance(detections, list) and len(detections) == len(frames)
-    for found, (height, width) in zip(detections, frames, strict=True):
-        assert set(found) == {"boxes", "scores", "labels"} | ({"masks"} if config.masks else set())
-        count = len(found["boxes"])
+    for result, (height, width) in zip(detections, frames, strict=True):
+        assert set(result) == {"boxes", "scores", "labels"} | ({"masks"} if config.masks else set())
+        count = len(result["boxes"])
         assert count <= config.detections_per_image
-        assert found["boxes"].shape == (count, 4) and found["boxes"].dtype == torch.float32
-        x1, y1, x2, y2 = found["boxes"].unbind(1)
+        assert result["boxes"].shape == (count, 4) and result["boxes"].dtype == torch.float32
+        x1, y1, x2, y2 = result["boxes"].unbind(1)
         assert (x1 >= 0).all() and (y1 >= 0).all() and (x2 <= width).all() and (y2 <= height).all()
         assert (x2 > x1).all() and (y2 > y1).all()
-        assert found["scores"].shape == (count,) and found["scores"].dtype == torch.float32
-        assert (found["scores"] >= 0).all() and (found["scores"] <= 1).all() and (found["scores"].diff() <= 0).all()
-        assert found["labels"].shape == (count,) and found["labels"].dtype == torch.int64
-        assert (found["labels"] >= 0).all() and (found["labels"] < config.num_classes).all()
+        assert result["scores"].shape == (count,) and result["scores"].dtype == torch.float32
+        assert (result["scores"] >= 0).all() and (result["scores"] <= 1).all() and (result["scores"].diff() <= 0).all()
+        assert result["labels"].shape == (count,) and result["labels"].dtype == torch.int64
+        assert (result["labels"] >= 0).all() and (result["labels"] < config.num_classes).all()
         if config.masks:
-            assert found["masks"].shape == (count, height, width) and found["masks"].dtype == torch.bool
+            assert result["masks"].shape == (count, height, width) and result["masks"].dtype == torch.bool
             if config.one_entity_per_pixel:
-                assert (found["masks"].sum(0) <= 1).all()
-        assert not any(value.requires_grad for value in found.values())
+                assert (result["masks"].sum(0) <= 1).all()
+                for box, mask in zip(result["boxes"].tolist(), result["masks"], strict=True):
+                    rows, columns = mask.nonzero().unbind(1)
+                    assert box == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        assert not any(value.requires_grad for value in result.values())
 
 
 def check_losses(losses):
@@ -60,9 +63,9 @@ def check_losses(losses):
 
 
 def assert_identical(detections, expected):
-    for found, other in zip(detections, expected, strict=True):
-        assert found.keys() == other.keys() and len(found["boxes"]) > 0
-        assert all(value.equal(other[name]) for name, value in found.items())
+    for result, other in zip(detections, expected, strict=True):
+        assert result.keys() == other.keys() and len(result["boxes"]) > 0
+        assert all(value.equal(other[name]) for name, value in result.items())
 
 
 def test_it_satisfies_the_protocol(model):
@@ -136,7 +139,7 @@ def test_detections_lie_in_the_frame_of_each_image(model):
     images, _ = make_batch()
     detections = model.eval()(images)
     check_detections(detections, model.config, [(64, 96), (70, 60)])
-    assert all(len(found["boxes"]) > 0 for found in detections)
+    assert all(len(result["boxes"]) > 0 for result in detections)
     assert_identical(model.predict(images), detections)
 
 
@@ -146,28 +149,28 @@ def test_sizes_move_detections_to_the_frames_of_the_original_images(model):
     scaled = model.predict(images, sizes=frames)
     check_detections(scaled, model.config, frames)
     assert_identical(model.predict(images, sizes=[(64, 96)] * 2), given)
-    for found, other, (height, width) in zip(given, scaled, frames, strict=True):
+    for result, other, (height, width) in zip(given, scaled, frames, strict=True):
         scale = torch.tensor([width / 96, height / 64] * 2)
         # Boxes that follow the masks are exact to a pixel of the input on either side; some may become too small.
         tolerance = 2 * scale.clamp(min=1) if model.config.one_entity_per_pixel else scale.new_full((4,), 1e-3)
-        expected = (found["boxes"] * scale)[:, None]
-        near = ((other["boxes"] - expected).abs() <= tolerance).all(2) & (found["labels"][:, None] == other["labels"])
+        expected = (result["boxes"] * scale)[:, None]
+        near = ((other["boxes"] - expected).abs() <= tolerance).all(2) & (result["labels"][:, None] == other["labels"])
         assert near.any(0).all()
-        assert len(other["boxes"]) == len(found["boxes"]) or model.config.one_entity_per_pixel
+        assert len(other["boxes"]) == len(result["boxes"]) or model.config.one_entity_per_pixel
         if model.config.masks:
             rows = (torch.arange(height) + 0.5) * 64 / height
             columns = (torch.arange(width) + 0.5) * 96 / width
-            resized = found["masks"][:, rows.long()][:, :, columns.long()]
+            resized = result["masks"][:, rows.long()][:, :, columns.long()]
             matched = near.float().argmax(0)
             assert (resized[matched] != other["masks"]).float().mean() < 0.05
 
 
 def test_a_batch_equals_its_images_one_by_one(model):
     images = same_size_images()
-    for image, found in zip(images, model.eval()(images), strict=True):
+    for image, result in zip(images, model.eval()(images), strict=True):
         (alone,) = model([image])
-        assert found.keys() == alone.keys() and len(alone["boxes"]) > 1
-        for name, value in found.items():
+        assert result.keys() == alone.keys() and len(alone["boxes"]) > 1
+        for name, value in result.items():
             torch.testing.assert_close(value.float(), alone[name].float(), rtol=1e-4, atol=1e-4)
 
 
