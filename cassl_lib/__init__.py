@@ -6,10 +6,15 @@ import sys
 __version__ = "0.1.0"
 
 
+class _Stderr(logging.Handler):
+    """Plain lines to whatever sys.stderr is when they are written."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
+
+
 def log_to_stderr(level: int = logging.INFO) -> None:
     """Print the library's messages to stderr as plain lines; shell and notebooks call it, scripts may."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger(__name__)
-    logger.handlers = [handler]
+    logger.handlers = [_Stderr()]
     logger.setLevel(level)
