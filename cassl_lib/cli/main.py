@@ -163,6 +163,7 @@ def _scenes(parsed: argparse.Namespace) -> None:
 def _summary(parsed: argparse.Namespace) -> None:
     from cassl_lib import paths
     from cassl_lib.report import pictures
+    from cassl_lib.report.gather import gather
     from cassl_lib.tables import results
     from cassl_lib.tables.summary import summarize, table
 
@@ -172,7 +173,7 @@ def _summary(parsed: argparse.Namespace) -> None:
     print(file)
     if parsed.record:  # before the pictures, so that an unreadable image cannot cost the numbers
         print(results.record(config, numbers))
-    gathered = pictures.gather(config)
+    gathered = gather(config)
     if parsed.record:
         print(results.record(config, gathered, "pictures"))
     for file in pictures.save(pictures.draw(gathered), paths.runs() / "pictures"):

@@ -34,6 +34,7 @@ ROWS = (  # what the results table calls a row, the keys of its box and mask AP,
     ("Objects (G,A): warm-up on ground truth", "objects_ga_ap", "objects_ga_mask_ap", "Objects (G,A)"),
     ("CA-SSL: warm-up on pseudo labels, Objects (P,A)", "cassl_ap", "cassl_mask_ap", "Objects (P,A)"),
 )
+OPERATING_POINTS = ("regime", "operating_point")  # what version 0.1.0 called their files, and what they are called now
 # Words in results that were recorded by version 0.1.0, as patterns, and what they are called now.
 RECORDED_WORDS = (
     ("^labeler", "pseudo labeler"),
@@ -131,6 +132,8 @@ def pseudo_labels() -> Sequence[Block]:
         for collected in results.recorded(profile).values():
             for seed, runs in collected["runs"].items():
                 labeled |= {(run["what"], seed): run["labels"] for run in runs.values() if "labels" in run}
+        if not labeled:
+            continue
         thresholds = sorted({quality["threshold"] for quality in labeled.values()})
         body = []
         for (what, seed), quality in sorted(labeled.items(), key=lambda item: (item[1]["images"], *item[0])):
@@ -140,7 +143,7 @@ def pseudo_labels() -> Sequence[Block]:
             line = [pool, reworded(labeler), seed, f"{quality['images']:,}", f"{count:.1f}"]
             body.append([*line, *("" if share is None else f"{100 * share:.1f}" for share in shares)])
         caption = f"Profile {profile}, labels with a score above {listed(thresholds)}."
-        blocks.append(compare.plain(caption, [*names, "recall of unnamed kinds"], body))
+        blocks.append(compare.plain(caption, [*names, "recall, unnamed kinds"], body))
     return blocks or NOTHING
 
 
@@ -148,7 +151,8 @@ def operating_point() -> Sequence[Block]:
     """Pseudo labeler, baseline and (G,A) of each profile on its tuning scenes."""
     blocks = []
     names = ["", "steps", "class-specific AP", "class-agnostic AP", "class-agnostic AP75", "specific / agnostic"]
-    for file in sorted(results.RESULTS.glob("regime_*.json")):
+    files = [file for kind in OPERATING_POINTS for file in sorted(results.RESULTS.glob(f"{kind}_*.json"))]
+    for file in files:
         result = results.read(file)
         body = []
         for name, row in result["rows"].items():

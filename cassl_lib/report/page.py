@@ -20,7 +20,7 @@ STYLE = """
 }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
-body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 56rem; color: var(--ink); background: var(--page);
+body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 60rem; color: var(--ink); background: var(--page);
   font: 1.0625rem/1.55 "Charter", "Georgia", "Liberation Serif", serif; overflow-wrap: break-word; }
 h1, h2, h3, nav, table, figcaption, code { font-family: system-ui, "Helvetica Neue", "Arial", sans-serif; }
 h1 { font-size: 1.75rem; line-height: 1.2; } h2 { font-size: 1.3rem; margin-top: 2.5rem; }
@@ -38,6 +38,7 @@ table { font-size: .9rem; line-height: 1.35; }
   body { max-width: none; padding: 0; font-size: 10pt; } table { font-size: 8.5pt; } nav { display: none; }
   figure, table, tr, img { break-inside: avoid; page-break-inside: avoid; }
   h2, h3 { break-after: avoid; page-break-after: avoid; } .scroll { overflow: visible; }
+  .table { width: auto; } .table th, .table td { padding: .2em .4em; }
 }
 """.strip()
 
@@ -68,7 +69,7 @@ def page(text: str, sections: Mapping[str, str]) -> str:
     for place, html in places.items():
         body = body.replace(f"<p>{place}</p>", html)
     title, _, body = body.partition("</h1>\n")
-    style = f"{STYLE}\n" + "\n".join(f".{part} {{ {look} }}" for part, look in render.STYLE.items())
+    style = "\n".join([*(f".{part} {{ {look} }}" for part, look in render.STYLE.items()), STYLE])
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

@@ -34,7 +34,7 @@ def record(config: Config, content: Mapping, kind: str = "chain") -> Path:
     choices = (config.annotation, config.target, config.crowd)
     odd = [choice for choice in choices if choice not in ("objects", "instances", "background")]
     name = "_".join([kind, config.profile, config.split, *odd])
-    return write(f"{name}_seed{config.seed}", {**content, "config": to_json(config)})
+    return write({**content, "config": to_json(config)}, f"{name}_seed{config.seed}")
 
 
 def record_table(collected: Mapping) -> Path:
@@ -47,10 +47,10 @@ def record_table(collected: Mapping) -> Path:
     file = RESULTS / f"{stem}.json"
     if file.exists() and (before := _count(read(file))) > (now := _count(collected)):
         raise ConfigError(f"{file} has {before} numbers, and there are {now} now. Delete it to record fewer numbers.")
-    return write(stem, collected)
+    return write(collected, stem)
 
 
-def write(stem: str, content: Mapping) -> Path:
+def write(content: Mapping, stem: str) -> Path:
     """Write `STEM.json` under `reports/results/`, whole or not at all."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     file = RESULTS / f"{stem}.json"

@@ -1,8 +1,8 @@
 """docs/deviations.md names what departs from the paper.
 
 A comment that contains UNSTATED or DEVIATES begins with that word and a colon, `# UNSTATED: why`; further comment lines
-below belong to it. docs/deviations.md names every file with such a comment, by its path below `cassl_lib/`, and no other
-file of the library.
+below belong to it. docs/deviations.md names every file with such a comment, by its path below `cassl_lib/`, and no
+other file of the library.
 """
 
 import io

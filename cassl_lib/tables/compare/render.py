@@ -13,10 +13,10 @@ STYLE = {
     "box": "margin:1.2em 0",
     "scroll": "overflow-x:auto;max-width:100%",
     "table": "width:max-content;border-collapse:collapse;border-top:2px solid;border-bottom:2px solid;"
-    "font-variant-numeric:tabular-nums",
+    "font-variant-numeric:tabular-nums;overflow-wrap:normal",
     "caption": "margin:0 0 .5em;text-align:left",
     "group": "padding:.3em .6em 0;font-weight:600;text-align:center;vertical-align:bottom",
-    "head": "border-bottom:1px solid;padding:.3em .6em;max-width:7em;font-weight:600;text-align:center;"
+    "head": "border-bottom:1px solid;padding:.3em .6em;max-width:8em;font-weight:600;text-align:center;"
     "vertical-align:bottom",
     "name": "padding:.3em .6em;max-width:26em;font-weight:400;text-align:left;vertical-align:top",
     "cell": "padding:.3em .6em;text-align:center;vertical-align:top;white-space:nowrap",
