@@ -1,6 +1,6 @@
-"""Errors that a person can act on: each message names the file or parameter, its value and the remedy.
+"""Errors that the user can fix: each message names the file or parameter, its value and the remedy.
 
-The shell prints the message of a `CasslError` as one line, without a traceback.
+The command line prints a `CasslError` as one line, without a traceback.
 """
 
 from __future__ import annotations
@@ -13,37 +13,38 @@ if TYPE_CHECKING:
 
 
 class CasslError(Exception):
-    """The base of all errors below."""
+    """Base class of all errors below."""
 
 
 class ConfigError(CasslError, ValueError):
-    """A parameter that cannot be used; the message names it, its value and what is allowed."""
+    """A parameter has an invalid value; the message names it, its value and what is allowed."""
 
 
 class DataError(CasslError, ValueError):
-    """Data that cannot be used; the message names the file, the value and the remedy."""
+    """An input file is missing or invalid; the message names the file, the value and the remedy."""
 
 
 class SceneError(CasslError, ValueError):
-    """A folder that holds other scenes than those asked for or damaged ones, or an unknown unit of scenes."""
+    """The embedded scenes cannot be used: the folder holds different or damaged scenes, or the unit is unknown."""
 
 
 class PseudoLabelError(CasslError, ValueError):
-    """A pseudo-label store that is unfinished, damaged, or has foreign shards; the message names the file."""
+    """A pseudo-label store is unfinished, damaged or mixed with shards of another one; the message names the file."""
 
 
 class LabelingError(PseudoLabelError):
-    """Labeling cannot start or continue; finished shards are kept, and the message says what to do."""
+    """Labeling cannot start or continue; finished shards are kept, and the message says how to resume."""
 
 
 class WeightsError(CasslError, ValueError):
-    """Weights that cannot be used; the message names the file or tensors and the remedy."""
+    """Weights cannot be loaded; the message names the file or tensors and the remedy."""
 
 
 class MissingRun(CasslError, RuntimeError):
-    """A run does not exist and may not be made now; the message holds the command that makes it.
+    """A required run does not exist and must not be trained implicitly; the message has the command that creates it.
 
-    `run` is where it will be, where that is known.
+    Attributes:
+        run: the run that is missing, if its identity is known.
     """
 
     def __init__(self, message: str, run: Run | None = None):
@@ -52,16 +53,21 @@ class MissingRun(CasslError, RuntimeError):
 
 
 class LaunchError(CasslError, RuntimeError):
-    """The processes of a stage failed; their own messages are above."""
+    """The processes of a stage failed; their own messages are printed above."""
 
 
 class NonFiniteLoss(CasslError, RuntimeError):
-    """A loss that is not finite; the message names the step, the losses and the image ids of the batch."""
+    """A loss is NaN or infinite; the message names the step, the losses and the image ids of the batch."""
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What was left out while reading, by reason: how many, and up to five examples each."""
+    """What was skipped while reading a source, by reason.
+
+    Attributes:
+        counts: number of skipped items per reason.
+        examples: up to five of them per reason.
+    """
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -73,7 +79,7 @@ class LeftOut:
             shown.append(str(example))
 
     def __str__(self) -> str:
-        """One line per reason; empty if nothing was left out."""
+        """One line per reason; empty if nothing was skipped."""
         lines = []
         for reason, count in self.counts.items():
             shown = self.examples[reason]

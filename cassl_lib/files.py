@@ -1,4 +1,4 @@
-"""Files of a folder that several processes share: locks, atomic writes, fingerprints."""
+"""Files in folders that several processes share: locks, atomic writes, fingerprints."""
 
 from __future__ import annotations
 
@@ -6,20 +6,25 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import platform
-import sys
 import threading
 from pathlib import Path
 
-WITHOUT_LOCKS = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS)
+WITHOUT_LOCKS = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS)  # of file systems that do not support locks
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool):
-    """Hold a lock on a file; yields whether it is held. The system frees it when its holder dies.
+    """Lock a file; yields whether this process holds the lock. The system releases it when the holder dies.
 
-    On a file system without locks everybody holds it.
+    On a file system without locks, every process is told that it holds the lock.
+
+    Args:
+        wait: block until the lock is free; otherwise yield False if another process holds it.
     """
     with path.open("w") as file:
         try:
@@ -35,22 +40,22 @@ def locked(path: Path, *, wait: bool):
 
 @contextlib.contextmanager
 def alone(folder: Path, *, say: bool = True):
-    """Hold a folder against other processes; they say so and wait."""
+    """Lock a folder: other processes that ask for it wait, and log that they do unless `say` is False."""
     with locked(folder / ".lock", wait=False) as held:
         if held:
             yield
             return
     if say:
-        print(f"another process works in {folder}; waiting for it", file=sys.stderr)
+        logger.info("%s: locked by another process; waiting for it to finish", folder)
     with locked(folder / ".lock", wait=True):
         yield
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old content or the new, never a part.
+    """Write a file such that readers see either the old or the new content, even after a crash.
 
     Raises:
-        OSError: such as a full disk; what was written of it is removed.
+        OSError: the file cannot be written, e.g. the disk is full; the partial file is deleted.
     """
     with replacing(path) as temporary, temporary.open("wb") as file:
         file.write(data)
@@ -60,7 +65,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path):
-    """Yield a file beside `path` to be written, which takes its place at the end; after an OSError it is removed."""
+    """Yield a temporary path beside `path`; it replaces `path` at the end, and is deleted after an OSError."""
     writer = f"{platform.node()}.{os.getpid()}.{threading.get_native_id()}"
     temporary = path.with_name(f".{path.name}.{writer}.tmp")
     try:
@@ -72,7 +77,7 @@ def replacing(path: Path):
 
 
 def file_fingerprint(path: Path) -> str:
-    """Hash of a file's bytes."""
+    """Hash of a file's content: 16 hexadecimal digits of its SHA-256."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
         while block := file.read(1 << 22):

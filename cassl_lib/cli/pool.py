@@ -10,7 +10,7 @@ from cassl_lib import paths
 from cassl_lib.config import SPLITS
 from cassl_lib.data.datasets import paper_parts, split_counts
 from cassl_lib.data.pool.build import build_pool
-from cassl_lib.data.pool.index import REASONS, Pool, left_out_file, left_out_report, save
+from cassl_lib.data.pool.index import REASONS, Pool, left_out_file, save
 from cassl_lib.data.pool.near_duplicates import DISTANCE, Near, exclude, near_duplicates, write_pairs
 from cassl_lib.errors import DataError
 
@@ -48,15 +48,15 @@ def _pool(parsed: argparse.Namespace) -> None:
         raise DataError(f"--distance {parsed.distance} is out of range; use 0 to 31")
     check_writable(parsed.out)
     folder = paths.runs() / "pools"
-    pool, _ = build_pool(paper_parts(parsed.split) if parsed.split else parsed.parts, folder)
+    pool = build_pool(paper_parts(parsed.split) if parsed.split else parsed.parts, folder)
     near = _near(pool, parsed.against, parsed.distance, folder) if parsed.against else []
     if near and parsed.near == "exclude":
         pool = exclude(pool, near, parsed.out)
     elif pool.index.resolve() != parsed.out.resolve():
         pool = save(pool, parsed.out)
     print(table(split_counts(pool)))
-    if report := str(left_out_report(pool.index)):
-        print(f"{report}\nall that was left out: {left_out_file(pool.index)}")
+    if left_out := str(pool.left_out):
+        print(f"{left_out}\nall that was left out: {left_out_file(pool.index)}")
     if parsed.against:
         print(_near_report(near, parsed))
     print(f"{len(pool):,} images, fingerprint {pool.fingerprint}; use them with: -p unlabeled {pool.index}")
@@ -72,7 +72,7 @@ def check_writable(file: Path) -> None:
 
 
 def _near(pool: Pool, part: str, distance: int, folder: Path) -> list[Near]:
-    against, _ = build_pool([part], folder)
+    against = build_pool([part], folder)
     return near_duplicates(pool, [against.image_path(place) for place in range(len(against))], distance=distance)
 
 

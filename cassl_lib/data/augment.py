@@ -1,12 +1,13 @@
-"""Weak and strong augmentation (Sec. 4, Table 6): boxes, masks and pixels move together, by torchvision's transforms.
+"""Weak and strong augmentation (Sec. 4, Table 6), by torchvision's transforms: boxes, masks and pixels move together.
 
-Weak is conventional multi-scale training with a flip. Strong adds what the paper names by citation: one color
-operation, one geometric operation and erased patches, with Soft Teacher's numbers.
+Weak augmentation is multi-scale resizing, cropping and a flip. Strong augmentation adds Soft Teacher's, which the paper
+cites: one color operation, one geometric operation and erased patches.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -17,29 +18,33 @@ from torchvision.transforms.v2 import functional as F
 from cassl_lib.config import AugmentConfig
 
 
-def training_transform(config: AugmentConfig):
-    """The transform of training samples: (image (3, H, W) uint8, target dict) -> the same, at the size of training."""
+def training_transform(config: AugmentConfig) -> Callable:
+    """The transform of training samples.
+
+    It maps an image (3, H, W) uint8 and a target of tv_tensors to an augmented image and a target of plain tensors in
+    the frame of that image. Instances that were cropped away are dropped. Draws from torch's global generator.
+    """
     steps = [v2.RandomHorizontalFlip(0.5), v2.RandomShortestSize(list(config.sizes), max_size=config.longest)]
     if config.crop:
         steps.append(v2.RandomCrop(config.crop, pad_if_needed=True))
     if config.kind == "strong":
         steps.append(strong)
-    return partial(_train_sample, steps)  # not a closure: loading processes may have to pickle it
+    return partial(_train_sample, steps)  # not a closure, so that it can be pickled for loading processes
 
 
-def test_transform(config: AugmentConfig):
-    """Resize to the test size, nothing else; `target` passes untouched, in the frame of the original image."""
+def test_transform(config: AugmentConfig) -> Callable:
+    """The transform of test images: resize to `test_shape`. The target stays in the frame of the original image."""
     return partial(_test_sample, config)
 
 
 def test_shape(shape: tuple[int, int], config: AugmentConfig) -> tuple[int, int]:
-    """(height, width) at test time: short side `test_size`, unless the long side would pass `longest`."""
+    """(height, width) at test time: the short side is `test_size`, unless the long side would exceed `longest`."""
     scale = min(config.test_size / min(shape), config.longest / max(shape))
     return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
 
 
 def _train_sample(steps, image, target):
-    return _sane(*_apply(steps, image, target))
+    return _drop_lost_instances(*_apply(steps, image, target))
 
 
 def _test_sample(config: AugmentConfig, image, target):
@@ -52,8 +57,8 @@ def _apply(steps, image, target):
     return image, target
 
 
-def _sane(image, target):
-    """Drop instances that left the image: boxes below one pixel, masks without a pixel. Boxes are clipped."""
+def _drop_lost_instances(image, target):
+    """Clip boxes to the image; drop instances whose box is narrower than one pixel or whose mask is empty."""
     size = image.shape[-2:]
     boxes = F.clamp_bounding_boxes(target["boxes"]).as_subclass(torch.Tensor)
     keep = ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(dim=1)
@@ -67,18 +72,18 @@ def _sane(image, target):
     return image.as_subclass(torch.Tensor), kept
 
 
-# ---- strong: one color operation and one geometric operation in random order, then 1 to 4 erased patches ----
+# ---- strong augmentation ----
 
 
 # UNSTATED: which of the cited operations the paper used, and how strong.
 def strong(image, target):
-    """Soft Teacher's student augmentation on top of the weak one."""
+    """Soft Teacher's student augmentation: a color and a geometric operation in random order, then erased patches."""
     steps = [_color, _geometry] if torch.rand(()) < 0.5 else [_geometry, _color]
     return _apply([*steps, _erase], image, target)
 
 
 def _color(image, target):
-    """One of nine operations, uniformly; magnitude a whole number m from 1 to 9, of 10."""
+    """One of nine color operations, chosen uniformly, with an integer magnitude m from 1 to 9, of 10."""
     m = int(torch.randint(1, 10, ()))
     factor = 1.8 * m / 10 + 0.1
     operations = (
@@ -96,7 +101,11 @@ def _color(image, target):
 
 
 def _geometry(image, target):
-    """Translate along x or y by up to a tenth, rotate by up to 30 degrees, or shear along both up to tanh(pi / 6)."""
+    """Translate along x or y by up to a tenth of the side, rotate by up to 30 degrees, or shear both axes.
+
+    One of the four, chosen uniformly; shear factors are up to tanh(pi / 6). Pixels from outside are gray in the image
+    and 0 in the masks.
+    """
     height, width = image.shape[-2:]
     kind = int(torch.randint(4, ()))
     translate, angle, shear = [0, 0], 0.0, [0.0, 0.0]
@@ -106,7 +115,7 @@ def _geometry(image, target):
         translate[1] = round(_uniform(-0.1, 0.1) * height)
     elif kind == 2:
         angle = _uniform(-30, 30)
-    else:  # the shear factor is tanh of an angle in radians; torchvision wants the angle whose tangent it is
+    else:  # the shear factor is tanh of an angle in radians; torchvision expects the angle with that tangent
         shear = [math.degrees(math.atan(math.tanh(math.radians(_uniform(-30, 30))))) for _ in range(2)]
     gray = {tv_tensors.Image: 125, tv_tensors.Mask: 0}
 
@@ -119,7 +128,10 @@ def _geometry(image, target):
 
 
 def _erase(image, target):
-    """1 to 4 patches of one side ratio up to a fifth: gray in the image, nothing in the masks; boxes stay."""
+    """Erase 1 to 4 patches, with sides of up to a fifth of the image's: gray in the image, 0 in the masks.
+
+    Boxes do not change.
+    """
     image, target = image.clone(), dict(target)
     if "masks" in target:
         target["masks"] = target["masks"].clone()

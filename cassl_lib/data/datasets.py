@@ -1,4 +1,4 @@
-"""Which files a configuration means: the embedded scenes, COCO's layout, or what the user named."""
+"""The data sets of a configuration: the embedded scenes, the paper's data sets on disk, or the user's own files."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from cassl_lib.errors import DataError
 COCO_UNLABELED = "coco/annotations/image_info_unlabeled2017.json"
 
 # UNSTATED: what small, base and large consist of. The paper names the three sources and the sizes, 0.12, 0.66, 1.74 and
-# 3.66 million; this is the one composition whose counts fit. (part of a pool below the data root, share taken)
+# 3.66 million; only this composition fits them. Pairs: part of a pool below the data root, share of its images
 SPLITS = {
     "tiny": ((COCO_UNLABELED, 1.0),),
     "small": ((COCO_UNLABELED, 1.0), ("places365/data_large", 0.3)),
     "base": (("openimages/train", 1.0),),
     "large": ((COCO_UNLABELED, 1.0), ("places365/data_large", 1.0), ("openimages/train", 1.0)),
 }
-OTHER_FORMS = {  # of the same images, as they are published; taken in this order where the first is not there
+OTHER_FORMS = {  # published forms of the same images, in order of preference, used if the first does not exist
     "places365/data_large": (
         "places365/places365_train_standard.txt",
         "places365/train_large_places365standard.tar",
@@ -34,7 +34,7 @@ OTHER_FORMS = {  # of the same images, as they are published; taken in this orde
     ),
     "openimages/train": ("openimages/train-images-boxable-with-rotation.csv",),
 }
-EXPECTED = {
+EXPECTED = {  # published number of images
     COCO_UNLABELED: paper.SOURCES["coco_unlabeled"],
     "places365/data_large": paper.SOURCES["places365"],
     "openimages/train": paper.SOURCES["open_images"],
@@ -42,49 +42,56 @@ EXPECTED = {
 
 
 def scene_files(config: Config, units: tuple[str, ...]) -> scenes.SceneFiles:
-    """The embedded scenes of this profile; `units` are written if they are not there yet."""
+    """The embedded scenes of this profile; missing `units` are drawn first."""
     return scenes.prepare(scene_folder(config), scenes.SceneSpec(**dict(config.scenes)), units)
 
 
 def scene_folder(config: Config) -> Path:
-    """Profiles that ask for the same scenes share them: the folder is named by what decides them."""
+    """The folder of the scenes, named by their spec, so that profiles with the same spec share it."""
     spec = scenes.SceneSpec(**dict(config.scenes))
     return paths.scenes() / f"{spec.size}px-{hashlib.sha256(repr(spec).encode()).hexdigest()[:8]}"
 
 
 def labeled_set(config: Config, annotation: str | None = None) -> CocoImages:
-    """The labeled training images, with objects or entities; None takes the configuration's `annotation`."""
+    """The labeled training images.
+
+    Args:
+        annotation: "objects" or "entities", by default the configuration's.
+    """
     return _coco(config, config.labeled, "train", annotation)
 
 
 def validation_set(config: Config, annotation: str | None = None) -> CocoImages:
-    """The images that results are reported on; an empty one is refused."""
-    found = _coco(config, config.val, "val", annotation)
-    if not len(found.boxes):
-        raise DataError(f"{found.path}: no usable annotation, an evaluation would mean nothing")
-    return found
+    """The images that results are reported on. Raises DataError if they have no annotations."""
+    images = _coco(config, config.val, "val", annotation)
+    if not len(images.boxes):
+        raise DataError(f"{images.path}: no usable annotation, so nothing can be evaluated; give an annotated set")
+    return images
 
 
 def tuning_set(config: Config, annotation: str | None = None) -> CocoImages:
-    """Scenes of their own for choosing settings: never reported on, never trained on."""
+    """Separate scenes for choosing settings; no stage trains on them and no table reports on them."""
     return _coco(config, "scenes", "tune", annotation)
 
 
 def heldout_set(config: Config, annotation: str | None = None) -> CocoImages | None:
-    """Labeled images to choose the pseudo labels' threshold on; None where there are none.
+    """Labeled images for choosing the pseudo-label threshold, or None if the configuration has none.
 
     Raises:
-        DataError: one of them is also trained on or reported on.
+        DataError: some of them are also in the training or validation set.
     """
     if config.heldout is None:
         return None
     if config.heldout == "scenes":
         return tuning_set(config, annotation)
-    found = _coco(config, config.heldout, "tune", annotation)
+    images = _coco(config, config.heldout, "tune", annotation)
     for name, used in (("labeled", labeled_set(config)), ("val", validation_set(config))):
-        if shared := _image_files(found) & _image_files(used):
-            raise DataError(f"heldout={config.heldout}: {len(shared)} of its images are in {name}, as {min(shared)}")
-    return found
+        if shared := _image_files(images) & _image_files(used):
+            raise DataError(
+                f"heldout={config.heldout}: {len(shared)} of its images are also in {name}, such as {min(shared)}; "
+                "give images of their own"
+            )
+    return images
 
 
 def _image_files(images: CocoImages) -> set[str]:
@@ -93,6 +100,7 @@ def _image_files(images: CocoImages) -> set[str]:
 
 
 def _coco(config: Config, spec: str, unit: str, annotation: str | None) -> CocoImages:
+    """The labeled set of a spec: "scenes" takes `unit` of the embedded scenes, anything else is for `locate`."""
     entities = (annotation or config.annotation) == "entities"
     if spec == "scenes":
         files = scene_files(config, (unit,))
@@ -106,48 +114,59 @@ def _coco(config: Config, spec: str, unit: str, annotation: str | None) -> CocoI
 
 @functools.lru_cache(maxsize=4)
 def _read(path: Path, folder: Path, crowd: str | None, stamps: tuple) -> CocoImages:
-    """Kept, because a table asks for the same sets run by run, and COCO's take half a minute each to parse."""
+    """Cached until a file changes: a table asks for the same sets in every run, and COCO's take 30 s each to parse."""
     return CocoImages(path, folder) if crowd is None else EntityImages(path, folder, crowd=crowd)
 
 
 def sibling(path: Path, kind: str) -> Path:
-    """`path`, or the file of the other kind beside it: instances_train2017.json for panoptic_train2017.json."""
+    """The annotation file of `kind` for the same images: instances_train2017.json for panoptic_train2017.json.
+
+    Args:
+        kind: "instances" or "panoptic"; a path that is not named like the other kind is returned unchanged.
+    """
     other = {"panoptic": "instances", "instances": "panoptic"}[kind]
     if not path.name.startswith(other):
         return path
-    found = path.with_name(kind + path.name.removeprefix(other))
-    if not found.is_file():
-        raise DataError(f"{found}: no such file, and {path.name} has no {kind}; put it beside, or name a {kind} JSON")
-    return found
+    beside = path.with_name(kind + path.name.removeprefix(other))
+    if not beside.is_file():
+        raise DataError(
+            f"{beside}: no such file, and {path.name} has no {kind} annotations; put it there, or give a {kind} JSON"
+        )
+    return beside
 
 
 def pool(config: Config) -> Pool:
-    """The unlabeled images of the configuration's split, or the user's own."""
+    """The unlabeled images of the configuration: a split of scenes or of the paper, or the user's own."""
     if config.unlabeled == "scenes":
         units = scenes.SPLITS[config.split]
         files = scene_files(config, units)
         parts = [f"{files.image_info(unit)}:{files.images(unit)}" for unit in units]
     elif config.unlabeled == "split":
         parts = paper_parts(config.split)
-    elif Path(config.unlabeled).expanduser().exists():  # its name may have a comma
-        parts = [config.unlabeled]
     else:
-        parts = [part.strip() for part in config.unlabeled.split(",")]
-    return build_pool(parts, paths.runs() / "pools")[0]
+        parts = _own_parts(config.unlabeled)
+    return build_pool(parts, paths.runs() / "pools")
+
+
+def _own_parts(unlabeled: str) -> list[str]:
+    """The parts of a pool, separated by commas; a part that exists is taken whole, as its name may have a comma."""
+    file, folder = paths.file_and_folder(share_of(unlabeled)[0])
+    if Path(file).expanduser().exists() and (folder is None or Path(folder).expanduser().is_dir()):
+        return [unlabeled]
+    return [part.strip() for part in unlabeled.split(",")]
 
 
 def split_counts(pool: Pool) -> list[dict]:
-    """What was found of each part of a pool beside what its publishers count.
+    """The number of images in each part of a pool, beside the published number.
 
     Returns:
-        A dict a part, the last for all of them: part, expected (None if nobody published it), listed, what was left out
-        by reason (`pool_index.REASONS`), images, and `why` the number is another one.
+        One dict per part and, if there are several, one for all: `part`, `expected` (None if no number was published),
+        `listed`, one count per reason for leaving out (`pool.index.REASONS`), `images`, and `why` the numbers differ.
     """
     rows = []
-    for found in pool.parts:
-        expected = _expected(found["part"])
-        row = {"part": found["part"], "expected": expected, "listed": found["listed"]}
-        rows.append(row | {reason: found[reason] for reason in REASONS} | {"images": found["images"]})
+    for part in pool.parts:
+        row = {"part": part["part"], "expected": _expected(part["part"]), "listed": part["listed"]}
+        rows.append(row | {reason: part[reason] for reason in REASONS} | {"images": part["images"]})
     if len(rows) > 1:
         expected = [row["expected"] for row in rows]
         total = {"part": "all", "expected": None if None in expected else sum(expected)}
@@ -156,7 +175,7 @@ def split_counts(pool: Pool) -> list[dict]:
 
 
 def _expected(part: str) -> int | None:
-    """Images of a published part, or of the share of it."""
+    """Published number of images of a part, times its share; None if unknown."""
     whole, share = share_of(part)
     for name, count in EXPECTED.items():
         if paths.file_and_folder(whole)[0] in (name, *OTHER_FORMS.get(name, ())):
@@ -165,6 +184,7 @@ def _expected(part: str) -> int | None:
 
 
 def _difference(row: dict) -> str:
+    """Why a row's number of images differs from the published one, or an empty string."""
     reasons = [f"{row[reason]:,} {reason}" for reason in REASONS if row[reason]]
     if row["expected"] is not None and row["listed"] != row["expected"]:
         gap = row["listed"] - row["expected"]
@@ -173,7 +193,7 @@ def _difference(row: dict) -> str:
 
 
 def hidden_ground_truth(config: Config) -> list[Path]:
-    """The instances JSONs of the pool, where there are any: for judging pseudo labels, never for training."""
+    """Instances JSONs of the pool's images, if it has any: to measure pseudo labels, never to train."""
     if config.unlabeled != "scenes":
         return []
     units = scenes.SPLITS[config.split]
@@ -182,15 +202,19 @@ def hidden_ground_truth(config: Config) -> list[Path]:
 
 
 def paper_parts(split: str) -> list[str]:
-    """The parts of a split of the paper, as `build_pool` takes them."""
+    """The parts of a split of the paper, for `build_pool`.
+
+    Raises:
+        DataError: one of its data sets is not below the data root.
+    """
     root = paths.datasets()
     parts = []
     for name, share in SPLITS[split]:
-        found = [each for each in (name, *OTHER_FORMS.get(name, ())) if (root / each).exists()]
-        if not found:
+        existing = [form for form in (name, *OTHER_FORMS.get(name, ())) if (root / form).exists()]
+        if not existing:
             raise DataError(
-                f"split={split!r} needs {root / name}, which is not there; put it there, set CASSL_DATASETS to the "
+                f"split={split!r} needs {root / name}, which does not exist; download it, set CASSL_DATASETS to the "
                 "folder that holds coco/, places365/ and openimages/, or give your own images with unlabeled=FOLDER"
             )
-        parts.append(str(root / found[0]) if share == 1 else f"{root / found[0]}@{share}")
+        parts.append(str(root / existing[0]) if share == 1 else f"{root / existing[0]}@{share}")
     return parts

@@ -1,4 +1,4 @@
-"""Work over images in several processes of this machine."""
+"""Process pools on this machine, for work per image."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from concurrent.futures import ProcessPoolExecutor
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """Number of CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def several(workers: int):
-    """A context: an executor of so many processes, or None where one is enough and this one does.
+def process_pool(workers: int) -> contextlib.AbstractContextManager[ProcessPoolExecutor | None]:
+    """A context manager: an executor with `workers` processes, or None if one is enough, which is the caller.
 
-    They are spawned: a script of your own needs `if __name__ == "__main__"`.
+    Processes are spawned, so scripts need the `if __name__ == "__main__"` guard.
     """
     if workers <= 1:
         return contextlib.nullcontext()
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_exit_with_parent)
 
 
-def _end_with_parent() -> None:
-    """A parent that is killed cannot say so, and its processes would wait for ever."""
+def _exit_with_parent() -> None:
+    """Exit when the parent dies; otherwise workers of a killed parent would block forever."""
 
     def wait() -> None:
         multiprocessing.parent_process().join()

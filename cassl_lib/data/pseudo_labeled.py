@@ -1,4 +1,4 @@
-"""A pseudo-label store as a source of training samples: what warm-up reads (Sec. 3.1, eq. 4)."""
+"""A pseudo-label store as an image source: what warm-up trains on (Sec. 3.1, eq. 4)."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from pathlib import Path
 import numpy as np
 
 from cassl_lib import paths
-from cassl_lib.data.coco import decode_masks
+from cassl_lib.data.segmentations import decode_masks
+from cassl_lib.data.source import Annotations
 from cassl_lib.labels.store import PseudoLabelStore
 
 
 class PseudoLabeled:
-    """Images of a store with their labels above its threshold; masks are decoded only for the image asked for."""
+    """The images of a store with their labels above its threshold, an `ImageSource`. Masks are decoded on request."""
 
-    left_out = None  # unreadable images were skipped when the store was labeled
+    left_out = None  # unreadable images were skipped, and listed, when the store was labeled
 
     def __init__(self, labels: PseudoLabelStore):
+        """Open the store, so that a missing or damaged one is noticed now."""
         self.labels = labels
         labels.open()
 
@@ -29,13 +31,17 @@ class PseudoLabeled:
     def image_id(self, index: int) -> int:
         return self.labels.image_id(index)
 
-    def annotations(self, index: int, *, masks: bool = True) -> dict[str, np.ndarray]:
-        """size (H, W) of the image, boxes (N, 4) float32 xyxy, labels (N,) int64, and masks (N, H, W) uint8."""
+    def annotations(self, index: int, *, masks: bool = True) -> Annotations:
+        """Labels of an image above the threshold.
+
+        Raises:
+            ValueError: masks are requested, but the store holds boxes only.
+        """
         item = self.labels[index]
         size = item["height"], item["width"]
-        found = {"size": size, "boxes": item["boxes"], "labels": item["labels"].astype(np.int64)}
+        instances: Annotations = {"size": size, "boxes": item["boxes"], "labels": item["labels"].astype(np.int64)}
         if masks:
             if len(item["boxes"]) and not item["rles"]:
                 raise ValueError(f"{self.labels.folder} holds boxes only; train with masks=False, or label with masks")
-            found["masks"] = decode_masks(item["rles"], size)
-        return found
+            instances["masks"] = decode_masks(item["rles"], size)
+        return instances

@@ -13,10 +13,12 @@ import torch
 
 from cassl_lib.config import AugmentConfig, PanopticConfig, TrainConfig
 from cassl_lib.data.augment import test_transform
-from cassl_lib.data.coco import CocoImages, decode_masks
+from cassl_lib.data.coco import CocoImages
 from cassl_lib.data.entities import EntityImages
 from cassl_lib.data.loader import Samples, batches, in_turn
-from cassl_lib.data.panoptic import PanopticFiles, write_image, write_json
+from cassl_lib.data.panoptic import PanopticFiles
+from cassl_lib.data.panoptic_writer import write_image, write_json
+from cassl_lib.data.segmentations import decode_masks
 from cassl_lib.evaluation.coco import evaluate
 from cassl_lib.evaluation.panoptic_merge import merge_panoptic
 from cassl_lib.evaluation.panoptic_quality import count_images, quality

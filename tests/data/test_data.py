@@ -1,4 +1,4 @@
-"""From files to samples: COCO JSONs as people write them, images as people keep them, order, and augmentation."""
+"""From files to samples: COCO JSON, image files, samples and their order, augmentation."""
 
 import errno
 import json
@@ -19,7 +19,7 @@ from cassl_lib.data.augment import test_shape as shape_at_test_time
 from cassl_lib.data.augment import test_transform as transform_at_test_time
 from cassl_lib.data.augment import training_transform
 from cassl_lib.data.coco import CocoImages, locate
-from cassl_lib.data.image_files import own_fault, spread
+from cassl_lib.data.image_files import describe_damage, spread
 from cassl_lib.data.loader import Order, Samples, batches, in_turn, read_image
 from cassl_lib.data.pseudo_labeled import PseudoLabeled
 from cassl_lib.errors import DataError, LeftOut
@@ -49,12 +49,12 @@ def image_entry(image_id, name):
 
 
 def annotation(number, image_id, category, box, segmentation=None, **extra):
-    found = {"id": number, "image_id": image_id, "category_id": category, "bbox": box, **extra}
-    return found if segmentation is None else found | {"segmentation": segmentation}
+    entry = {"id": number, "image_id": image_id, "category_id": category, "bbox": box, **extra}
+    return entry if segmentation is None else entry | {"segmentation": segmentation}
 
 
 def write(folder, data, images=("a.jpg", "b.jpg", "c.jpg")):
-    """`data` as a JSON in `folder`, and gray images for it in `folder/images`."""
+    """Write `data` as a JSON in `folder`, and its images, gray ones, in `folder/images`."""
     (folder / "images").mkdir(exist_ok=True)
     for name in images:
         Image.new("RGB", (WIDTH, HEIGHT), (100, 100, 100)).save(folder / "images" / name)
@@ -63,7 +63,7 @@ def write(folder, data, images=("a.jpg", "b.jpg", "c.jpg")):
     return path
 
 
-# Ids with gaps, out of order; column-major counts of a rectangle: x 10 to 11, y 4 to 7.
+# Ids have gaps and are out of order. Column-major counts of a rectangle: x 10 to 11, y 4 to 7.
 COUNTS = [10 * HEIGHT + 4, 4, HEIGHT - 4, 4, HEIGHT - 8 + 18 * HEIGHT]
 TWO_POLYGONS = [[2, 3, 7, 3, 7, 5, 2, 5], [2, 6, 7, 6, 7, 7, 2, 7]]
 DATA = {
@@ -89,40 +89,40 @@ DATA = {
 
 
 @pytest.fixture
-def found(tmp_path):
+def coco(tmp_path):
     return CocoImages(write(tmp_path, DATA), tmp_path / "images")
 
 
 # ---- COCO JSON ----
 
 
-def test_classes_are_in_the_order_of_their_ids_whatever_the_gaps(found):
-    assert found.classes == ["dog", "ghost", "cat"] and found.category_ids.tolist() == [5, 17, 90]
-    assert found.ids.tolist() == [70, 3, 1000] and len(found) == 3
-    assert found.image_id(2) == 1000 and found.image_path(2).name == "c.jpg"
+def test_classes_are_sorted_by_id_even_with_gaps(coco):
+    assert coco.classes == ["dog", "ghost", "cat"] and coco.category_ids.tolist() == [5, 17, 90]
+    assert coco.ids.tolist() == [70, 3, 1000] and len(coco) == 3
+    assert coco.image_id(2) == 1000 and coco.image_path(2).name == "c.jpg"
 
 
-def test_boxes_labels_and_masks_are_those_of_the_image(found):
-    first = found.annotations(0)
+def test_annotations_are_those_of_the_image(coco):
+    first = coco.annotations(0)
     assert first["boxes"].tolist() == [[2, 3, 7, 7], [10, 4, 12, 8]] and first["boxes"].dtype == np.float32
     assert first["labels"].tolist() == [2, 0] and first["labels"].dtype == np.int64
     np.testing.assert_array_equal(
         first["masks"][0], filled(2, 3, 7, 5) | filled(2, 6, 7, 7)
     )  # two polygons, one object
     np.testing.assert_array_equal(first["masks"][1], filled(10, 4, 12, 8))  # uncompressed counts
-    third = found.annotations(2)
+    third = coco.annotations(2)
     assert third["boxes"].tolist() == [[0, 0, 4, 2]] and third["labels"].tolist() == [2]
     np.testing.assert_array_equal(third["masks"][0], filled(0, 0, 4, 2))  # compressed counts
-    assert "masks" not in found.annotations(0, masks=False)
+    assert "masks" not in coco.annotations(0, masks=False)
 
 
-def test_an_image_without_objects_has_empty_arrays(found):
-    empty = found.annotations(1)
+def test_an_image_without_objects_has_empty_arrays(coco):
+    empty = coco.annotations(1)
     assert empty["boxes"].shape == (0, 4) and empty["labels"].shape == (0,) and empty["masks"].shape == (0, 20, 30)
 
 
-def test_what_is_left_out_is_counted_and_named(found):
-    assert found.left_out.counts == {
+def test_skipped_images_and_annotations_are_counted_and_named(coco):
+    assert coco.left_out.counts == {
         "images of the JSON are not in the folder": 1,
         "annotations belong to no image": 2,
         "crowds are not trained on": 1,
@@ -130,28 +130,29 @@ def test_what_is_left_out_is_counted_and_named(found):
         "annotations have a category the JSON does not list": 1,
         "classes have no instance": 1,
     }
-    text = str(found.left_out)
+    text = str(coco.left_out)
     for part in ("gone.jpg", "annotation 4", "annotation 5 [4, 4, 0, 5]", "annotation 7, annotation 8", "ghost"):
         assert part in text
     assert "33" in next(line for line in text.splitlines() if "category" in line)
 
 
-def test_a_report_names_five_and_counts_all():
-    report = LeftOut()
+def test_left_out_counts_all_and_names_five():
+    left_out = LeftOut()
     for number in range(7):
-        report.add("things are odd", number)
-    assert str(report) == "7 things are odd: 0, 1, 2, 3, 4, ..."
+        left_out.add("things are odd", number)
+    assert str(left_out) == "7 things are odd: 0, 1, 2, 3, 4, ..."
     assert str(LeftOut()) == ""
 
 
-def test_an_annotation_without_mask_among_others_is_named(tmp_path):
+def test_an_annotation_without_mask_in_a_set_with_masks_is_named(tmp_path):
     data = DATA | {"annotations": [*DATA["annotations"], annotation(10, 3, 5, [1, 1, 4, 4])]}
     images = CocoImages(write(tmp_path, data), tmp_path / "images")
-    assert images.left_out.counts["annotations have no mask to train on"] == 1 and "annotation 10" in str(images.left_out)
+    assert images.left_out.counts["annotations have no mask to train on"] == 1
+    assert "annotation 10" in str(images.left_out)
     assert images.annotations(1)["masks"].sum() == 0 and len(images.annotations(1)["boxes"]) == 1
 
 
-def test_boxes_alone_are_read_but_have_no_masks_to_give(tmp_path):
+def test_a_set_with_boxes_only_can_be_read_without_masks(tmp_path):
     boxes_only = [{k: v for k, v in entry.items() if k != "segmentation"} for entry in DATA["annotations"]]
     images = CocoImages(write(tmp_path, DATA | {"annotations": boxes_only}), tmp_path / "images")
     assert images.annotations(0, masks=False)["boxes"].shape == (2, 4)
@@ -160,19 +161,19 @@ def test_boxes_alone_are_read_but_have_no_masks_to_give(tmp_path):
         images.annotations(0)
 
 
-def test_a_set_without_any_annotation_is_read(tmp_path):
+def test_a_set_without_annotations_is_valid(tmp_path):
     images = CocoImages(write(tmp_path, DATA | {"annotations": []}), tmp_path / "images")
     assert len(images) == 3 and len(images.boxes) == 0 and images.annotations(0)["masks"].shape == (0, 20, 30)
 
 
-def test_the_fingerprint_is_of_the_annotations_and_of_the_images_that_are_there(tmp_path):
+def test_the_fingerprint_depends_on_the_annotations_and_on_which_images_exist(tmp_path):
     def fingerprint(data=DATA):
         return CocoImages(write(tmp_path, data), tmp_path / "images").fingerprint
 
     first = fingerprint()
     assert first == fingerprint()
     assert fingerprint(DATA | {"annotations": DATA["annotations"][:-1]}) != first
-    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "images/gone.jpg")  # the image that was absent
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "images/gone.jpg")  # it was absent
     assert fingerprint() != first
 
 
@@ -198,7 +199,7 @@ def without(key, *names):
         (DATA | {"images": [image_entry(1, "gone.jpg")]}, "none of its 1 images (such as 'gone.jpg') is in"),
     ],
 )
-def test_what_is_no_coco_file_is_refused_by_name(tmp_path, data, message):
+def test_a_file_that_is_not_coco_instances_is_named_in_the_error(tmp_path, data, message):
     path = write(tmp_path, DATA)
     if isinstance(data, bytes):
         path.write_bytes(data)
@@ -209,10 +210,10 @@ def test_what_is_no_coco_file_is_refused_by_name(tmp_path, data, message):
     assert str(path) in str(caught.value) and message in str(caught.value)
 
 
-# ---- where the files are ----
+# ---- locating files ----
 
 
-def test_images_are_looked_for_where_coco_layouts_have_them(tmp_path):
+def test_the_image_folder_is_found_in_coco_layouts(tmp_path):
     (tmp_path / "annotations").mkdir()
     path = tmp_path / "annotations/instances_train2017.json"
     path.touch()
@@ -230,7 +231,7 @@ def test_images_are_looked_for_where_coco_layouts_have_them(tmp_path):
     assert locate(f"{path}:{tmp_path / 'elsewhere'}") == (path, tmp_path / "elsewhere")
 
 
-def test_a_file_or_folder_that_is_not_there_is_named(tmp_path):
+def test_a_missing_file_or_folder_is_named(tmp_path):
     with pytest.raises(DataError, match="labels.json: no such annotation file; give a COCO JSON, or JSON:FOLDER"):
         locate(str(tmp_path / "labels.json"))
     (tmp_path / "labels.json").touch()
@@ -265,19 +266,19 @@ def test_every_kind_of_image_is_read_as_rgb(tmp_path):
         "bits.png": (Image.new("1", (6, 4), 1), [255, 255, 255]),
     }
     for name, (image, expected) in exact.items():
-        found = saved(tmp_path / name, image)
-        assert found.shape == (3, 4, 6) and found.dtype == torch.uint8, name
-        assert found.flatten(1).unique(dim=1).squeeze(1).tolist() == expected, name
+        pixels = saved(tmp_path / name, image)
+        assert pixels.shape == (3, 4, 6) and pixels.dtype == torch.uint8, name
+        assert pixels.flatten(1).unique(dim=1).squeeze(1).tolist() == expected, name
     for name, image in {"gray.jpg": gray, "cmyk.jpg": Image.new("CMYK", (6, 4), (155, 155, 155, 0))}.items():
-        found = saved(tmp_path / name, image, quality=100)
-        assert found.shape == (3, 4, 6) and (found.int() - 100).abs().max() <= 3, name  # JPEG rounds
+        pixels = saved(tmp_path / name, image, quality=100)
+        assert pixels.shape == (3, 4, 6) and (pixels.int() - 100).abs().max() <= 3, name  # JPEG rounds
 
 
-def test_a_damaged_image_is_an_error_and_never_a_crash(tmp_path):
-    """One in some hundred damaged JPEGs brought torchvision's decoder, and the process, down."""
+def test_a_damaged_image_raises_and_never_crashes(tmp_path):
+    """Roughly one in a few hundred damaged JPEGs crashed torchvision's decoder, and with it the process."""
     pixels = np.kron(np.random.default_rng(0).integers(0, 255, (5, 7, 3)), np.ones((8, 8, 1))).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "whole.jpg")
-    whole, rng, refused = (tmp_path / "whole.jpg").read_bytes(), np.random.default_rng(1), 0
+    whole, rng, unreadable = (tmp_path / "whole.jpg").read_bytes(), np.random.default_rng(1), 0
     for _ in range(500):
         damaged = bytearray(whole)
         for place in rng.integers(0, len(whole), 4):
@@ -286,8 +287,8 @@ def test_a_damaged_image_is_an_error_and_never_a_crash(tmp_path):
         try:
             assert read_image(tmp_path / "damaged.jpg").dtype == torch.uint8
         except OSError:
-            refused += 1
-    assert 0 < refused < 500
+            unreadable += 1
+    assert 0 < unreadable < 500
     for name, content in {"empty.jpg": b"", "text.png": b"no image", "short.jpg": whole[: len(whole) // 2]}.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(OSError):
@@ -304,32 +305,35 @@ def samples_of(images, config=WHOLE, **options):
     return Samples(images, training_transform(config), **{"masks": True, "classes": True} | options)
 
 
-def test_a_damaged_image_is_replaced_by_the_next_and_named(found, tmp_path):
+def test_a_damaged_image_is_named_and_replaced_by_the_next(coco, tmp_path):
     (tmp_path / "images/a.jpg").write_text("no image")
     (tmp_path / "images/b.jpg").write_text("no image either")
-    _, target, image_id, unreadable = samples_of(found)[(0, 0)]
+    _, target, image_id, unreadable = samples_of(coco)[(0, 0)]
     assert image_id == 1000 and target["labels"].tolist() == [2]
     assert [name.split(" ")[0] for name in unreadable] == [str(tmp_path / f"images/{name}.jpg") for name in "ab"]
-    image, target, image_id, unreadable = samples_of(found, replace=False)[(0, 0)]
+    image, target, image_id, unreadable = samples_of(coco, replace=False)[(0, 0)]
     assert image is None and target is None and image_id == 70 and "a.jpg" in unreadable[0]
     (tmp_path / "images/c.jpg").unlink()
     with pytest.raises(DataError, match="3 images in a row cannot be used, the last is .*b.jpg"):
-        samples_of(found)[(0, 2)]
+        samples_of(coco)[(0, 2)]
 
 
-def test_a_disk_that_fails_stops_instead_of_losing_images(found, tmp_path, monkeypatch):
-    """Nothing that can be read tomorrow is to be named unreadable for ever, or to be replaced by another image."""
-    samples = samples_of(found, replace=False)
+def test_a_storage_error_raises_instead_of_skipping_images(coco, tmp_path, monkeypatch):
+    """An image that may be readable tomorrow must not be recorded as unreadable, or be replaced by another one."""
+    samples = samples_of(coco, replace=False)
     (tmp_path / "images/a.jpg").unlink()
-    assert samples[(0, 0)][3] == [f"{tmp_path / 'images/a.jpg'} (No such file or directory)"]  # this one alone
+    assert samples[(0, 0)][3] == [f"{tmp_path / 'images/a.jpg'} (No such file or directory)"]  # only this one
     for name in "bc":
         (tmp_path / f"images/{name}.jpg").unlink()
-    with pytest.raises(DataError, match=r"a.jpg: No such file .* no fault of this one image.*\(is .*images there"):
+    with pytest.raises(
+        DataError,
+        match=r"a.jpg: No such file .* storage or system error, not a damaged image. Check that .*images is mounted",
+    ):
         samples[(0, 0)]
     (tmp_path / "images").rmdir()
     for replaced in (True, False):
-        with pytest.raises(DataError, match="run the same command again, it goes on"):
-            samples_of(found, replace=replaced)[(0, 0)]
+        with pytest.raises(DataError, match="rerun the same command to resume"):
+            samples_of(coco, replace=replaced)[(0, 0)]
 
     def fail(path):
         raise OSError(errno.EMFILE, "Too many open files", str(path))
@@ -340,64 +344,64 @@ def test_a_disk_that_fails_stops_instead_of_losing_images(found, tmp_path, monke
 
 
 @pytest.mark.parametrize(
-    ("number", "there", "own"),
+    ("number", "exists", "damaged"),
     [
-        (None, False, True),  # Pillow's: the file was read, and is no image
+        (None, False, True),  # Pillow's: the file was read, but is not an image
         (errno.ENOENT, True, True),
         (errno.ENOENT, False, False),
         (errno.EACCES, True, True),
-        (errno.EACCES, False, False),  # credentials that have run out
+        (errno.EACCES, False, False),  # expired credentials
         (errno.EIO, True, False),
         (errno.ESTALE, True, False),
         (errno.EMFILE, True, False),
     ],
 )
 @pytest.mark.parametrize("member", [False, True])
-def test_whose_fault_an_unreadable_image_is(number, there, own, member, tmp_path):
+def test_damaged_images_are_told_from_storage_errors(number, exists, damaged, member, tmp_path):
     folder = tmp_path / "images"
-    if there and member:
+    if exists and member:
         folder.write_bytes(b"archive")
         folder = folder.rename(tmp_path / "images.tar")
-    elif there:
+    elif exists:
         folder.mkdir()
         (folder / "other.jpg").touch()
     path = f"{tmp_path}/images.tar::512+100::a.jpg" if member else folder / "a.jpg"
     error = OSError("cannot identify image file <_io.BytesIO object at 0x7f>")
     if number is not None:
         error = OSError(number, os.strerror(number), str(path))
-    if own:
+    if damaged:
         expected = "cannot identify image file" if number is None else os.strerror(number)
-        assert own_fault(path, error) == expected
+        assert describe_damage(path, error) == expected
     else:
-        with pytest.raises(DataError, match="no fault of this one image"):
-            own_fault(path, error)
+        with pytest.raises(DataError, match="not a damaged image"):
+            describe_damage(path, error)
 
 
-def test_places_are_spread_over_all_that_is_there():
+def test_indices_are_spread_evenly():
     assert spread(5) == [0, 1, 2, 3, 4] and spread(0) == []
     assert spread(100, 4) == [0, 25, 50, 75] and len(spread(3_660_000)) == 20
 
 
-def test_a_batch_leaves_out_what_could_not_be_read(found, tmp_path):
+def test_a_batch_leaves_out_unreadable_images(coco, tmp_path):
     (tmp_path / "images/b.jpg").write_text("no image")
-    loader = batches(samples_of(found, replace=False), in_turn(range(3), 2), workers=0)
+    loader = batches(samples_of(coco, replace=False), in_turn(range(3), 2), workers=0)
     (images, targets, ids, unreadable), (_, _, last, none) = loader
     assert ids == [70] and len(images) == len(targets) == 1 and "b.jpg" in unreadable[0]
     assert last == [1000] and none == []
 
 
 @pytest.mark.parametrize("masks", [True, False])
-def test_an_image_of_another_size_than_its_annotations_counts_as_damaged(found, tmp_path, masks):
+def test_an_image_of_another_size_than_its_annotations_is_unusable(coco, tmp_path, masks):
     Image.new("RGB", (HEIGHT, WIDTH)).save(tmp_path / "images/a.jpg")
-    _, _, image_id, (name,) = samples_of(found, masks=masks)[(0, 0)]
+    _, _, image_id, (name,) = samples_of(coco, masks=masks)[(0, 0)]
     assert image_id != 70 and name == f"{tmp_path / 'images/a.jpg'} (30x20 pixels, listed as 20x30)"
     for path in (tmp_path / "images").iterdir():
         Image.new("RGB", (HEIGHT, WIDTH)).save(path)
     with pytest.raises(DataError, match="3 images in a row cannot be used, the last is .* listed as 20x30"):
-        samples_of(found, masks=masks)[(0, 0)]
+        samples_of(coco, masks=masks)[(0, 0)]
 
 
-def test_pseudo_labels_of_another_size_than_the_file_are_refused(tmp_path):
+def test_an_image_of_another_size_than_its_pseudo_labels_raises(tmp_path):
     image = saved(tmp_path / "a.png", Image.new("RGB", (WIDTH, HEIGHT)))
     row = {"image_id": 4, "file_name": str(tmp_path / "a.png"), "height": HEIGHT, "width": WIDTH}
     write_shard(tmp_path / "store", 0, [row | {"boxes": np.zeros((0, 4)), "scores": np.zeros(0)}], "labeler")
@@ -410,15 +414,15 @@ def test_pseudo_labels_of_another_size_than_the_file_are_refused(tmp_path):
         samples_of(source)[(0, 0)]
 
 
-def test_without_classes_every_label_is_an_object(found):
-    assert samples_of(found)[(0, 0)][1]["labels"].tolist() == [2, 0]
-    assert samples_of(found, classes=False)[(0, 0)][1]["labels"].tolist() == [0, 0]
-    assert found.labels.tolist() == [2, 0, 2]  # the set itself is not changed
+def test_class_agnostic_samples_have_label_0(coco):
+    assert samples_of(coco)[(0, 0)][1]["labels"].tolist() == [2, 0]
+    assert samples_of(coco, classes=False)[(0, 0)][1]["labels"].tolist() == [0, 0]
+    assert coco.labels.tolist() == [2, 0, 2]  # the set itself is not changed
 
 
 @pytest.mark.parametrize("config", [WEAK, STRONG])
-def test_an_image_without_objects_is_an_ordinary_sample(found, config):
-    image, target, _, _ = samples_of(found, config)[(5, 1)]
+def test_an_image_without_objects_is_an_ordinary_sample(coco, config):
+    image, target, _, _ = samples_of(coco, config)[(5, 1)]
     assert image.shape == (3, 96, 96) and image.dtype == torch.uint8 and type(image) is torch.Tensor
     assert target["boxes"].shape == (0, 4) and target["labels"].shape == (0,) and target["masks"].shape == (0, 96, 96)
 
@@ -429,22 +433,22 @@ def same(first, second):
     return torch.equal(first[0], second[0]) and all(torch.equal(first[1][k], second[1][k]) for k in first[1])
 
 
-def test_a_sample_is_decided_by_its_position_whatever_came_before(found, tmp_path):
+def test_a_sample_depends_on_its_position_alone(coco, tmp_path):
     Image.effect_noise((WIDTH, HEIGHT), 90).convert("RGB").save(tmp_path / "images/a.jpg")
-    samples = samples_of(found, STRONG, seed=1)
+    samples = samples_of(coco, STRONG, seed=1)
     torch.manual_seed(5)
     state, first = torch.get_rng_state(), samples[(7, 0)]
-    assert torch.equal(torch.get_rng_state(), state)  # and what comes after is not disturbed
+    assert torch.equal(torch.get_rng_state(), state)  # the global stream is untouched
     torch.manual_seed(6)
     samples[(8, 0)]
     assert same(samples[(7, 0)], first)
     assert not same(samples[(8, 0)], first)
-    assert not same(samples_of(found, STRONG, seed=2)[(7, 0)], first)
+    assert not same(samples_of(coco, STRONG, seed=2)[(7, 0)], first)
 
 
-def test_loading_processes_change_nothing(found, tmp_path):
+def test_worker_processes_do_not_change_samples(coco, tmp_path):
     Image.effect_noise((WIDTH, HEIGHT), 90).convert("RGB").save(tmp_path / "images/a.jpg")
-    samples, order = samples_of(found, STRONG), Order(3, batch_size=2, start=0, stop=4, seed=0)
+    samples, order = samples_of(coco, STRONG), Order(3, batch_size=2, start=0, stop=4, seed=0)
     alone, helped = (list(batches(samples, order, workers=workers)) for workers in (0, 2))
     assert [batch[2] for batch in alone] == [batch[2] for batch in helped]
     for one, other in zip(alone, helped, strict=True):
@@ -452,11 +456,11 @@ def test_loading_processes_change_nothing(found, tmp_path):
             assert same([part[index] for part in one[:3]], [part[index] for part in other[:3]])
 
 
-def test_loading_does_not_touch_the_models_random_stream(found):
-    """Else a run that continues, and so starts another loader, would not draw what an undisturbed run draws."""
+def test_loading_does_not_advance_the_models_random_stream(coco):
+    """Otherwise a resumed run, which starts another loader, would draw other numbers than an uninterrupted one."""
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    for _ in batches(samples_of(found), Order(3, batch_size=2, start=0, stop=2, seed=0), workers=0):
+    for _ in batches(samples_of(coco), Order(3, batch_size=2, start=0, stop=2, seed=0), workers=0):
         pass
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -468,7 +472,7 @@ def order(size=7, batch_size=4, start=0, stop=6, seed=3, **places):
     return list(Order(size, batch_size=batch_size, start=start, stop=stop, seed=seed, **places))
 
 
-def test_every_image_comes_once_an_epoch_in_another_order():
+def test_every_epoch_visits_each_image_once_in_a_new_order():
     tickets = [ticket for step in order(stop=7) for ticket in step]  # 28 positions: four epochs of 7
     assert [position for position, _ in tickets] == list(range(28))
     epochs = [[index for _, index in tickets[at : at + 7]] for at in range(0, 28, 7)]
@@ -477,7 +481,7 @@ def test_every_image_comes_once_an_epoch_in_another_order():
     assert order(seed=4) != order(seed=3) == order()
 
 
-def test_several_processes_see_together_what_one_sees():
+def test_several_processes_together_see_the_same_samples_as_one():
     both = zip(order(rank=0, world=2), order(rank=1, world=2), strict=True)
     assert [sorted([*first, *second]) for first, second in both] == order()
     assert all(len(step) == 2 for step in order(rank=1, world=2))
@@ -485,7 +489,7 @@ def test_several_processes_see_together_what_one_sees():
         order(world=3)
 
 
-def test_the_order_goes_on_where_it_stopped():
+def test_the_order_can_resume_at_any_step():
     for start in range(7):
         assert order(start=start) == order()[start:]
     assert len(Order(7, batch_size=4, start=2, stop=6, seed=0)) == 4
@@ -500,7 +504,7 @@ def hull(mask):
 
 
 def rectangle(left, top, right, bottom, size=(100, 140)):
-    """An image, dark but for one bright rectangle, and its target."""
+    """A dark image with one bright rectangle, and its target."""
     mask = torch.zeros(size, dtype=torch.uint8)
     mask[top:bottom, left:right] = 1
     boxes = tv_tensors.BoundingBoxes([[left, top, right, bottom]], format="XYXY", canvas_size=size, dtype=torch.float32)
@@ -509,16 +513,16 @@ def rectangle(left, top, right, bottom, size=(100, 140)):
 
 
 def together(image, mask):
-    """Whether what is bright in the image is the mask, but for a row and a column of pixels."""
-    bright = image[0] > 187  # half way between the gray of filled-in pixels and the rectangle
+    """Whether the bright pixels of the image are the mask, except for about a row and a column."""
+    bright = image[0] > 187  # halfway between the gray of filled-in pixels and the rectangle
     left, top, right, bottom = hull(mask).tolist()
     return (bright != (mask > 0)).sum() <= (right - left) + (bottom - top)
 
 
-# The middle stays inside whatever the augmentation; the corner is often cropped.
+# The first rectangle stays inside in every augmentation; those in corners are often cropped.
 @pytest.mark.parametrize("place", [(50, 35, 90, 65), (0, 0, 40, 30), (100, 20, 140, 100)])
 @pytest.mark.parametrize("crop", [0, 96])
-def test_boxes_are_the_hulls_of_their_masks_under_flip_scale_and_crop(place, crop):
+def test_boxes_fit_their_masks_after_flip_resize_and_crop(place, crop):
     transform, shapes, kept = training_transform(replace(WEAK, crop=crop)), set(), 0
     for seed in range(40):
         torch.manual_seed(seed)
@@ -536,12 +540,12 @@ def test_boxes_are_the_hulls_of_their_masks_under_flip_scale_and_crop(place, cro
         assert shapes == {(3, 80, 112), (3, 96, 134), (3, 112, 156)} and kept == 40
 
 
-def test_the_long_side_is_bounded():
+def test_the_long_side_is_limited():
     transform = training_transform(replace(WEAK, crop=0, sizes=(112,), longest=120))
     assert transform(*rectangle(50, 35, 90, 65))[0].shape == (3, 85, 120)  # 140 -> 120 takes 100 -> 85.7
 
 
-def test_the_mirror_image_is_as_frequent_as_the_image():
+def test_half_of_the_images_are_flipped():
     transform, left = training_transform(WHOLE), 0
     for seed in range(200):
         torch.manual_seed(seed)
@@ -550,7 +554,7 @@ def test_the_mirror_image_is_as_frequent_as_the_image():
     assert 70 < left < 130
 
 
-def test_objects_that_left_the_image_are_dropped_with_their_labels():
+def test_objects_outside_the_crop_are_dropped_with_their_labels():
     transform, seen = training_transform(replace(WEAK, sizes=(200,), longest=400, crop=96)), set()
     for seed in range(30):
         torch.manual_seed(seed)
@@ -563,7 +567,7 @@ def test_objects_that_left_the_image_are_dropped_with_their_labels():
 
 
 def scripted(monkeypatch, *values):
-    """Let the next whole numbers that augmentation draws be these."""
+    """Make augmentation draw these integers next."""
     script = iter(values)
     monkeypatch.setattr(augment.torch, "randint", lambda *_, **__: torch.tensor(next(script)))
 
@@ -577,11 +581,11 @@ def test_every_color_operation_runs_at_every_magnitude(monkeypatch):
     for kind in range(9):
         for magnitude in range(1, 10):
             scripted(monkeypatch, magnitude, kind)
-            found, target = augment._color(image, {"boxes": 1})
-            assert found.shape == image.shape and found.dtype == torch.uint8 and target == {"boxes": 1}
-            if not torch.equal(found, image):
+            colored, target = augment._color(image, {"boxes": 1})
+            assert colored.shape == image.shape and colored.dtype == torch.uint8 and target == {"boxes": 1}
+            if not torch.equal(colored, image):
                 changed.add((kind, magnitude))
-    # Identity never changes anything, nor do autocontrast and equalize with the magnitude. In the middle, m = 5, the
+    # The identity never changes the image; autocontrast and equalize do not depend on the magnitude. At m = 5 the
     # factor of saturation, contrast, brightness and sharpness is 1.8 * 5 / 10 + 0.1 = 1.
     assert not any(kind == 0 for kind, _ in changed)
     assert {magnitude for kind, magnitude in changed if kind in (4, 5, 6, 7)} == {1, 2, 3, 4, 6, 7, 8, 9}
@@ -602,7 +606,7 @@ def test_color_operations_by_hand(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", range(4))
-def test_boxes_are_the_hulls_of_their_masks_under_every_geometric_operation(monkeypatch, kind):
+def test_boxes_fit_their_masks_after_every_geometric_operation(monkeypatch, kind):
     moved = set()
     for seed in range(20):
         torch.manual_seed(seed)
@@ -612,7 +616,7 @@ def test_boxes_are_the_hulls_of_their_masks_under_every_geometric_operation(monk
         box, mask = target["boxes"][0].as_subclass(torch.Tensor), target["masks"][0]
         assert (box - hull(mask)).abs().max() <= 1.5  # nearest pixels
         assert together(image, mask)
-        assert set(image.unique().tolist()) <= {0, 125, 250}  # what comes in from outside is gray
+        assert set(image.unique().tolist()) <= {0, 125, 250}  # pixels from outside are gray
         assert (image == 125).any() or (box - torch.tensor([50.0, 35, 90, 65])).abs().max() < 2
         moved.add(tuple((box - torch.tensor([50.0, 35, 90, 65])).round().tolist()))
     assert len(moved) > 5
@@ -621,24 +625,24 @@ def test_boxes_are_the_hulls_of_their_masks_under_every_geometric_operation(monk
             assert left == right and abs(left) <= 14 and top == bottom == 0
         elif kind == 1:
             assert top == bottom and abs(top) <= 10 and left == right == 0
-        else:  # about the middle of the image, which is the middle of the rectangle: the box grows alike on both sides
+        else:  # around the center of the image, which is that of the rectangle: the box grows equally on both sides
             assert abs(left + right) <= 1 and abs(top + bottom) <= 1
 
 
-def test_erased_patches_are_gray_and_no_object(monkeypatch):
+def test_erased_patches_are_gray_and_removed_from_masks(monkeypatch):
     for seed in range(20):
         torch.manual_seed(seed)
         image, target = rectangle(0, 0, 140, 100)
-        found, erased = augment._erase(image, target)
+        patched, erased = augment._erase(image, target)
         gone = erased["masks"][0] == 0
         assert 0 <= gone.float().mean() <= 4 * 0.2**2 and torch.equal(
-            found[:, gone].unique(), torch.tensor([125]).byte()[: gone.any()]
+            patched[:, gone].unique(), torch.tensor([125]).byte()[: gone.any()]
         )
-        assert (found[:, ~gone] == 250).all() and torch.equal(erased["boxes"], target["boxes"])
-        assert (image == 250).all() and (target["masks"] == 1).all()  # the originals are not written to
+        assert (patched[:, ~gone] == 250).all() and torch.equal(erased["boxes"], target["boxes"])
+        assert (image == 250).all() and (target["masks"] == 1).all()  # the inputs are not modified
 
 
-def test_strong_samples_keep_the_mask_inside_the_box_and_differ_from_weak_ones():
+def test_strong_samples_differ_from_weak_ones_and_masks_stay_inside_boxes():
     weak, strong, differ = training_transform(WEAK), training_transform(STRONG), 0
     for seed in range(60):
         torch.manual_seed(seed)
@@ -657,11 +661,11 @@ def test_test_images_are_only_resized():
     assert shape_at_test_time((100, 140), config) == (50, 70)
     assert shape_at_test_time((300, 100), config) == (100, 33)  # the long side would be 150
     image, target = rectangle(50, 35, 90, 65)
-    found, untouched = transform_at_test_time(config)(image, target)
-    assert found.shape == (3, 50, 70) and type(found) is torch.Tensor
+    resized, untouched = transform_at_test_time(config)(image, target)
+    assert resized.shape == (3, 50, 70) and type(resized) is torch.Tensor
     assert untouched is target
 
 
-def test_transforms_can_be_sent_to_other_processes():
+def test_transforms_can_be_pickled_for_worker_processes():
     assert isinstance(training_transform(resolve(profile="smoke").augment), partial)
     assert isinstance(transform_at_test_time(WEAK), partial)

@@ -1,4 +1,4 @@
-"""Entities from panoptic maps: conversion by hand and on real annotations, what is ignored, entity inference."""
+"""Entities from panoptic maps: conversion by hand and on real annotations, ignored pixels, entity inference."""
 
 import json
 import os
@@ -14,11 +14,12 @@ from small_models import SMALL
 from torchvision import tv_tensors
 
 from cassl_lib.config import AugmentConfig
-from cassl_lib.data import entities
+from cassl_lib.data import entity_store as conversion
 from cassl_lib.data.augment import training_transform
 from cassl_lib.data.coco import CocoImages
 from cassl_lib.data.datasets import sibling
-from cassl_lib.data.entities import EntityImages, entity_store, run_lengths
+from cassl_lib.data.entities import EntityImages
+from cassl_lib.data.entity_store import entity_store, segment_rles
 from cassl_lib.data.loader import Samples
 from cassl_lib.data.scenes.records import as_png
 from cassl_lib.errors import DataError
@@ -27,7 +28,7 @@ from cassl_lib.models import build_detector
 from cassl_lib.models.condinst_masks import enlarge_masks, mask_boxes
 from cassl_lib.models.fcos import Predictions, Targets, fcos_losses, make_locations
 
-REAL = Path(os.environ.get("CASSL_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data")) / "coco_subset"
+REAL = Path(os.environ.get("CASSL_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data")) / "coco_subset"
 SMALL_DETECTOR = replace(SMALL, detections_per_image=30)
 needs_real = pytest.mark.skipif(not (REAL / "panoptic.json").is_file(), reason=f"no real annotations in {REAL}")
 # A cat (1000), grass in two parts (70000), a crowd of cats (3) and void (0).
@@ -47,7 +48,7 @@ CATEGORIES = [
 
 
 def write_set(root, count=1, ids=MAP):
-    """`count` images of one panoptic map, in COCO's layout."""
+    """Write `count` images with the same panoptic map, in COCO's layout."""
     (root / "panoptic_train").mkdir(parents=True)
     (root / "train").mkdir()
     segments = [
@@ -73,37 +74,37 @@ def stores(tmp_path, monkeypatch):
     monkeypatch.setenv("CASSL_RUNS", str(tmp_path / "runs"))
 
 
-def test_every_segment_without_crowd_is_an_entity(tmp_path):
-    found = EntityImages(*write_set(tmp_path / "set"))
-    assert found.classes == ["cat", "dog", "grass"] and found.isthing.tolist() == [True, True, False]
-    assert found.labels.tolist() == [0, 2]
-    assert found.boxes.tolist() == [[0, 1, 3, 4], [0, 0, 6, 4]]  # stuff in two parts is one entity
-    item = found.annotations(0)
+def test_every_segment_but_crowds_is_an_entity(tmp_path):
+    images = EntityImages(*write_set(tmp_path / "set"))
+    assert images.classes == ["cat", "dog", "grass"] and images.isthing.tolist() == [True, True, False]
+    assert images.labels.tolist() == [0, 2]
+    assert images.boxes.tolist() == [[0, 1, 3, 4], [0, 0, 6, 4]]  # stuff in two parts is one entity
+    item = images.annotations(0)
     assert item["size"] == (4, 6) and (item["masks"][0] == (MAP == 1000)).all()
     assert (item["masks"][1] == (MAP == 70000)).all() and "ignored" not in item
-    truth = found.ground_truth()
-    assert [entry["area"] for entry in truth["annotations"]] == [6, 6]
-    assert [entry["category_id"] for entry in truth["annotations"]] == [17, 200]
-    assert "1 classes have no instance: dog" in str(found.left_out)
+    ground_truth = images.ground_truth()
+    assert [entry["area"] for entry in ground_truth["annotations"]] == [6, 6]
+    assert [entry["category_id"] for entry in ground_truth["annotations"]] == [17, 200]
+    assert "1 classes have no instance: dog" in str(images.left_out)
 
 
-def test_what_belongs_to_no_entity_can_be_ignored(tmp_path):
+def test_crowds_and_unannotated_pixels_can_be_ignored(tmp_path):
     files = write_set(tmp_path / "set")
     plain, ignoring = EntityImages(*files), EntityImages(*files, crowd="ignore")
     assert (ignoring.annotations(0)["ignored"] == np.isin(MAP, [0, 3])).all()
     assert len(ignoring.boxes) == 2 and ignoring.fingerprint != plain.fingerprint
     (crowd,) = [entry for entry in ignoring.ground_truth()["annotations"] if entry["iscrowd"]]
-    # The crowd alone, with its own class and box: a region with the void would excuse every box of the image.
+    # Only the crowd, with its own class and box: if it included void, every box of the image would be excused.
     assert crowd["category_id"] == 17 and crowd["area"] == 6 and crowd["bbox"] == [3, 0, 3, 2]
     assert len({entry["id"] for entry in ignoring.ground_truth()["annotations"]}) == 3
     results = [{"image_id": 1, "category_id": 17, "bbox": box, "score": 0.9} for box in ([3, 0, 3, 2], [4, 2, 2, 2])]
     results.append({"image_id": 1, "category_id": 17, "bbox": [0, 1, 3, 3], "score": 0.5})
-    # On the crowd: not counted. Elsewhere: wrong, before the cat. Precision 1/2; as background a third.
+    # On the crowd: not counted. Elsewhere: a false positive ranked before the cat. Precision 1/2; 1/3 without crowds.
     assert evaluate(results, ignoring.ground_truth())["AP50"] == pytest.approx((1 / 2 + 0) / 2)
     assert evaluate(results, plain.ground_truth())["AP50"] == pytest.approx((1 / 3 + 0) / 2)
 
 
-def test_a_map_that_its_json_does_not_list_stops_the_conversion(tmp_path):
+def test_a_map_with_an_unlisted_segment_raises(tmp_path):
     path, folder = write_set(tmp_path / "set")
     changed = np.where(MAP == 1000, 1001, MAP)
     Image.fromarray(as_png(changed)).save(path.with_suffix("") / "1.png")
@@ -118,15 +119,15 @@ def test_a_changed_map_is_converted_again(tmp_path):
     assert EntityImages(path, folder).boxes[0].tolist() == [1, 1, 4, 4]
 
 
-def test_a_map_without_entities_is_an_ordinary_image(tmp_path):
-    found = EntityImages(*write_set(tmp_path / "set", ids=np.zeros((4, 6), int)))
-    item = found.annotations(0)
-    assert len(found) == 1 and item["masks"].shape == (0, 4, 6) and item["boxes"].shape == (0, 4)
+def test_an_image_without_entities_is_valid(tmp_path):
+    images = EntityImages(*write_set(tmp_path / "set", ids=np.zeros((4, 6), int)))
+    item = images.annotations(0)
+    assert len(images) == 1 and item["masks"].shape == (0, 4, 6) and item["boxes"].shape == (0, 4)
 
 
-def test_several_processes_and_a_killed_conversion_give_the_same_store(tmp_path, monkeypatch):
+def test_several_processes_and_a_resumed_conversion_give_the_same_store(tmp_path, monkeypatch):
     path, _ = write_set(tmp_path / "set", count=7)
-    monkeypatch.setattr(entities, "SHARD_SIZE", 2)
+    monkeypatch.setattr(conversion, "SHARD_SIZE", 2)
     one = entity_store(path, workers=1)
     before = {file.name: file.read_bytes() for file in one.folder.glob("*.arrow")}
     assert len(before) == 4
@@ -136,7 +137,7 @@ def test_several_processes_and_a_killed_conversion_give_the_same_store(tmp_path,
     entity_store(path, workers=1)
     assert (one.folder / "shard-00001.arrow").stat().st_mtime_ns == kept
     monkeypatch.setenv("CASSL_RUNS", str(tmp_path / "others"))
-    monkeypatch.setattr(entities, "WORTH_A_PROCESS", 1)
+    monkeypatch.setattr(conversion, "MIN_IMAGES_PER_PROCESS", 1)
     two = entity_store(path, workers=2)
     for store in (one, two):
         assert {file.name: file.read_bytes() for file in store.folder.glob("*.arrow")} == before
@@ -152,7 +153,7 @@ def test_absent_images_are_left_out(tmp_path):
     assert part.annotations(1)["masks"].any() and part.fingerprint != whole.fingerprint
 
 
-def test_files_that_are_not_panoptic_are_named(tmp_path):
+def test_a_file_that_is_not_panoptic_is_named_in_the_error(tmp_path):
     path, folder = write_set(tmp_path / "set")
     instances = {"images": [{"id": 1, "file_name": "1.jpg", "height": 4, "width": 6}], "categories": CATEGORIES}
     instances["annotations"] = [{"id": 1, "image_id": 1, "bbox": [0, 0, 2, 2], "category_id": 17}]
@@ -170,34 +171,34 @@ def test_files_that_are_not_panoptic_are_named(tmp_path):
         sibling(path.with_name("panoptic_val.json"), "instances")
 
 
-def test_a_map_of_another_size_is_named(tmp_path):
+def test_a_map_of_another_size_than_its_image_raises(tmp_path):
     path, folder = write_set(tmp_path / "set")
     Image.fromarray(as_png(MAP[:3])).save(path.with_suffix("") / "1.png")
-    with pytest.raises(DataError, match="1.png is 3x6 pixels, its image 4x6"):
+    with pytest.raises(DataError, match="1.png is 3x6 pixels, but its image is 4x6 in the JSON"):
         EntityImages(path, folder)
 
 
-def test_run_lengths_by_hand():
-    (rle,) = run_lengths(np.array([[5, 5], [0, 5]]), [5])  # by columns: 5, 0, 5, 5
+def test_rles_of_segments_by_hand():
+    (rle,) = segment_rles(np.array([[5, 5], [0, 5]]), [5])  # by columns: 5, 0, 5, 5
     assert rle["size"] == [2, 2] and coco_mask.decode(rle).tolist() == [[1, 1], [0, 1]]
-    assert coco_mask.area(run_lengths(np.zeros((3, 2), int), [7])).tolist() == [0]
+    assert coco_mask.area(segment_rles(np.zeros((3, 2), int), [7])).tolist() == [0]
 
 
 @needs_real
-def test_boxes_areas_and_classes_are_cocos_own_on_real_annotations():
-    found = EntityImages(REAL / "panoptic.json", REAL / "images")
+def test_boxes_areas_and_classes_equal_cocos_on_real_annotations():
+    images = EntityImages(REAL / "panoptic.json", REAL / "images")
     data = json.loads((REAL / "panoptic.json").read_text())
     segments = {annotation["image_id"]: annotation["segments_info"] for annotation in data["annotations"]}
-    areas = [entry["area"] for entry in found.ground_truth()["annotations"]]
+    areas = [entry["area"] for entry in images.ground_truth()["annotations"]]
     row = 0
-    for image_id in found.ids.tolist():
+    for image_id in images.ids.tolist():
         for segment in (one for one in segments[image_id] if not one["iscrowd"]):
             x, y, width, height = segment["bbox"]
-            assert found.boxes[row].tolist() == [x, y, x + width, y + height]
+            assert images.boxes[row].tolist() == [x, y, x + width, y + height]
             assert areas[row] == segment["area"]
-            assert found.category_ids[found.labels[row]] == segment["category_id"]
+            assert images.category_ids[images.labels[row]] == segment["category_id"]
             row += 1
-    assert row == len(found.boxes) == 2225
+    assert row == len(images.boxes) == 2225
 
 
 # ---- training with ignored pixels ----
@@ -215,11 +216,11 @@ def test_ignored_pixels_move_with_the_image(tmp_path):
         moved, changed = transform(image, dict(target))
         assert changed["ignored"].shape == moved.shape[-2:] == (8, 12)
         whole = changed["ignored"].bool() | changed["masks"].bool().any(0)
-        assert whole.float().mean() > 0.9  # entities and the rest cover the image, flipped or not
+        assert whole.float().mean() > 0.9  # entities and ignored pixels cover the image, flipped or not
         assert not (changed["ignored"].bool() & changed["masks"].bool().any(0)).float().mean() > 0.1
 
 
-def test_ignored_background_has_neither_loss_nor_gradient():
+def test_ignored_locations_have_neither_loss_nor_gradient():
     config = replace(SMALL_DETECTOR, masks=False)
     locations = make_locations([(4, 4), (2, 2), (1, 1)], config, torch.device("cpu"))
     logits = torch.zeros(1, 21, 3, requires_grad=True)
@@ -227,11 +228,11 @@ def test_ignored_background_has_neither_loss_nor_gradient():
     matched = torch.full((1, 21), -1)
     matched[0, 5] = 0
     ignored = torch.zeros(1, 21, dtype=torch.bool)
-    ignored[0, 5:9] = True  # of these, 5 is positive and counts
+    ignored[0, 5:9] = True  # location 5 is positive, so it counts nevertheless
     boxes = torch.tensor([[[4.0, 4.0, 20.0, 20.0]]])
     targets = Targets(boxes, torch.zeros(1, 1, dtype=torch.int64), boxes[..., :2], ignored)
     found = fcos_losses(predictions, locations=locations, matched=matched, targets=targets)
-    # At logit 0: 1/4 * 1/4 * ln 2 for the one class that is there, 3/4 * 1/4 * ln 2 for every other.
+    # At logit 0: 1/4 * 1/4 * ln 2 for the one positive, 3/4 * 1/4 * ln 2 for every negative.
     ln2 = torch.tensor(2.0).log().item()
     expected = (0.25 * 0.25 + (18 * 3 - 1) * 0.75 * 0.25) * ln2
     assert found["loss_cls"].item() == pytest.approx(expected, rel=1e-5)
@@ -261,7 +262,7 @@ def identity_enlarged(probabilities, **options):
     return masks
 
 
-def test_a_pixel_belongs_to_the_first_entity_and_certainty_to_what_is_left():
+def test_a_pixel_belongs_to_the_first_entity_and_certainty_is_of_the_pixels_kept():
     torch.manual_seed(0)
     probabilities = torch.rand(4, 5, 6)
     probabilities[2] = 0.1

@@ -1,4 +1,4 @@
-"""Pools of unlabeled images: folders, COCO JSONs and mixtures of them as one index, and what is left out of it."""
+"""Building pools: folders, COCO JSONs and mixtures of them as one index, and what is left out of it."""
 
 import json
 import multiprocessing
@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 from cassl_lib.cli.main import main
-from cassl_lib.data import datasets, image_files
+from cassl_lib.data import datasets
 from cassl_lib.data.pool import build as pool_build
+from cassl_lib.data.pool import chunks, headers
 from cassl_lib.data.pool.build import build_pool
 from cassl_lib.data.pool.index import INDEX, LEFT_OUT, Pool, save, write_index
 from cassl_lib.errors import DataError
@@ -26,10 +27,10 @@ COLORS = count(1)
 
 
 def draw(path, width=30, height=20, mode="RGB"):
-    """An image with a color of its own: byte-identical ones are left out of a pool."""
+    """Write an image in a unique color, because a pool leaves out byte-identical images."""
     path.parent.mkdir(parents=True, exist_ok=True)
     step = next(COLORS)
-    color = (step % 16 * 16, step // 16 % 16 * 16, step // 256 * 16)  # so far apart that JPEG keeps them apart
+    color = (step % 16 * 16, step // 16 % 16 * 16, step // 256 * 16)  # far enough apart for JPEG to keep them distinct
     Image.new(mode, (width, height), color[0] if mode == "L" else color).save(path, quality=100)
     return path
 
@@ -51,7 +52,7 @@ def build(tmp_path):
 
 @pytest.fixture
 def images(tmp_path):
-    """a.png, b.png, c.png of 20x30, where `locate` looks for the images of one.json."""
+    """a.png, b.png, c.png of 20x30, where `locate` searches for the images of one.json."""
     for name in "abc":
         draw(tmp_path / f"images/{name}.png")
     return tmp_path / "images"
@@ -71,31 +72,31 @@ def left_out(pool):
     return [(row["path"].rpartition("/")[2], row["reason"], row["detail"]) for row in rows]
 
 
-def test_a_folder_with_folders_in_it(tmp_path, build):
+def test_a_nested_folder(tmp_path, build):
     draw(tmp_path / "pool/b.jpg", 30, 20)
     draw(tmp_path / "pool/deep/er/a.PNG", 7, 9, "L")
     draw(tmp_path / "pool/deep/c.webp", 5, 6)
     (tmp_path / "pool/notes.txt").write_text("no image")
-    pool, report = build(tmp_path / "pool")
+    pool = build(tmp_path / "pool")
     rows = [pool.row(index) for index in range(len(pool))]
     assert [(row["id"], row["height"], row["width"], row["source"]) for row in rows] == [
         (1, 20, 30, "pool"),
         (2, 6, 5, "deep"),
         (3, 9, 7, "er"),
     ]
-    assert names(pool) == ["b.jpg", "c.webp", "a.PNG"] and not report.counts and not left_out(pool)
+    assert names(pool) == ["b.jpg", "c.webp", "a.PNG"] and not pool.left_out.counts and not left_out(pool)
     assert pool.image_path(0) == tmp_path / "pool/b.jpg" and pool.image_id(2) == 3
     assert pool.annotations(0)["boxes"].shape == (0, 4) and pool.annotations(0)["labels"].dtype == np.int64
     with pytest.raises(IndexError, match="image 3 of 3"):
         pool.row(3)
 
 
-def test_what_is_left_out_is_counted_and_listed_with_its_reason(tmp_path, build, images, capsys):
+def test_unusable_images_are_counted_and_listed_with_the_reason(tmp_path, build, images, caplog):
     (images / "broken.png").write_bytes((images / "a.png").read_bytes()[:20])
     shutil.copy(images / "a.png", images / "again.png")
     listed = [entry(number, f"{name}.png") for number, name in enumerate(["a", "again", "broken", "gone", "c"], 1)]
     part = write_json(tmp_path / "one.json", [*listed, entry(6, "b.png", height=21)])
-    pool, report = build(part)
+    pool = build(part)
     assert names(pool) == ["a.png", "c.png"] and ids(pool) == [1, 5]
     assert {(name, reason) for name, reason, _ in left_out(pool)} == {
         ("again.png", "duplicate"),
@@ -105,24 +106,27 @@ def test_what_is_left_out_is_counted_and_listed_with_its_reason(tmp_path, build,
     }
     details = {name: detail for name, _, detail in left_out(pool)}
     assert details["again.png"] == f"of {images / 'a.png'}" and details["b.png"] == "20x30, listed as 21x30"
-    assert set(report.counts.values()) == {1} and len(report.counts) == 4
-    assert str(report) in (said := capsys.readouterr().err) and "pool.left_out.csv" in said
-    assert build(part)[1].counts == report.counts and capsys.readouterr().err == ""
+    counts = pool.left_out.counts
+    assert set(counts.values()) == {1} and len(counts) == 4
+    (message,) = caplog.messages
+    assert str(pool.left_out) in message and "pool.left_out.csv" in message
+    caplog.clear()
+    assert build(part).left_out.counts == counts and not caplog.messages
     expected = {"missing": 1, "unreadable": 1, "other size": 1, "duplicate": 1, "near duplicate": 0}
     assert pool.parts == [{"part": str(part), "listed": 6, "images": 2} | expected]
 
 
-def test_files_that_begin_and_end_alike_are_compared_whole(tmp_path, build):
+def test_files_with_equal_ends_are_compared_whole(tmp_path, build):
     header = draw(tmp_path / "pool/a.bmp", 64, 64).read_bytes()[:54]
     contents = [bytes(12_288), bytes(12_288), bytes(6_000) + b"\1" + bytes(6_287)]
     for name, content in zip("abc", contents, strict=True):
         (tmp_path / f"pool/{name}.bmp").write_bytes(header + content)
-    pool, _ = build(tmp_path / "pool")
+    pool = build(tmp_path / "pool")
     assert names(pool) == ["a.bmp", "c.bmp"]
     assert left_out(pool) == [("b.bmp", "duplicate", f"of {tmp_path / 'pool/a.bmp'}")]
 
 
-def test_only_files_of_equal_size_and_ends_need_a_comparison(tmp_path):
+def test_only_files_of_equal_size_and_ends_are_compared(tmp_path):
     start, end = draw(tmp_path / "a.bmp", 64, 64).read_bytes()[:8192], bytes(4096)
     ends = {}
     for name, content in {
@@ -133,105 +137,105 @@ def test_only_files_of_equal_size_and_ends_need_a_comparison(tmp_path):
         "longer": start + bytes(1) + end,
     }.items():
         (tmp_path / name).write_bytes(content)
-        ends[name] = image_files.measure(str(tmp_path / name), None, None)[3]
+        ends[name] = headers.read_header(str(tmp_path / name), None, None)[3]
     assert ends["other middle"] == ends["whole"] and len(set(ends.values())) == 4
 
 
-def test_an_index_is_made_anew_when_a_missing_or_damaged_image_has_come(tmp_path, build, images):
+def test_an_index_is_rebuilt_when_a_missing_or_damaged_image_appears(tmp_path, build, images):
     part = write_json(tmp_path / "one.json", [entry(1, "a.png"), entry(2, "late.png"), entry(3, "cut.png")])
     (images / "cut.png").write_bytes(b"half")
-    first, _ = build(part)
-    assert names(first) == ["a.png"] and build(part)[0].fingerprint == first.fingerprint
+    first = build(part)
+    assert names(first) == ["a.png"] and build(part).fingerprint == first.fingerprint
     draw(images / "late.png")
-    second, _ = build(part)
+    second = build(part)
     assert names(second) == ["a.png", "late.png"] and second.fingerprint != first.fingerprint
     draw(images / "cut.png")
-    assert sorted(names(build(part)[0])) == ["a.png", "cut.png", "late.png"]
+    assert sorted(names(build(part))) == ["a.png", "cut.png", "late.png"]
 
 
-def test_a_json_gives_its_own_ids_and_sizes(tmp_path, build):
+def test_ids_and_sizes_come_from_the_json(tmp_path, build):
     json_path = write_json(tmp_path / "annotations/image_info_test.json", [entry(70, "b.jpg", 8), entry(5, "a.jpg", 9)])
     draw(tmp_path / "test/a.jpg", height=9)
     draw(tmp_path / "test/b.jpg", height=8)
-    pool, _ = build(json_path)
+    pool = build(json_path)
     assert [(pool.image_id(i), pool.row(i)["height"], pool.image_path(i)) for i in range(2)] == [
         (5, 9, tmp_path / "test/a.jpg"),
         (70, 8, tmp_path / "test/b.jpg"),
     ]
 
 
-def test_several_jsons_keep_their_ids_if_these_differ(tmp_path, build, images):
+def test_several_jsons_keep_ids_that_differ(tmp_path, build, images):
     first = write_json(tmp_path / "one.json", [entry(1, "a.png"), entry(2, "b.png")])
     second = write_json(tmp_path / "two.json", [entry(9, "c.png")])
-    assert ids(build(first, second)[0]) == [1, 2, 9]
+    assert ids(build(first, second)) == [1, 2, 9]
 
 
-def test_images_of_equal_ids_are_numbered_anew(tmp_path, build, images):
-    """Labels are stored by image id, so two images must not share one."""
+def test_images_are_renumbered_if_ids_repeat(tmp_path, build, images):
+    """Labels are stored by image id, so ids must be unique."""
     draw(tmp_path / "pool/x.jpg")
     first = write_json(tmp_path / "one.json", [entry(2, "a.png"), entry(7, "b.png")])
     second = write_json(tmp_path / "two.json", [entry(7, "c.png")])
     for parts in ([first, second], [first, tmp_path / "pool"], [tmp_path / "pool", second]):
-        pool, _ = build(*parts)
+        pool = build(*parts)
         assert ids(pool) == list(range(1, len(pool) + 1))
 
 
-def test_a_share_is_spread_evenly(tmp_path, build):
+def test_a_share_is_evenly_spaced(tmp_path, build):
     for number in range(10):
         draw(tmp_path / f"pool/{number}.jpg", 4, 4)
-    # (i + 1) * 3 // 10 passes a whole number at the fourth, seventh and last image
-    assert names(build(f"{tmp_path / 'pool'}@0.3")[0]) == ["3.jpg", "6.jpg", "9.jpg"]
-    assert names(build(f"{tmp_path / 'pool'}@0.5")[0]) == ["1.jpg", "3.jpg", "5.jpg", "7.jpg", "9.jpg"]
+    # (i + 1) * 3 // 10 increases at the fourth, seventh and last image
+    assert names(build(f"{tmp_path / 'pool'}@0.3")) == ["3.jpg", "6.jpg", "9.jpg"]
+    assert names(build(f"{tmp_path / 'pool'}@0.5")) == ["1.jpg", "3.jpg", "5.jpg", "7.jpg", "9.jpg"]
     part = write_json(tmp_path / "one.json", [entry(number, f"{number}.jpg", 4, 4) for number in range(10)])
-    assert ids(build(f"{part}:{tmp_path / 'pool'}@.3")[0]) == [3, 6, 9]
+    assert ids(build(f"{part}:{tmp_path / 'pool'}@.3")) == [3, 6, 9]
 
 
-def test_a_folder_may_have_an_at_in_its_name(tmp_path, build):
+def test_a_folder_name_may_contain_an_at_sign(tmp_path, build):
     draw(tmp_path / "me@home/a.jpg")
     draw(tmp_path / "half@0.5/a.jpg")
-    assert names(build(tmp_path / "me@home")[0]) == ["a.jpg"]
-    assert names(build(tmp_path / "half@0.5")[0]) == ["a.jpg"]
+    assert names(build(tmp_path / "me@home")) == ["a.jpg"]
+    assert names(build(tmp_path / "half@0.5")) == ["a.jpg"]
 
 
-def test_the_index_of_the_same_files_is_found_again_and_of_others_is_not(tmp_path, build):
+def test_an_index_is_reused_for_the_same_files_only(tmp_path, build):
     draw(tmp_path / "pool/a.jpg")
-    pool, _ = build(tmp_path / "pool")
+    pool = build(tmp_path / "pool")
     written = pool.index.stat().st_ino
-    again, _ = build(tmp_path / "pool")
+    again = build(tmp_path / "pool")
     assert again.fingerprint == pool.fingerprint and again.index.stat().st_ino == written
     assert Pool(pool.index).fingerprint == pool.fingerprint != ""
     draw(tmp_path / "pool/b.jpg")
-    more, _ = build(tmp_path / "pool")
+    more = build(tmp_path / "pool")
     assert more.fingerprint != pool.fingerprint and len(more) == 2
     draw(tmp_path / "pool/b.jpg", 200, 100)
-    assert build(tmp_path / "pool")[0].row(1)["width"] == 200
+    assert build(tmp_path / "pool").row(1)["width"] == 200
 
 
-def test_parts_are_named_as_they_were_asked_for(tmp_path, build):
-    """The same images by other parts are the same pool, with another table."""
+def test_parts_are_recorded_as_given(tmp_path, build):
+    """The same images in other parts have the same fingerprint and other counts."""
     for name in "ab":
         draw(tmp_path / f"pool/{name}/{name}.jpg", 20 + len(name), 30)
-    whole, _ = build(tmp_path / "pool")
-    halves, _ = build(tmp_path / "pool/a", tmp_path / "pool/b")
+    whole = build(tmp_path / "pool")
+    halves = build(tmp_path / "pool/a", tmp_path / "pool/b")
     assert [Path(part["part"]).name for part in whole.parts] == ["pool"]
     assert [(Path(part["part"]).name, part["images"]) for part in halves.parts] == [("a", 1), ("b", 1)]
     assert whole.fingerprint == halves.fingerprint
 
 
-def test_a_corrected_json_makes_another_index(tmp_path, build, images):
+def test_a_corrected_json_gives_a_new_index(tmp_path, build, images):
     path = write_json(tmp_path / "info.json", [entry(1, "a.png"), entry(2, "b.png", height=19)])
-    first, _ = build(path)
+    first = build(path)
     write_json(path, [entry(1, "a.png"), entry(2, "b.png", height=20)])
-    second, _ = build(path)
+    second = build(path)
     assert names(first) == ["a.png"] and names(second) == ["a.png", "b.png"]
     assert second.fingerprint != first.fingerprint
 
 
-def test_what_is_no_pool_is_refused_by_name(tmp_path, build):
+def test_a_part_that_is_not_a_pool_is_named_in_the_error(tmp_path, build):
     with pytest.raises(DataError, match="nowhere: no such folder or JSON"):
         build(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="empty: no image in it; endings that count are .jpg"):
+    with pytest.raises(DataError, match="empty: no image in it; image files end in .jpg"):
         build(tmp_path / "empty")
     draw(tmp_path / "one/a.jpg")
     with pytest.raises(DataError, match="one@0.3: no image in it; a share of 0.3 takes none"):
@@ -245,23 +249,23 @@ def test_what_is_no_pool_is_refused_by_name(tmp_path, build):
         build(tmp_path / "sizeless.json")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/a.jpg").write_text("text")
-    with pytest.raises(DataError, match="bad: no image in it that can be read"):
+    with pytest.raises(DataError, match="bad: no image in it can be read; give images that end in .jpg"):
         build(tmp_path / "bad")
 
 
-def test_a_part_of_which_nothing_is_there_is_refused_until_it_comes(tmp_path, build, images):
+def test_a_part_without_any_existing_image_raises_until_one_appears(tmp_path, build, images):
     draw(tmp_path / "pool/x.jpg")
     part = write_json(tmp_path / "one.json", [entry(1, "y.png"), entry(2, "z.png")])
-    with pytest.raises(DataError, match="one.json: none of its 2 images is there, such as .*images/y.png; give"):
+    with pytest.raises(DataError, match="one.json: none of its 2 images exists, such as .*images/y.png; give"):
         build(tmp_path / "pool", part)
     draw(images / "z.png")
-    assert names(build(tmp_path / "pool", part)[0]) == ["x.jpg", "z.png"]
+    assert names(build(tmp_path / "pool", part)) == ["x.jpg", "z.png"]
 
 
-def test_an_index_moves_with_the_data_root(tmp_path, monkeypatch):
+def test_an_index_is_valid_after_moving_the_data_root(tmp_path, monkeypatch):
     def built(root):
         monkeypatch.setenv("CASSL_DATASETS", str(root))
-        return build_pool([str(root / "mine")], tmp_path / f"index of {root.name}")[0]
+        return build_pool([str(root / "mine")], tmp_path / f"index of {root.name}")
 
     draw(tmp_path / "here/mine/a.jpg")
     first = built(tmp_path / "here")
@@ -273,7 +277,7 @@ def test_an_index_moves_with_the_data_root(tmp_path, monkeypatch):
 
 
 def numbered(index, size):
-    """An index of images 1 to `size`, row group after row group."""
+    """An index of images 1 to `size`, in several row groups."""
     sides = pa.array(np.full(size, 8, np.int32))
     paths = [f"/pool/{number}.jpg" for number in range(1, size + 1)]
     rows = pa.table([pa.array(np.arange(1, size + 1)), paths, sides, sides, ["pool"] * size], schema=INDEX)
@@ -285,7 +289,7 @@ def _ids_of(pool):
     return [pool.image_id(index) for index in (0, 9_999, 10_000, 74_999)]
 
 
-def test_a_pool_keeps_a_few_row_groups_and_crosses_processes(tmp_path):
+def test_a_pool_caches_a_few_row_groups_and_works_in_other_processes(tmp_path):
     pool = numbered(tmp_path / "pool.parquet", 75_000)
     sizes = pq.ParquetFile(pool.index).metadata
     assert [sizes.row_group(n).num_rows for n in range(sizes.num_row_groups)] == [10_000] * 7 + [5_000]
@@ -297,75 +301,75 @@ def test_a_pool_keeps_a_few_row_groups_and_crosses_processes(tmp_path):
         assert processes.map(_ids_of, [pool, pool]) == [expected, expected]
 
 
-def test_a_killed_build_goes_on_with_the_chunks_that_are_missing(tmp_path, build, monkeypatch):
+def test_a_killed_build_resumes_with_the_missing_chunks(tmp_path, build, monkeypatch):
     for number in range(5):
         draw(tmp_path / f"pool/{number}.jpg")
-    measured, real = [], pool_build.measure
+    measured, real = [], pool_build.read_header
 
-    def measure(path, *listed):
+    def read_header(path, *listed):
         if path.endswith("4.jpg") and len(measured) == 4:
             raise KeyboardInterrupt
         measured.append(path[-5])
         return real(path, *listed)
 
-    monkeypatch.setattr(image_files, "CHUNK", 2)
-    monkeypatch.setattr(pool_build, "measure", measure)
+    monkeypatch.setattr(chunks, "CHUNK", 2)
+    monkeypatch.setattr(pool_build, "read_header", read_header)
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path / "pool", workers=1)
     measured.append("killed")
-    pool, _ = build(tmp_path / "pool", workers=1)
+    pool = build(tmp_path / "pool", workers=1)
     assert measured == ["0", "1", "2", "3", "killed", "4"]
     assert names(pool) == [f"{number}.jpg" for number in range(5)]
     assert sorted(path.name for path in pool.index.parent.iterdir()) == [".lock", "pool.left_out.csv", "pool.parquet"]
 
 
 def _built(parts, folder):
-    return build_pool(parts, folder, workers=1)[0].fingerprint
+    return build_pool(parts, folder, workers=1).fingerprint
 
 
-def test_two_processes_may_build_one_pool(tmp_path, build):
+def test_two_processes_can_build_the_same_pool(tmp_path, build):
     for number in range(100):
         draw(tmp_path / f"pool/{number}.jpg")
     given = [str(tmp_path / "pool")], tmp_path / "index"
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("fork")) as processes:
         first, second = [processes.submit(_built, *given) for _ in range(2)]
         assert first.result() == second.result()
-    pool, _ = build(tmp_path / "pool")
+    pool = build(tmp_path / "pool")
     assert len(pool) == 100 and pool.fingerprint == first.result() and len(list((tmp_path / "index").iterdir())) == 1
 
 
-def test_who_waited_takes_what_the_other_made(tmp_path, build, monkeypatch):
+def test_a_process_that_waited_uses_the_index_of_the_other(tmp_path, build, monkeypatch):
     draw(tmp_path / "pool/a.jpg")
-    pool, _ = build(tmp_path / "pool")
+    pool = build(tmp_path / "pool")
     answers = iter([False, True])  # before and after waiting
-    monkeypatch.setattr(pool_build, "_current", lambda index: next(answers))
+    monkeypatch.setattr(pool_build, "_is_current", lambda index: next(answers))
     monkeypatch.setattr(pool_build, "_build", None)
-    assert build(tmp_path / "pool")[0].fingerprint == pool.fingerprint
+    assert build(tmp_path / "pool").fingerprint == pool.fingerprint
 
 
-def test_several_processes_find_what_one_finds(tmp_path, build, monkeypatch):
-    monkeypatch.setattr(image_files, "WORTH_A_PROCESS", 2)
+def test_several_processes_give_the_same_index_as_one(tmp_path, build, monkeypatch):
+    monkeypatch.setattr(chunks, "MIN_IMAGES_PER_PROCESS", 2)
     for number in range(6):
         draw(tmp_path / f"pool/{number}.jpg", 10 + number)
     (tmp_path / "pool/bad.jpg").write_text("text")
-    pool, _ = build(tmp_path / "pool", workers=2)
+    pool = build(tmp_path / "pool", workers=2)
     assert [pool.row(index)["width"] for index in range(6)] == [10, 11, 12, 13, 14, 15]
     assert left_out(pool)[0][:2] == ("bad.jpg", "unreadable")
 
 
-def test_an_index_is_a_part_too(tmp_path, build, images):
-    pool, _ = build(images)
+def test_an_index_can_be_a_part(tmp_path, build, images):
+    pool = build(images)
     (tmp_path / "mine").mkdir()
     saved = save(pool, tmp_path / "mine/pool.parquet")
     assert (saved.fingerprint, saved.parts) == (pool.fingerprint, pool.parts)
-    again, _ = build(saved.index)
+    again = build(saved.index)
     assert again.index == saved.index and again.fingerprint == pool.fingerprint
     draw(tmp_path / "pool/x.jpg")
-    assert names(build(saved.index, tmp_path / "pool")[0]) == ["a.png", "b.png", "c.png", "x.jpg"]
-    assert names(build(f"{saved.index}@0.5")[0]) == ["b.png"]
+    assert names(build(saved.index, tmp_path / "pool")) == ["a.png", "b.png", "c.png", "x.jpg"]
+    assert names(build(f"{saved.index}@0.5")) == ["b.png"]
 
 
-def test_a_split_is_counted_beside_its_publishers_numbers(tmp_path, monkeypatch):
+def test_the_images_of_a_split_are_compared_with_the_published_numbers(tmp_path, monkeypatch):
     monkeypatch.setenv("CASSL_DATASETS", str(tmp_path))
     for number in range(10):
         draw(tmp_path / f"places365/data_large/a/{number}.jpg")
@@ -373,7 +377,7 @@ def test_a_split_is_counted_beside_its_publishers_numbers(tmp_path, monkeypatch)
         tmp_path / "coco/annotations/image_info_unlabeled2017.json", [entry(1, "a.jpg"), entry(2, "b.jpg")]
     )
     draw(tmp_path / "coco/unlabeled2017/a.jpg")
-    pool, _ = build_pool(datasets.paper_parts("small"), tmp_path / "index")
+    pool = build_pool(datasets.paper_parts("small"), tmp_path / "index")
     coco, places, whole = datasets.split_counts(pool)
     assert (coco["expected"], coco["listed"], coco["missing"], coco["images"]) == (123_403, 2, 1, 1)
     assert coco["part"] == str(part.relative_to(tmp_path)) and coco["duplicate"] == 0
@@ -388,12 +392,12 @@ def test_a_split_is_counted_beside_its_publishers_numbers(tmp_path, monkeypatch)
     assert datasets.paper_parts("base") == [str(listing)]
 
 
-def test_counts_of_ones_own_images_expect_nothing(tmp_path, build, images):
-    (row,) = datasets.split_counts(build(images)[0])
+def test_no_number_is_expected_of_own_images(tmp_path, build, images):
+    (row,) = datasets.split_counts(build(images))
     assert row["expected"] is None and row["images"] == 3 and row["why"] == ""
 
 
-def test_the_verb_writes_an_index_and_says_how_to_use_it(tmp_path, images, capsys):
+def test_the_command_writes_an_index_and_prints_how_to_use_it(tmp_path, images, capsys):
     out = tmp_path / "made/pool.parquet"
     shutil.copy(images / "a.png", images / "z.png")
     assert main(["pool", str(images), "--out", str(out)]) == 0

@@ -1,1 +1,1 @@
-"""Pools of unlabeled images: what they are given as, the index, near-duplicates of validation images."""
+"""Pools of unlabeled images: the formats they come in, the index, near-duplicates of validation images."""

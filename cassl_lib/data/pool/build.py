@@ -1,8 +1,8 @@
-"""Pools of unlabeled images: one Parquet index (id, path, height, width, source), whatever the images came as.
+"""Building a pool: folders, lists and archives, in any mixture, become one Parquet index of images.
 
-What a pool may be given as is in `listings`. Every file's header is looked at once, in several processes: images that
-are missing, damaged, of another size than listed or byte-identical to an earlier one are left out, and all of them
-listed with the reason in `...left_out.csv` beside the index.
+formats.py describes what a pool can be built from. The header of every file is read once, in several processes. Images
+that are missing, damaged, of another size than listed, or byte-identical to an earlier one are left out; a CSV beside
+the index lists them with the reason.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import logging
 import os
 import shutil
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -22,158 +22,181 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from cassl_lib import paths
-from cassl_lib.data.image_files import ENDINGS, MEASURED, MEMBER, chunk_by_chunk, content_hash, measure
-from cassl_lib.data.pool.formats import INDEX, listed, share_of
+from cassl_lib.data.image_files import ENDINGS, MEMBER
+from cassl_lib.data.pool.chunks import map_in_chunks
+from cassl_lib.data.pool.formats import list_images, share_of
+from cassl_lib.data.pool.headers import HEADER, content_hash, read_header
 from cassl_lib.data.pool.index import (
+    INDEX,
     LEFT_OUT,
     REASONS,
     Pool,
     fingerprint_with,
     left_out_file,
-    left_out_report,
     read_left_out,
     write_index,
 )
-from cassl_lib.errors import DataError, LeftOut
+from cassl_lib.errors import DataError
 from cassl_lib.files import alone
 
-LISTED = pa.schema(
+LISTING = pa.schema(
     [("path", pa.string()), ("bytes", pa.int64()), ("id", pa.int64()), ("height", pa.int32()), ("width", pa.int32())]
 )
-SOURCE = r"^(?:.*(?:/|::))?([^/]+)(?:/|::\d+\+\d+::)[^/]*$"  # the folder that an image lies in, else its archive
+SOURCE = r"^(?:.*(?:/|::))?([^/]+)(?:/|::\d+\+\d+::)[^/]*$"  # name of an image's folder, or of its archive
+
+logger = logging.getLogger(__name__)
 
 
-def build_pool(parts: list[str], folder: Path, *, workers: int | None = None) -> tuple[Pool, LeftOut]:
-    """Index the images of `parts` below `folder`; an index of the same files is found again.
+def build_pool(parts: list[str], folder: Path, *, workers: int | None = None) -> Pool:
+    """Index the images of `parts`; an existing index of the same files is reused.
 
-    Killed and called again it goes on; a second process waits for the first. An index is made anew when an image that
-    was missing or damaged has changed. A single FILE.parquet, an earlier index, is used as it is.
+    A build that was killed resumes, and a second process waits for the first. The index is rebuilt when an image that
+    was missing or damaged has changed since. A single FILE.parquet, an earlier index, is used as it is.
 
     Args:
-        parts: each as `listings.listed` takes it.
-        workers: processes, spawned; by default one a core.
+        parts: each as `formats.list_images` takes it.
+        folder: for indices of all pools, each in a folder of its own.
+        workers: number of processes, by default one per core. They are spawned, so scripts need the
+            `if __name__ == "__main__"` guard.
 
     Returns:
-        The pool, and what was left out, with examples.
+        The pool; its `left_out` counts the images that cannot be used.
 
     Raises:
-        DataError: a part does not exist, or holds no image.
+        DataError: a part does not exist, is invalid or has no usable image, or a storage error occurs.
     """
     if len(parts) == 1 and parts[0].lower().endswith(".parquet") and Path(parts[0]).expanduser().is_file():
-        pool = Pool(Path(parts[0]).expanduser())
-        return pool, left_out_report(pool.index)
+        return Pool(Path(parts[0]).expanduser())
     images, counts = _list(parts, folder)
     listing = _fingerprint(images)
-    named = hashlib.sha256(json.dumps([listing, *map(_portable, parts)]).encode()).hexdigest()[:16]
-    index = folder / f"pool-{named}" / "pool.parquet"
-    if not _current(index):
+    identity = hashlib.sha256(json.dumps([listing, *map(_portable, parts)]).encode()).hexdigest()[:16]
+    index = folder / f"pool-{identity}" / "pool.parquet"
+    if not _is_current(index):
         index.parent.mkdir(parents=True, exist_ok=True)
         with alone(index.parent):
-            if not _current(index):
+            if not _is_current(index):
                 _build(images, list(zip(parts, counts, strict=True)), index, listing, workers)
-                if (report := left_out_report(index)).counts:
-                    print(f"{report}\nall that was left out: {left_out_file(index)}", file=sys.stderr)
-    return Pool(index), left_out_report(index)
+                if left_out := str(Pool(index).left_out):
+                    logger.warning("%s\nall that was left out: %s", left_out, left_out_file(index))
+    return Pool(index)
 
 
 def _list(parts: list[str], folder: Path) -> tuple[pa.Table, list[int]]:
-    """The images of all parts as a table of `LISTED`, and how many each part lists."""
+    """The images of all parts as a table of `LISTING`, and how many each part lists."""
     tables = []
     for part in parts:
-        rows = iter(tqdm(listed(part, folder), desc=f"list {part}", unit="image", mininterval=1, disable=None))
+        rows = iter(tqdm(list_images(part, folder), desc=f"list {part}", unit="image", mininterval=1, disable=None))
         batches = []
         while batch := list(itertools.islice(rows, 100_000)):
             try:
-                batches.append(pa.table([list(column) for column in zip(*batch, strict=True)], schema=LISTED))
+                batches.append(pa.table([list(column) for column in zip(*batch, strict=True)], schema=LISTING))
             except UnicodeEncodeError as error:
                 raise DataError(f"{part}: the name {error.object!r} is not UTF-8; rename this file") from error
         if not batches:
             share = float(share_of(part)[1])
-            why = f"endings that count are {' '.join(ENDINGS)}" if share == 1 else f"a share of {share} takes none"
+            why = (
+                f"image files end in {' '.join(ENDINGS)}" if share == 1 else f"a share of {share} takes none; raise it"
+            )
             raise DataError(f"{part}: no image in it; {why}")
         tables.append(pa.concat_tables(batches))
     return pa.concat_tables(tables), [len(table) for table in tables]
 
 
 def _build(images: pa.Table, counts: list[tuple[str, int]], index: Path, listing: str, workers: int | None) -> None:
+    """Write the index of `images`.
+
+    Args:
+        images: a table of `LISTING`.
+        counts: parts with the number of images that each lists, in the order of `images`.
+        listing: the fingerprint of `images`.
+    """
+    # Read the headers.
     chunks = index.parent / "headers"
     chunks.mkdir(exist_ok=True)
     names = images.column("path")
     asked = images.select(["path", "height", "width"])
-    measured = chunk_by_chunk(measure, asked, MEASURED, chunks, title="read headers", workers=workers)
-    reasons, details = measured.column("reason").to_pylist(), measured.column("detail").to_pylist()
-    for later, earlier in _duplicates(names, measured.column("ends")).items():
+    headers = map_in_chunks(read_header, asked, HEADER, chunks, title="read headers", workers=workers)
+    # Decide which images to leave out.
+    reasons, details = headers.column("reason").to_pylist(), headers.column("detail").to_pylist()
+    for later, earlier in _duplicates(names, headers.column("ends")).items():
         reasons[later], details[later] = "duplicate", f"of {names[earlier].as_py()}"
-    shutil.rmtree(chunks)  # before a refusal, too: images that are missing may come
+    shutil.rmtree(chunks)  # also before an error: the next call must look for missing images again
     parts = _count_parts(counts, reasons, names)
     kept = np.array([reason is None for reason in reasons])
-    columns = [_ids(images), names, measured.column("found_height"), measured.column("found_width"), _sources(names)]
-    lost = [names, pa.array(reasons, pa.string()), pa.array(details, pa.string()), measured.column("found_bytes")]
+    # Write the rest.
+    columns = [_ids(images), names, headers.column("found_height"), headers.column("found_width"), _sources(names)]
+    lost = [names, pa.array(reasons, pa.string()), pa.array(details, pa.string()), headers.column("found_bytes")]
     left_out = pa.table(lost, schema=LEFT_OUT).filter(~kept)
     rows = pa.table(columns, schema=INDEX).filter(kept)
     write_index(rows, left_out, parts, fingerprint_with(listing, left_out), index)
 
 
 def _duplicates(names: pa.ChunkedArray, ends: pa.ChunkedArray) -> dict[int, int]:
-    """The place of each image that is byte-identical to an earlier one, with the place of that one."""
+    """For each image that is byte-identical to an earlier one, the index of that one.
+
+    Args:
+        names: portable paths.
+        ends: hashes of file size, first and last block; only files with equal ones are read whole.
+    """
     usable = np.flatnonzero(ends.is_valid().to_numpy())
     _, group, sizes = np.unique(ends.drop_null().to_numpy(), return_inverse=True, return_counts=True)
     candidates = usable[sizes[group] > 1]
     first: dict[bytes, int] = {}
-    found = {}
-    for place in tqdm(candidates.tolist(), desc="compare alike files", unit="image", mininterval=1, disable=None):
+    earlier = {}
+    for place in tqdm(candidates.tolist(), desc="compare similar files", unit="image", mininterval=1, disable=None):
         content = content_hash(paths.image(names[place].as_py()))
         if content in first:
-            found[place] = first[content]
+            earlier[place] = first[content]
         else:
             first[content] = place
-    return found
+    return earlier
 
 
 def _count_parts(counts: list[tuple[str, int]], reasons: list[str | None], names: pa.ChunkedArray) -> list[dict]:
-    """`Pool.parts`. A part of which nothing is there is refused: its folder is wrong."""
+    """`Pool.parts`. Raises DataError if no image of a part exists: its folder is wrong."""
     rows, start = [], 0
     for part, number in counts:
-        found = Counter(reasons[start : start + number])
-        if found["missing"] == number:
+        by_reason = Counter(reasons[start : start + number])
+        if by_reason["missing"] == number:
             example, name = paths.image(names[start].as_py()), paths.file_and_folder(share_of(part)[0])[0]
-            remedy = f"give the folder that has them, as {name}{os.pathsep}FOLDER"
+            remedy = f"give their folder as {name}{os.pathsep}FOLDER"
             if name.lower().endswith(".parquet"):
-                remedy = f"bring them back, or set CASSL_DATASETS, now {paths.datasets()}"
-            raise DataError(f"{part}: none of its {number} images is there, such as {example}; {remedy}")
-        rows.append({"part": _portable(part), "listed": number, "images": found[None]})
-        rows[-1] |= {reason: found[reason] for reason in REASONS}
+                remedy = f"restore them, or set CASSL_DATASETS, now {paths.datasets()}"
+            raise DataError(f"{part}: none of its {number} images exists, such as {example}; {remedy}")
+        rows.append({"part": _portable(part), "listed": number, "images": by_reason[None]})
+        rows[-1] |= {reason: by_reason[reason] for reason in REASONS}
         start += number
     if not any(row["images"] for row in rows):
         parts, endings = ", ".join(part for part, _ in counts), " ".join(ENDINGS)
-        raise DataError(f"{parts}: no image in it that can be read; endings that count are {endings}")
+        raise DataError(f"{parts}: no image in it can be read; give images that end in {endings}")
     return rows
 
 
 def _portable(part: str) -> str:
-    """A part with its paths as indices write them."""
+    """A part with portable paths."""
     whole, _ = share_of(part)
     places = [paths.portable(Path(place).expanduser()) for place in paths.file_and_folder(whole) if place is not None]
     return os.pathsep.join(places) + part.removeprefix(whole)
 
 
 def _ids(images: pa.Table) -> pa.ChunkedArray | pa.Array:
-    """COCO's if JSONs give every image one of its own, else places, from 1."""
+    """The ids of the JSONs if all images have one and they differ; else 1, 2, ..."""
     known = images.column("id")
     distinct = pc.count_distinct(known).as_py()
     if distinct == len(images):
         return known
     if not known.null_count:
-        print(f"{len(images) - distinct:,} ids are given twice; the images get ids from 1 on instead", file=sys.stderr)
+        logger.warning("%s image ids are not unique; all images get new ids, from 1", f"{len(images) - distinct:,}")
     return pa.array(np.arange(1, len(images) + 1))
 
 
 def _sources(names: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The name of each image's folder or archive."""
     return pc.replace_substring_regex(pc.binary_join_element_wise("datasets", names, "/"), SOURCE, r"\1")
 
 
 def _fingerprint(images: pa.Table) -> str:
-    """Hash of all that is listed."""
+    """Hash of a table of `LISTING`."""
     digest = hashlib.sha256()
     for chunk in images.column("path").chunks:
         digest.update("\n".join([*chunk.to_pylist(), ""]).encode())
@@ -182,8 +205,8 @@ def _fingerprint(images: pa.Table) -> str:
     return digest.hexdigest()[:16]
 
 
-def _current(index: Path) -> bool:
-    """Whether the index exists and no image that was left out for its state has changed since, come or gone."""
+def _is_current(index: Path) -> bool:
+    """Whether the index exists, and no image that was missing or damaged has appeared or changed its size since."""
     if not index.exists():
         return False
     left_out = read_left_out(index).select(["path", "reason", "bytes"])

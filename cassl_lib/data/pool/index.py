@@ -1,4 +1,4 @@
-"""The index of a pool: a Parquet file of images with the list of what was left out, read a few row groups at a time."""
+"""The index of a pool: a Parquet file of images, read a few row groups at a time, and a CSV of what was left out."""
 
 from __future__ import annotations
 
@@ -13,30 +13,34 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from cassl_lib import paths
-from cassl_lib.data.image_files import write_table
-from cassl_lib.data.pool.formats import INDEX, open_index
+from cassl_lib.data.pool.chunks import write_table
 from cassl_lib.data.source import Annotations
-from cassl_lib.errors import LeftOut
+from cassl_lib.errors import DataError, LeftOut
 from cassl_lib.files import replacing
 
-GROUPS = 4  # row groups that a pool keeps: readers go through it in order
+CACHED_GROUPS = 4  # row groups per pool; readers go through it in order
+INDEX = pa.schema(
+    [("id", pa.int64()), ("path", pa.string()), ("height", pa.int32()), ("width", pa.int32()), ("source", pa.string())]
+)
 LEFT_OUT = pa.schema([("path", pa.string()), ("reason", pa.string()), ("detail", pa.string()), ("bytes", pa.int64())])
 REASONS = {
-    "missing": "images are listed but not there",
+    "missing": "images are listed but do not exist",
     "unreadable": "files cannot be read as images",
     "other size": "images have another size than listed",
     "duplicate": "images are byte-identical to an earlier one",
-    "near duplicate": "images look like one they must not be like",
+    "near duplicate": "images resemble one of those to keep out",
 }
 
 
 class Pool:
-    """An index of unlabeled images, read a few row groups at a time; pickles as its path.
+    """Unlabeled images from an index, an `ImageSource` without instances. Pickles as the path of the index.
 
     Attributes:
-        fingerprint: hash of what was listed (paths, bytes of each file or, of a JSON, its id, height and width) and of
-            what was left out. Paths below the data root count relative to it.
-        parts: what was found, a dict a part: "part", "listed", "images", and a count for each of `REASONS`.
+        index: the Parquet file, with the columns of `INDEX`.
+        fingerprint: hash of what was listed (paths, and the bytes of each file or, from a JSON, id, height and width)
+            and of what was left out. Paths below the data root are relative to it.
+        parts: one dict per part that the pool was built from: "part", "listed", "images", and a count for each of
+            `REASONS`.
     """
 
     def __init__(self, index: Path):
@@ -56,7 +60,7 @@ class Pool:
         return int(self._first[-1])
 
     def row(self, index: int) -> dict:
-        """id, path (as the index has it), height, width and source of an image."""
+        """`id`, `path` (portable), `height`, `width` and `source` (name of the folder or archive) of an image."""
         return {name: self._value(name, index) for name in INDEX.names}
 
     def image_path(self, index: int) -> Path:
@@ -67,8 +71,11 @@ class Pool:
 
     @property
     def left_out(self) -> LeftOut:
-        """Images that were skipped when the pool was indexed; all of them are listed in `left_out_file`."""
-        return left_out_report(self.index)
+        """Images that were left out, counted by reason; all are listed in `left_out_file`."""
+        counted, rows = LeftOut(), read_left_out(self.index)
+        for path, reason, detail, _ in zip(*(column.to_pylist() for column in rows.columns), strict=True):
+            counted.add(REASONS[reason], f"{path} ({detail})" if detail else path)
+        return counted
 
     def annotations(self, index: int, *, masks: bool = False) -> Annotations:
         """The image's `size` and no instances."""
@@ -81,28 +88,45 @@ class Pool:
             raise IndexError(f"image {index} of {len(self)} in {self.index}")
         number = int(np.searchsorted(self._first, index, side="right")) - 1
         if number not in self._groups:
-            self._groups[number] = self._file.read_row_group(number, use_threads=False)  # threads do not outlive a fork
+            self._groups[number] = self._file.read_row_group(number, use_threads=False)  # threads do not survive a fork
         self._groups.move_to_end(number)
-        while len(self._groups) > GROUPS:
+        while len(self._groups) > CACHED_GROUPS:
             self._groups.popitem(last=False)
         return self._groups[number].column(name)[index - int(self._first[number])].as_py()
 
 
+def open_index(path: Path) -> pq.ParquetFile:
+    """The Parquet file of a pool's index. Raises DataError if the file is anything else."""
+    try:
+        file = pq.ParquetFile(path, memory_map=True)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} cannot be read as Parquet ({error}); build the index again") from error
+    known = file.schema_arrow.metadata or {}
+    if b"fingerprint" not in known or not file.schema_arrow.remove_metadata().equals(INDEX):
+        raise DataError(f"{path} is not a pool index; make one with: python -m cassl_lib pool PART --out {path.name}")
+    return file
+
+
 def save(pool: Pool, index: Path, *, without: dict[int, str] | None = None) -> Pool:
-    """Write a pool's index, and its left_out.csv, as `index`.
+    """Write a pool's index, and the CSV of what was left out, to `index`.
 
     Args:
-        without: places in the pool to leave out for resembling an image, with what is to be said of each. The new pool
-            has another fingerprint.
+        without: indices of images to leave out as near-duplicates, with the detail to record for each. They change
+            the fingerprint.
+
+    Returns:
+        The new pool.
     """
     rows, left_out = pq.read_table(pool.index, schema=INDEX), read_left_out(pool.index)
     parts, fingerprint = [dict(part) for part in pool.parts], pool.fingerprint
     if without:
         places = np.array(sorted(without), np.int64)
+        # Update the counts of each part, whose images follow each other.
         last_of_part = np.cumsum([part["images"] for part in parts])
         for number in np.searchsorted(last_of_part, places, side="right") if parts else ():
             parts[number]["images"] -= 1
             parts[number]["near duplicate"] += 1
+        # Move the images to the list of what was left out.
         names = rows.column("path").take(places).to_pylist()
         details, sizes = [without[place] for place in places.tolist()], [0] * len(names)
         added = [names, ["near duplicate"] * len(names), details, sizes]
@@ -115,12 +139,12 @@ def save(pool: Pool, index: Path, *, without: dict[int, str] | None = None) -> P
 
 
 def left_out_file(index: Path) -> Path:
-    """The CSV beside an index that names what was left out: path, reason, detail, bytes."""
+    """The CSV beside an index that lists what was left out: path, reason, detail, bytes."""
     return index.with_suffix(".left_out.csv")
 
 
 def read_left_out(index: Path) -> pa.Table:
-    """What was left out of an index, as a table of `LEFT_OUT`."""
+    """What was left out of an index, as a table of `LEFT_OUT`; empty if there is no list."""
     file = left_out_file(index)
     if not file.exists():
         return LEFT_OUT.empty_table()
@@ -129,23 +153,15 @@ def read_left_out(index: Path) -> pa.Table:
     return pa.csv.read_csv(file, convert_options=options, parse_options=parsing)
 
 
-def left_out_report(index: Path) -> LeftOut:
-    """What was left out of an index, counted by reason."""
-    report, left_out = LeftOut(), read_left_out(index)
-    for path, reason, detail, _ in zip(*(column.to_pylist() for column in left_out.columns), strict=True):
-        report.add(REASONS[reason], f"{path} ({detail})" if detail else path)
-    return report
-
-
 def fingerprint_with(fingerprint: str, left_out: pa.Table) -> str:
-    """The fingerprint of a pool without `left_out`, from that of all it was made from."""
+    """The fingerprint of a pool, from that of its listing (or of a larger pool) and what was left out."""
     names, reasons = left_out.column("path").to_pylist(), left_out.column("reason").to_pylist()
     lines = [fingerprint, *(f"{name}|{reason}" for name, reason in zip(names, reasons, strict=True))]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def write_index(rows: pa.Table, left_out: pa.Table, parts: list[dict], fingerprint: str, index: Path) -> None:
-    """Write an index and, before it, its left_out.csv, so that there is no index without one."""
+    """Write an index atomically; its CSV of what was left out comes first, so that no index lacks one."""
     file = left_out_file(index)
     with replacing(file) as temporary:
         pa.csv.write_csv(left_out, temporary)
