@@ -6,10 +6,6 @@ The command line prints a `CasslError` as one line, without a traceback.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from cassl_lib.runs import Run
 
 
 class CasslError(Exception):
@@ -41,15 +37,7 @@ class WeightsError(CasslError, ValueError):
 
 
 class MissingRun(CasslError, RuntimeError):
-    """A required run does not exist and must not be trained implicitly; the message has the command that creates it.
-
-    Attributes:
-        run: the run that is missing, if its identity is known.
-    """
-
-    def __init__(self, message: str, run: Run | None = None):
-        super().__init__(message)
-        self.run = run
+    """A run does not exist and may not be made now; the message holds the command that makes it."""
 
 
 class LaunchError(CasslError, RuntimeError):

@@ -131,7 +131,7 @@ def _missing(request: Request, run: Run) -> MissingRun:
     command = f"python -m cassl_lib {shlex.join(words)}"
     title = STAGES[request.stage].title
     return MissingRun(
-        f"the {title} run {run.id} is {state}; make it with\n    {command}\n(--devices N for N processes)", run
+        f"the {title} run {run.id} is {state}; make it with\n    {command}\n(--devices N for N processes)"
     )
 
 
