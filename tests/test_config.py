@@ -1,4 +1,4 @@
-"""From parameters to settings: the paper's values, what each parameter changes, and the error for every bad value."""
+"""From parameters to settings: the paper's values, what each parameter changes, and the error for each bad value."""
 
 import inspect
 import json
@@ -9,25 +9,25 @@ from cassl_lib import paper
 from cassl_lib.data import datasets
 from cassl_lib.errors import ConfigError
 from cassl_lib.profiles import PROFILES
-from cassl_lib.resolve import choose_profile, describe, from_json, resolve, to_json, why_profile
+from cassl_lib.resolve import choose_profile, from_json, resolve, to_json, why_profile
 
 
-def test_the_paper_profile_has_the_papers_values():
+def test_the_paper_profile_has_the_values_of_the_paper():
     config = resolve(profile="paper")
     assert {"warmup": config.warmup.epochs, "finetune": config.finetune.epochs} == paper.EPOCHS
-    assert config.warmup.steps == config.finetune.steps == config.labeler.steps == 0  # else they would win over epochs
-    assert {config.labeler.batch_size, config.warmup.batch_size, config.finetune.batch_size} == {16}
+    assert config.warmup.steps == config.finetune.steps == config.pseudo_labeler.steps == 0  # steps override epochs
+    assert {config.pseudo_labeler.batch_size, config.warmup.batch_size, config.finetune.batch_size} == {16}
     assert config.augment.sizes == (640, 672, 704, 736, 768, 800) and config.augment.longest == 1333
     assert config.augment.kind == "weak" and config.augment.test_size == 800 and config.augment.crop == 0
     assert config.model.backbone.startswith("swin_tiny") and config.model.pretrained is True and config.model.masks
     assert (config.model.channels, config.model.tower_convs, config.model.strides) == (256, 4, (8, 16, 32, 64, 128))
-    # "3x" is 270,000 steps with the rate falling at 180,000 and 250,000
+    # "3x" is 270,000 steps; the rate falls at 180,000 and 250,000
     assert [round(share * 270_000) for share in config.finetune.milestones] == [180_000, 250_000]
     assert not config.make_inputs and not config.scenes and config.unlabeled == "split"
 
 
 @pytest.mark.parametrize("split", ["tiny", "small", "base", "large"])
-def test_the_pools_of_the_paper_have_its_sizes(split):
+def test_pools_have_the_sizes_that_the_paper_prints(split):
     size_of = {"coco": "coco_unlabeled", "places365": "places365", "openimages": "open_images"}
     images = sum(paper.SOURCES[size_of[name.split("/")[0]]] * share for name, share in datasets.SPLITS[split])
     assert round(images) == paper.IMAGES[split]
@@ -38,8 +38,8 @@ BAD = [
     ({"profile": None}, "profile=None", "auto, smoke"),
     ({"split": "huge"}, "split='huge'", "tiny, small, base, large"),
     ({"seed": -1}, "seed=-1", "0 to 2147483647"),
-    ({"seed": 1.0}, "seed=1.0", "whole number"),
-    ({"seed": True}, "seed=True", "whole number"),
+    ({"seed": 1.0}, "seed=1.0", "integer"),
+    ({"seed": True}, "seed=True", "integer"),
     ({"annotation": "entity"}, "annotation='entity'", "objects"),
     ({"annotation": "stuff"}, "annotation='stuff'", "entities"),
     ({"target": "objects"}, "target='objects'", "instances, panoptic"),
@@ -54,32 +54,32 @@ BAD = [
     ({"unlabeled": " "}, "unlabeled=' '", "path"),
     ({"heldout": ""}, "heldout=''", "None for the profile's own"),
     ({"heldout": "absent.json"}, "heldout='absent.json'", "give a COCO JSON"),
-    ({"labels": "nowhere"}, "labels='nowhere'", "give its folder, or a run of stage 2"),
-    ({"labels": 3}, "labels=3", "path"),
+    ({"store": "nowhere"}, "store='nowhere'", "give its folder, or a pseudo_labels run"),
+    ({"store": 3}, "store=3", "path"),
     ({"class_specific": None}, "class_specific=None", "True or False"),
     ({"class_specific": "yes"}, "class_specific='yes'", "True or False"),
-    ({"stage": "label"}, "stage='label'", "labeler, warmup, finetune"),
-    ({"epochs": 3}, "epochs=3", "labeler, warmup, finetune"),
+    ({"stage": "pseudo_labels"}, "stage='pseudo_labels'", "pseudo_labeler, warmup, finetune"),
+    ({"epochs": 3}, "epochs=3", "pseudo_labeler, warmup, finetune"),
     ({"epochs": 0, "stage": "warmup"}, "epochs=0", "more than 0 to 10000"),
     ({"epochs": float("nan"), "stage": "warmup"}, "epochs=nan", "10000"),
     ({"epochs": "3", "stage": "warmup"}, "epochs='3'", "number"),
     ({"size": 31}, "size=31", "32 to 4096"),
-    ({"size": 96.0}, "size=96.0", "whole number"),
+    ({"size": 96.0}, "size=96.0", "integer"),
     ({"pretrained": "absent.pth"}, "pretrained='absent.pth'", "imagenet, none"),
     ({"pretrained": True}, "pretrained=True", "imagenet, none"),
     ({"masks": "false"}, "masks='false'", "True or False"),
     ({"masks": 0}, "masks=0", "True or False"),
     ({"augment": "none"}, "augment='none'", "weak, strong"),
-    ({"threshold": 0.01}, "threshold=0.01", "0.22 to 1"),  # weaker labels are not stored
+    ({"threshold": 0.01}, "threshold=0.01", "0.22 to 1"),  # labels with lower scores are not stored
     ({"threshold": 1.5}, "threshold=1.5", "0.22 to 1"),
     ({"threshold": "0.4"}, "threshold='0.4'", "number"),
     ({"batch_size": 0}, "batch_size=0", "1 to 65536"),
-    ({"batch_size": 8.0}, "batch_size=8.0", "whole number"),
+    ({"batch_size": 8.0}, "batch_size=8.0", "integer"),
 ]
 
 
 @pytest.mark.parametrize(("parameters", "value", "allowed"), BAD, ids=lambda part: None if part is None else str(part))
-def test_a_bad_value_is_refused_with_its_name_and_what_is_allowed(parameters, value, allowed):
+def test_a_bad_value_raises_an_error_with_its_name_and_the_allowed_values(parameters, value, allowed):
     with pytest.raises(ConfigError) as caught:
         resolve(**{"profile": "smoke", **parameters})
     assert str(caught.value).startswith(value) and allowed in str(caught.value)
@@ -90,81 +90,87 @@ def test_every_parameter_has_a_bad_value_above():
     assert {name for parameters, _, _ in BAD for name in parameters} == set(inspect.signature(resolve).parameters)
 
 
-def test_a_bad_profile_in_the_environment_is_refused_by_name(monkeypatch):
+def test_a_bad_profile_in_the_environment_raises_an_error_that_names_the_variable(monkeypatch):
     monkeypatch.setenv("CASSL_PROFILE", "fast")
     with pytest.raises(ConfigError, match=r"^\$CASSL_PROFILE='fast' is not allowed; use one of: smoke, demo"):
         resolve()
 
 
-def test_auto_takes_the_environment_then_coco_then_the_demo(monkeypatch, tmp_path):
+def test_auto_is_the_environments_profile_else_paper_with_coco_else_demo(monkeypatch, tmp_path):
     monkeypatch.setenv("CASSL_DATASETS", str(tmp_path))
     assert choose_profile("auto") == "smoke" and "from $CASSL_PROFILE" in why_profile("auto")
-    assert choose_profile("gpu") == "gpu" and "asked for" in why_profile("gpu")
+    assert choose_profile("gpu") == "gpu" and "(given)" in why_profile("gpu")
     monkeypatch.delenv("CASSL_PROFILE")
-    assert choose_profile("auto") == "demo" and "no coco/annotations" in why_profile("auto")
+    assert choose_profile(
+        "auto"
+    ) == "demo" and "coco/annotations/instances_train2017.json was not found" in why_profile("auto")
     (tmp_path / "coco/annotations").mkdir(parents=True)
     (tmp_path / "coco/annotations/instances_train2017.json").touch()
-    assert choose_profile("auto") == "paper" and "was found" in why_profile("auto")
+    assert choose_profile("auto") == "paper" and "instances_train2017.json was found" in why_profile("auto")
     assert resolve().labeled == str(tmp_path / "coco/annotations/instances_train2017.json")
 
 
 def changed(**parameters) -> dict:
     """The settings that differ from the smoke profile's: {"section.name": new value}."""
-    plain, asked = to_json(resolve(profile="smoke")), to_json(resolve(profile="smoke", **parameters))
-    found = {}
-    for name, value in asked.items():
+    plain, chosen = to_json(resolve(profile="smoke")), to_json(resolve(profile="smoke", **parameters))
+    differing = {}
+    for name, value in chosen.items():
         if isinstance(value, dict):
-            found |= {f"{name}.{key}": item for key, item in value.items() if item != plain[name][key]}
+            differing |= {f"{name}.{key}": item for key, item in value.items() if item != plain[name][key]}
         elif value != plain[name]:
-            found[name] = value
-    return found
+            differing[name] = value
+    return differing
 
 
-def test_a_parameter_changes_what_it_says_and_nothing_else():
+def test_each_parameter_changes_its_own_settings_and_no_others():
     assert changed(split="base", seed=3) == {"split": "base", "seed": 3}
-    assert changed(threshold=0.77) == {"label.threshold": 0.77}
+    assert changed(threshold=0.77) == {"pseudo_labels.threshold": 0.77}
     assert changed(augment="strong") == {"augment.kind": "strong"}
     assert changed(masks=False) == {"model.masks": False, "model.center": "box", "model.threshold_on": "cls"}
     assert changed(masks=True) == {}
     assert changed(pretrained="imagenet") == {"model.pretrained": True} and changed(pretrained="none") == {}
     assert changed(stage="warmup", epochs=2) == {"warmup.epochs": 2.0, "warmup.steps": 0}
     assert changed(stage="warmup") == {}
-    assert changed(batch_size=4) == {f"{stage}.batch_size": 4 for stage in ("labeler", "warmup", "finetune")}
+    assert changed(batch_size=4) == {f"{stage}.batch_size": 4 for stage in ("pseudo_labeler", "warmup", "finetune")}
     data = {"labeled": "a.json", "val": "b.json", "unlabeled": "pictures"}
     assert changed(**data) == data | {"heldout": None}
     assert changed(**data, heldout=__file__) == data | {"heldout": __file__} and changed(heldout="scenes") == {}
     assert changed(class_specific=True) == {"class_specific": True}
-    # Scenes are not held out from data that is not theirs.
+    # The tuning scenes do not stand in for held-out images of your own data.
     assert changed(labeled="a.json", val="b.json") == {"labeled": "a.json", "val": "b.json", "heldout": None}
 
 
-def test_another_size_keeps_the_proportions():
-    # smoke: sizes 80, 96, 112 and longest 192 around 96; half of it, with the crop a multiple of 32 not below it
-    found = changed(size=48)
-    assert found == {"augment.sizes": (40, 48, 56), "augment.longest": 96, "augment.crop": 64, "augment.test_size": 48}
+def test_another_size_scales_all_sizes_in_proportion():
+    # smoke: sizes 80, 96, 112 and longest 192 around 96. Here half of them; the crop is rounded up to a multiple of 32.
+    assert changed(size=48) == {
+        "augment.sizes": (40, 48, 56),
+        "augment.longest": 96,
+        "augment.crop": 64,
+        "augment.test_size": 48,
+    }
     assert resolve(profile="paper", size=400).augment.crop == 0
     assert resolve(profile="paper", size=400).augment.sizes == (320, 336, 352, 368, 384, 400)
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_settings_survive_json(profile):
+def test_settings_round_trip_through_json(profile):
     config = resolve(profile=profile, split="large", seed=5)
     again = from_json(json.loads(json.dumps(to_json(config))))
     assert again == config and hash(again) == hash(config)
     assert again.model.backbone_options == config.model.backbone_options
 
 
-def test_json_of_other_settings_is_refused():
+def test_json_with_unknown_or_missing_settings_raises():
     data = to_json(resolve(profile="smoke"))
     with pytest.raises(TypeError, match="color"):
         from_json(data | {"color": 1})
     with pytest.raises(TypeError, match="color"):
         from_json(data | {"model": data["model"] | {"color": 1}})
-    with pytest.raises(KeyError, match="label"):
-        from_json({name: value for name, value in data.items() if name != "label"})
+    with pytest.raises(KeyError, match="pseudo_labels"):
+        from_json({name: value for name, value in data.items() if name != "pseudo_labels"})
 
 
-def test_the_description_has_a_line_for_every_section():
-    lines = describe(resolve(profile="smoke")).splitlines()
+def test_a_configuration_prints_one_line_per_setting_or_section():
+    lines = str(resolve(profile="smoke")).splitlines()
     assert [line.split()[0] for line in lines] == list(to_json(resolve(profile="smoke")))
     assert "batch_size=8" in next(line for line in lines if line.startswith("warmup"))
