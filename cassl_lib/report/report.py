@@ -87,7 +87,10 @@ def csv_files() -> dict[str, str]:
 
 
 def csv_text(collected: Mapping) -> str:
-    """A line per cell: row, column, the paper's number, our mean and std, the number of seeds, each seed's number."""
+    """A line per cell: row, column, the paper's number, our mean and std, the number of seeds, each seed's number.
+
+    A cell that the paper does not have and the profile leaves out has no line.
+    """
     seeds = [str(seed) for seed in collected["seeds"]]
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
@@ -96,6 +99,8 @@ def csv_text(collected: Mapping) -> str:
         for column in compare.columns(collected["table"], collected["rows"]):
             cell = cells.get(column, {})
             ours, theirs = compare.values(cell), compare.printed(collected["table"], row, column)
+            if theirs is None and not cell:
+                continue
             mean = f"{statistics.mean(ours):.2f}" if ours else ""
             std = f"{statistics.stdev(ours):.2f}" if len(ours) > 1 else ""
             each = ["" if cell.get(seed) is None else f"{100 * cell[seed]:.2f}" for seed in seeds]

@@ -108,6 +108,11 @@ def test_the_csv_has_every_seed():
     assert lines[5] == '"backbone, neck, head",AP,51.5,46.00,,1,46.00,'
 
 
+def test_the_csv_leaves_out_cells_that_neither_the_paper_nor_the_profile_has():
+    rows = {"0.3": {"warm-up entity AP": {"0": None}}, "0.4": {}}
+    assert csv_text(collected("threshold", rows)).splitlines()[1:] == ["0.3,warm-up entity AP,,,,0,,"]
+
+
 def test_everything_is_regenerated_and_prose_stays(recorded, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "REPOSITORY", tmp_path)
     for folder in ("figures", "reports/tables", "docs"):
