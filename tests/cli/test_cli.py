@@ -1,19 +1,21 @@
-"""The command line: help, what would be done, and one line for what a person can put right."""
+"""The shell: help, start-up, options, messages, and one line per error that the user can fix."""
 
 import inspect
 import json
 import os
+import pkgutil
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
 
 import pytest
 
 from cassl_lib import paths
 from cassl_lib.cli.main import main
+from cassl_lib.errors import LaunchError
 from cassl_lib.resolve import resolve, to_json
-from cassl_lib.stages import all_stages as stages
-from cassl_lib.stages import launch
+from cassl_lib.stages import graph, launch, requests
 
 
 def test_help_names_every_verb_and_parameter(capsys):
@@ -21,7 +23,7 @@ def test_help_names_every_verb_and_parameter(capsys):
         main(["--help"])
     assert caught.value.code == 0
     overview = capsys.readouterr().out
-    assert all(verb in overview for verb in ("run", "show", "scenes", "summary"))
+    assert all(verb in overview for verb in ("run", "show", "scenes", "summary", "operating-point"))
     with pytest.raises(SystemExit) as caught:
         main(["run", "--help"])
     text = capsys.readouterr().out
@@ -30,32 +32,54 @@ def test_help_names_every_verb_and_parameter(capsys):
     assert all(option in text for option in parameters | {"--no-masks", "--config", "--devices", "--start"})
 
 
-def test_show_prints_the_settings_and_why_the_profile(capsys):
+def test_help_does_not_import_torch():
+    """Importing torch takes seconds."""
+    script = """
+import contextlib, sys
+from cassl_lib.cli.main import main
+for arguments in (["--help"], ["run", "--help"]):
+    with contextlib.suppress(SystemExit):
+        main(arguments)
+print([name for name in ("torch", "torchvision", "timm", "matplotlib") if name in sys.modules], file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=paths.REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("usage: cassl") == 2
+    assert done.stderr == "[]\n"
+
+
+def test_the_console_script_is_main():
+    project = tomllib.loads((paths.REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {"cassl": "cassl_lib.cli.main:main"}
+    assert pkgutil.resolve_name(project["scripts"]["cassl"]) is main
+
+
+def test_show_prints_the_settings_and_the_reason_for_the_profile(capsys):
     assert main(["show", "--seed", "3", "--size", "64", "--no-masks", "--threshold", "0.3"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "profile smoke (from $CASSL_PROFILE): seconds; the tests"
+    assert lines[0] == "profile smoke (from $CASSL_PROFILE): for tests; seconds"
     named = {line.split()[0]: line for line in lines[1:]}
     assert named["seed"].split() == ["seed", "3"] and "masks=False" in named["model"]
-    assert "test_size=64" in named["augment"] and "threshold=0.3" in named["label"]
+    assert "test_size=64" in named["augment"] and "threshold=0.3" in named["pseudo_labels"]
 
 
-def test_a_config_file_stands_for_all_options(tmp_path, capsys):
+def test_a_config_file_replaces_all_options(tmp_path, capsys):
     config = resolve(profile="smoke", seed=7)
     (tmp_path / "config.json").write_text(json.dumps(to_json(config)))
     assert main(["show", "--config", str(tmp_path / "config.json")]) == 0
     from_file = capsys.readouterr().out
     assert main(["show", "--profile", "smoke", "--seed", "7"]) == 0
-    assert capsys.readouterr().out.split("\n", 1)[1] == from_file  # but for the reason of the profile
+    assert capsys.readouterr().out.split("\n", 1)[1] == from_file  # all but the reason for the profile
 
 
 def test_epochs_belong_to_the_stage_that_is_run(capsys, monkeypatch):
-    seen = {}
-    monkeypatch.setattr(launch, "run_stage", lambda verb, config, **options: seen.update(config=config) or 1 / 0)
-    for verb, stage in (("train_labeler", "labeler"), ("warm_up", "warmup"), ("finetune", "finetune")):
+    seen = []
+    monkeypatch.setattr(graph, "obtain", lambda request, *, devices: seen.append(request) or 1 / 0)
+    for stage in ("pseudo_labeler", "warmup", "finetune"):
         with pytest.raises(ZeroDivisionError):
-            main(["run", verb, "--epochs", "2"])
-        assert getattr(seen["config"], stage).epochs == 2 and getattr(seen["config"], stage).steps == 0
-    assert main(["run", "label", "--epochs", "2"]) == 2
+            main(["run", stage, "--epochs", "2"])
+        section = getattr(seen[-1].config, stage)
+        assert seen[-1].stage == stage and section.epochs == 2 and section.steps == 0
+    assert main(["run", "pseudo_labels", "--epochs", "2"]) == 2
     assert "epochs=2.0 needs a stage" in capsys.readouterr().err
 
 
@@ -74,26 +98,26 @@ def one_line_error(capsys, arguments) -> str:
     return err
 
 
-def test_what_a_person_can_put_right_is_one_line(capsys, tmp_path):
+def test_errors_that_the_user_can_fix_are_one_line(capsys, tmp_path):
     assert "size=3 is out of range; use 32 to 4096" in one_line_error(capsys, ["show", "--size", "3"])
     assert "gone.json cannot be read" in one_line_error(capsys, ["show", "--config", str(tmp_path / "gone.json")])
     (tmp_path / "other.json").write_text('{"profile": "smoke"}')
-    assert "give a run's config.json" in one_line_error(capsys, ["show", "--config", str(tmp_path / "other.json")])
+    assert "give the config.json of a run" in one_line_error(capsys, ["show", "--config", str(tmp_path / "other.json")])
     (tmp_path / "none.json").write_text("nothing")
     assert "none.json cannot be read" in one_line_error(capsys, ["show", "--config", str(tmp_path / "none.json")])
     labels = ["--labeled", str(tmp_path / "mine.json"), "--val", str(tmp_path / "mine.json")]
-    assert "mine.json: no such annotation file" in one_line_error(capsys, ["run", "train_labeler", *labels])
+    assert "mine.json: no such annotation file" in one_line_error(capsys, ["run", "pseudo_labeler", *labels])
     nowhere = ["--config", _unlabeled(tmp_path)]
     capsys.readouterr()
-    assert "nowhere: no such folder or JSON" in one_line_error(capsys, ["run", "label", *nowhere])
+    assert "nowhere: no such folder or JSON" in one_line_error(capsys, ["run", "pseudo_labels", *nowhere])
     assert "profile paper has no scenes" in one_line_error(capsys, ["scenes", "--profile", "paper"])
 
 
 def _unlabeled(tmp_path) -> str:
-    """A config whose labeler exists and whose pool does not."""
+    """A configuration whose pseudo labeler is finished and whose pool does not exist."""
     config = resolve(profile="smoke", unlabeled=str(tmp_path / "nowhere"))
-    config = replace(config, labeler=replace(config.labeler, steps=1))
-    stages.train_labeler(config)
+    config = replace(config, pseudo_labeler=replace(config.pseudo_labeler, steps=1))
+    graph.obtain(requests.pseudo_labeler(config))
     (tmp_path / "config.json").write_text(json.dumps(to_json(config)))
     return str(tmp_path / "config.json")
 
@@ -102,7 +126,8 @@ def test_a_missing_run_is_an_error_with_the_command(capsys, monkeypatch, tmp_pat
     monkeypatch.setenv("CASSL_RUNS", str(tmp_path))
     assert main(["summary", "--seed", "5"]) == 2
     err = capsys.readouterr().err
-    assert err.startswith("error: labeler-") and "python -m cassl_lib run train_labeler --config" in err
+    assert err.startswith("error: the pseudo labeler run pseudo_labeler-")
+    assert "python -m cassl_lib run pseudo_labeler --config" in err
 
 
 def test_damaged_scenes_are_an_error(capsys, monkeypatch, tmp_path):
@@ -116,23 +141,39 @@ def test_damaged_scenes_are_an_error(capsys, monkeypatch, tmp_path):
 
 def test_failed_processes_are_an_error(capsys, monkeypatch):
     def fail(command):
-        raise launch.LaunchError("torchrun ended with 1:\nmany\nlines")
+        raise LaunchError("torchrun exited with status 1:\nmany\nlines")
 
     monkeypatch.setattr(launch, "_stream", fail)
-    found = one_line_error(capsys, ["run", "label", "--devices", "2"])
-    assert found == "error: torchrun ended with 1: their messages are above\n"
+    error = one_line_error(capsys, ["run", "pseudo_labels", "--devices", "2"])
+    assert error == "error: torchrun exited with status 1: their messages are above\n"
+
+
+def test_messages_are_plain_lines_on_stderr(capsys, tmp_path):
+    config = resolve(profile="smoke", seed=11)
+    config = replace(config, pseudo_labeler=replace(config.pseudo_labeler, steps=1))
+    (tmp_path / "config.json").write_text(json.dumps(to_json(config)))
+    assert main(["run", "pseudo_labeler", "--config", str(tmp_path / "config.json")]) == 0
+    out, err = capsys.readouterr()
+    run = graph.require(requests.pseudo_labeler(config))
+    folder, *metrics = out.splitlines()
+    assert folder == str(run.folder) and json.loads("".join(metrics)) == run.result["metrics"]
+    assert err.splitlines()[:2] == [  # progress bars may follow, where nbval has loaded ipykernel
+        f"{run.id}: pseudo labeler, 1 steps of 8 images from 24",
+        "learning rate 0.002 (setting 0.004 for 16 images, batch 8)",
+    ]
+    assert "INFO" not in err
 
 
 @pytest.mark.parametrize(
     "arguments", [[], ["run"], ["run", "sleep"], ["show", "--profile", "big"], ["show", "--lrr", "5"]]
 )
-def test_what_the_parser_refuses_ends_with_2(capsys, arguments):
+def test_unknown_words_print_the_usage_and_exit_with_2(capsys, arguments):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
-    assert caught.value.code == 2 and "usage: python -m cassl_lib" in capsys.readouterr().err
+    assert caught.value.code == 2 and "usage: cassl" in capsys.readouterr().err
 
 
-def test_the_module_runs_as_a_command():
+def test_the_module_is_the_same_command():
     command = [sys.executable, "-m", "cassl_lib", "show", "--seed", "-1"]
     done = subprocess.run(command, cwd=paths.REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr == "error: seed=-1 is out of range; use 0 to 2147483647\n"
