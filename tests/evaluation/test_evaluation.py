@@ -20,7 +20,7 @@ from cassl_lib.evaluation.matching import box_iou, match
 from cassl_lib.evaluation.results import ResultWriter, StoredResults
 
 SIZE = 320  # pixels; holds boxes of COCO's large range
-SAMPLES = Path(os.environ.get("CASSL_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
+SAMPLES = Path(os.environ.get("CASSL_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
 
 @pytest.fixture(params=["faster-coco-eval", "pycocotools"])
