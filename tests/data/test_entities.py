@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 from small_models import SMALL
+from small_sets import CATEGORIES, MAP, write_panoptic
 from torchvision import tv_tensors
 
 from cassl_lib.config import AugmentConfig
@@ -31,42 +32,6 @@ from cassl_lib.models.fcos import Predictions, Targets, fcos_losses, make_locati
 REAL = Path(os.environ.get("CASSL_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data")) / "coco_subset"
 SMALL_DETECTOR = replace(SMALL, detections_per_image=30)
 needs_real = pytest.mark.skipif(not (REAL / "panoptic.json").is_file(), reason=f"no real annotations in {REAL}")
-# A cat (1000), grass in two parts (70000), a crowd of cats (3) and void (0).
-MAP = np.array(
-    [
-        [70000, 70000, 0, 3, 3, 3],
-        [1000, 1000, 0, 3, 3, 3],
-        [1000, 1000, 1000, 0, 70000, 70000],
-        [0, 1000, 0, 0, 70000, 70000],
-    ]
-)
-CATEGORIES = [
-    {"id": 200, "name": "grass", "isthing": 0},
-    {"id": 17, "name": "cat", "isthing": 1},
-    {"id": 18, "name": "dog", "isthing": 1},
-]
-
-
-def write_set(root, count=1, ids=MAP):
-    """Write `count` images with the same panoptic map, in COCO's layout."""
-    (root / "panoptic_train").mkdir(parents=True)
-    (root / "train").mkdir()
-    segments = [
-        {"id": 1000, "category_id": 17, "iscrowd": 0},
-        {"id": 70000, "category_id": 200, "iscrowd": 0},
-        {"id": 3, "category_id": 17, "iscrowd": 1},
-    ]
-    segments = [segment for segment in segments if segment["id"] in ids]
-    images, annotations = [], []
-    for number in range(1, count + 1):
-        Image.fromarray(as_png(ids)).save(root / "panoptic_train" / f"{number}.png")
-        Image.new("RGB", ids.shape[::-1]).save(root / "train" / f"{number}.jpg")
-        size = {"height": ids.shape[0], "width": ids.shape[1]}
-        images.append({"id": number, "file_name": f"{number}.jpg"} | size)
-        annotations.append({"image_id": number, "file_name": f"{number}.png", "segments_info": segments})
-    data = {"images": images, "annotations": annotations, "categories": CATEGORIES}
-    (root / "panoptic_train.json").write_text(json.dumps(data))
-    return root / "panoptic_train.json", root / "train"
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +40,7 @@ def stores(tmp_path, monkeypatch):
 
 
 def test_every_segment_but_crowds_is_an_entity(tmp_path):
-    images = EntityImages(*write_set(tmp_path / "set"))
+    images = EntityImages(*write_panoptic(tmp_path / "set"))
     assert images.classes == ["cat", "dog", "grass"] and images.isthing.tolist() == [True, True, False]
     assert images.labels.tolist() == [0, 2]
     assert images.boxes.tolist() == [[0, 1, 3, 4], [0, 0, 6, 4]]  # stuff in two parts is one entity
@@ -89,7 +54,7 @@ def test_every_segment_but_crowds_is_an_entity(tmp_path):
 
 
 def test_crowds_and_unannotated_pixels_can_be_ignored(tmp_path):
-    files = write_set(tmp_path / "set")
+    files = write_panoptic(tmp_path / "set")
     plain, ignoring = EntityImages(*files), EntityImages(*files, crowd="ignore")
     assert (ignoring.annotations(0)["ignored"] == np.isin(MAP, [0, 3])).all()
     assert len(ignoring.boxes) == 2 and ignoring.fingerprint != plain.fingerprint
@@ -105,7 +70,7 @@ def test_crowds_and_unannotated_pixels_can_be_ignored(tmp_path):
 
 
 def test_a_map_with_an_unlisted_segment_raises(tmp_path):
-    path, folder = write_set(tmp_path / "set")
+    path, folder = write_panoptic(tmp_path / "set")
     changed = np.where(MAP == 1000, 1001, MAP)
     Image.fromarray(as_png(changed)).save(path.with_suffix("") / "1.png")
     with pytest.raises(DataError, match="1.png.*1001"):
@@ -113,20 +78,20 @@ def test_a_map_with_an_unlisted_segment_raises(tmp_path):
 
 
 def test_a_changed_map_is_converted_again(tmp_path):
-    path, folder = write_set(tmp_path / "set")
+    path, folder = write_panoptic(tmp_path / "set")
     assert EntityImages(path, folder).boxes[0].tolist() == [0, 1, 3, 4]
     Image.fromarray(as_png(np.roll(MAP, 1, 1))).save(path.with_suffix("") / "1.png")
     assert EntityImages(path, folder).boxes[0].tolist() == [1, 1, 4, 4]
 
 
 def test_an_image_without_entities_is_valid(tmp_path):
-    images = EntityImages(*write_set(tmp_path / "set", ids=np.zeros((4, 6), int)))
+    images = EntityImages(*write_panoptic(tmp_path / "set", ids=np.zeros((4, 6), int)))
     item = images.annotations(0)
     assert len(images) == 1 and item["masks"].shape == (0, 4, 6) and item["boxes"].shape == (0, 4)
 
 
 def test_several_processes_and_a_resumed_conversion_give_the_same_store(tmp_path, monkeypatch):
-    path, _ = write_set(tmp_path / "set", count=7)
+    path, _ = write_panoptic(tmp_path / "set", count=7)
     monkeypatch.setattr(conversion, "SHARD_SIZE", 2)
     one = entity_store(path, workers=1)
     before = {file.name: file.read_bytes() for file in one.folder.glob("*.arrow")}
@@ -144,7 +109,7 @@ def test_several_processes_and_a_resumed_conversion_give_the_same_store(tmp_path
 
 
 def test_absent_images_are_left_out(tmp_path):
-    path, folder = write_set(tmp_path / "set", count=3)
+    path, folder = write_panoptic(tmp_path / "set", count=3)
     whole = EntityImages(path, folder)
     (folder / "2.jpg").unlink()
     part = EntityImages(path, folder)
@@ -154,7 +119,7 @@ def test_absent_images_are_left_out(tmp_path):
 
 
 def test_a_file_that_is_not_panoptic_is_named_in_the_error(tmp_path):
-    path, folder = write_set(tmp_path / "set")
+    path, folder = write_panoptic(tmp_path / "set")
     instances = {"images": [{"id": 1, "file_name": "1.jpg", "height": 4, "width": 6}], "categories": CATEGORIES}
     instances["annotations"] = [{"id": 1, "image_id": 1, "bbox": [0, 0, 2, 2], "category_id": 17}]
     (path.parent / "instances_train.json").write_text(json.dumps(instances))
@@ -172,7 +137,7 @@ def test_a_file_that_is_not_panoptic_is_named_in_the_error(tmp_path):
 
 
 def test_a_map_of_another_size_than_its_image_raises(tmp_path):
-    path, folder = write_set(tmp_path / "set")
+    path, folder = write_panoptic(tmp_path / "set")
     Image.fromarray(as_png(MAP[:3])).save(path.with_suffix("") / "1.png")
     with pytest.raises(DataError, match="1.png is 3x6 pixels, but its image is 4x6 in the JSON"):
         EntityImages(path, folder)
@@ -206,7 +171,7 @@ def test_boxes_areas_and_classes_equal_cocos_on_real_annotations():
 
 def test_ignored_pixels_move_with_the_image(tmp_path):
     samples = Samples(
-        EntityImages(*write_set(tmp_path / "set"), crowd="ignore"), lambda *x: x, masks=True, classes=True
+        EntityImages(*write_panoptic(tmp_path / "set"), crowd="ignore"), lambda *x: x, masks=True, classes=True
     )
     image, target, _, _ = samples[0, 0]
     assert isinstance(target["ignored"], tv_tensors.Mask) and target["ignored"].shape == (4, 6)
