@@ -1,4 +1,4 @@
-"""Sections between markers: replaced, kept apart from the prose, refused if the markers are incomplete."""
+"""Sections between markers: replaced, prose kept, an error if the markers are incomplete."""
 
 import logging
 

@@ -109,9 +109,9 @@ def claims(collected: Mapping[int, Mapping], only: int | None = None) -> list[di
 
 def gap_differences(rows: Mapping) -> dict[str, float]:
     """Table 1, by seed: the class-specific gap minus the class-agnostic gap."""
-    truth, pseudo = paper.TABLE1
+    human, pseudo = paper.TABLE1
     columns = ("class-specific AP", "class-agnostic AP")
-    specific, agnostic = (paired(rows, (truth, column), (pseudo, column)) for column in columns)
+    specific, agnostic = (paired(rows, (human, column), (pseudo, column)) for column in columns)
     return {seed: specific[seed] - agnostic[seed] for seed in specific if seed in agnostic}
 
 
