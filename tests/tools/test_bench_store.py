@@ -5,7 +5,7 @@ import json
 import pytest
 
 from cassl_lib.labels.store import PseudoLabelStore
-from cassl_lib.report import readme
+from cassl_lib.tables import results
 from cassl_lib.tools import bench_store
 
 
@@ -42,7 +42,7 @@ def test_the_table_has_a_column_a_store(monkeypatch, tmp_path):
     assert [cell.strip() for cell in rows["the same in a first pass, which opens the shards"]] == ["70", "70"]
 
 
-@pytest.mark.parametrize("file", sorted(readme.RESULTS.glob("store_*.json")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", sorted(results.RESULTS.glob("store_*.json")), ids=lambda file: file.stem)
 def test_the_tracked_numbers_keep_what_is_promised(file):
     """Opening under a second and 200 MB, a random row under 100 microseconds, whatever the size."""
     measured = json.loads(file.read_text())["measured"]
