@@ -5,6 +5,7 @@ import json
 import pytest
 
 from cassl_lib.labels.store import PseudoLabelStore
+from cassl_lib.report import blocks, readme
 from cassl_lib.tables import results
 from cassl_lib.tools import bench_store
 
@@ -26,8 +27,8 @@ def test_a_synthetic_store_is_written_read_and_trained_from(tmp_path, monkeypatc
 
 
 def test_the_table_has_a_column_a_store(monkeypatch, tmp_path):
-    monkeypatch.setattr(readme, "RESULTS", tmp_path)
-    assert readme.store() == "Nothing has been recorded yet."
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    assert readme.store() == blocks.NOTHING
     for images in (1000, 200):
         read, train = {"own_mb": 2.0, "first_us": 70.4, "second_us": 33.0}, {"own_mb": [600, 400, 410]}
         measured = {"images": images, "labels": 9 * images, "bytes": 2500 * images, "written": images}
@@ -35,11 +36,12 @@ def test_the_table_has_a_column_a_store(monkeypatch, tmp_path):
         measured |= {"statistics": {"seconds": 1.0}, "verify": {"seconds": 2.0}}
         place = {"device": "2 CPU cores", "date": "2026-01-01"}
         (tmp_path / f"store_{images}.json").write_text(json.dumps({"environment": place, "measured": measured}))
-    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in readme.store().splitlines() if "|" in line}
+    lines = blocks.markdown(readme.store()).splitlines()
+    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in lines if "|" in line}
     assert [cell.strip() for cell in rows[""]] == ["200 images", "1,000 images"]
-    assert [cell.strip() for cell in rows["written, images a second"]] == ["400", "2,000"]
-    assert [cell.strip() for cell in rows["the same of each loading process, MB"]] == ["410", "410"]
-    assert [cell.strip() for cell in rows["the same in a first pass, which opens the shards"]] == ["70", "70"]
+    assert [cell.strip() for cell in rows["writing, images per second"]] == ["400", "2,000"]
+    assert [cell.strip() for cell in rows["training: private memory of each loader process, MB"]] == ["410", "410"]
+    assert [cell.strip() for cell in rows["the same in the first pass, which opens the shards, µs"]] == ["70", "70"]
 
 
 @pytest.mark.parametrize("file", sorted(results.RESULTS.glob("store_*.json")), ids=lambda file: file.stem)
