@@ -19,7 +19,8 @@ class Annotations(TypedDict):
     """The N instances of one image, N >= 0, in pixels of the image file: before any resizing, crop or flip.
 
     Coordinates are continuous, x to the right and y down from the top left corner: the box of the single pixel in row r
-    and column c is (c, r, c + 1, r + 1). Every box has a width and a height above 0.
+    and column c is (c, r, c + 1, r + 1). Every box has a width and a height above 0. A mask lies in its box, except for
+    rounding by less than one pixel.
     """
 
     boxes: np.ndarray  # (N, 4) float32, xyxy

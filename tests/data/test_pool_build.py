@@ -22,6 +22,7 @@ from cassl_lib.data.pool import chunks, headers
 from cassl_lib.data.pool.build import build_pool
 from cassl_lib.data.pool.index import INDEX, LEFT_OUT, Pool, save, write_index
 from cassl_lib.errors import DataError
+from cassl_lib.resolve import resolve
 
 COLORS = count(1)
 
@@ -413,3 +414,23 @@ def test_the_command_writes_an_index_and_prints_how_to_use_it(tmp_path, images, 
     for arguments in ([], [str(images), "--split", "tiny"]):
         assert main(["pool", *arguments, "--out", str(out)]) == 2
         assert "give the parts of the pool, or --split" in capsys.readouterr().err
+
+
+def test_an_existing_part_is_taken_whole_even_with_a_comma_in_its_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("CASSL_RUNS", str(tmp_path / "runs"))
+    for name in ("my, images/a.png", "my, images/b.png", "more/c.png"):
+        draw(tmp_path / name)
+    info = write_json(tmp_path / "a, b.json", [entry(7, "a.png"), entry(8, "b.png")])
+    plain = write_json(tmp_path / "plain.json", [entry(7, "c.png")])
+    folder, with_folder = tmp_path / "my, images", f"{info}:{tmp_path / 'my, images'}"
+
+    def images(unlabeled):
+        return names(datasets.pool(resolve(unlabeled=str(unlabeled))))
+
+    assert images(folder) == images(with_folder) == ["a.png", "b.png"]
+    assert images(f"{folder}@0.5") == images(f"{with_folder}@0.5") == ["b.png"]
+    # Several parts are still separated by commas.
+    (tmp_path / "second").mkdir()
+    draw(tmp_path / "second/d.png")
+    assert images(f"{tmp_path / 'more'}, {tmp_path / 'second'}") == ["c.png", "d.png"]
+    assert images(f"{plain}:{tmp_path / 'more'},{tmp_path / 'second'}") == ["c.png", "d.png"]

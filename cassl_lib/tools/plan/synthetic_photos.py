@@ -50,6 +50,6 @@ class SyntheticPhotos:
 
     def annotations(self, index: int, *, masks: bool = True) -> dict[str, np.ndarray]:
         """boxes (9, 4) float32 xyxy, labels (9,) int64 from 0 to 79 and masks (9, H, W) uint8."""
-        target = {name: value.numpy() for name, value in self.targets[index].items()}
+        target = {name: value.numpy() for name, value in self.targets[index].items() if name != "masks" or masks}
         target["boxes"] = target["boxes"].astype(np.float32)
         return target | {"masks": target["masks"].astype(np.uint8)} if masks else target

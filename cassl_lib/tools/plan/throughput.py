@@ -233,7 +233,8 @@ class PoolSample:
 
     def annotations(self, index: int, *, masks: bool = False) -> dict:
         """No instances, as in a pool."""
-        return {"boxes": np.zeros((0, 4), np.float32), "labels": np.zeros(0, np.int64)}
+        none = {"boxes": np.zeros((0, 4), np.float32), "labels": np.zeros(0, np.int64)}
+        return none | {"masks": np.zeros((0, *self.sizes[index]), np.uint8)} if masks else none
 
 
 def watched(loader, ticks: list[tuple[float, int]]):
