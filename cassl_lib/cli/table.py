@@ -50,7 +50,9 @@ def act(parsed: argparse.Namespace) -> int:
 
 
 def check_usual(config: Config) -> None:
-    """Raise ConfigError unless this is a profile as it is: recorded tables must belong together."""
+    """Raise ConfigError unless this is an unchanged profile: recorded tables must belong together."""
     usual = to_json(resolve(profile=config.profile, seed=config.seed, annotation="entities"))
     if odd := [name for name, value in to_json(config).items() if value != usual[name]]:
-        raise ConfigError(f"--record keeps the tables of an unchanged profile; leave it out, or {', '.join(odd)}")
+        raise ConfigError(
+            f"--record is for tables of an unchanged profile; leave out --record, or what sets {', '.join(odd)}"
+        )
