@@ -40,7 +40,7 @@ def locked(path: Path, *, wait: bool):
 
 @contextlib.contextmanager
 def alone(folder: Path, *, say: bool = True):
-    """Lock a folder: other processes that ask for it wait, and log that they do unless `say` is False."""
+    """Lock a folder, after waiting for the process that holds it. Logs that it waits, unless `say` is False."""
     with locked(folder / ".lock", wait=False) as held:
         if held:
             yield
