@@ -1,22 +1,33 @@
-"""The bridge between a notebook and the library: parameters in, source code and tables shown."""
+"""The bridge between a notebook and the library: parameters in, source code and small tables shown."""
 
 from __future__ import annotations
 
 import ast
 import inspect
+import os
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
-from cassl_lib import log_to_stderr
+from cassl_lib import log_to_stderr, paths
 from cassl_lib.config import Config
+from cassl_lib.data.source import ImageSource
 from cassl_lib.errors import ConfigError
 from cassl_lib.resolve import resolve, why_profile
 from cassl_lib.runs import Run, find_run
+from cassl_lib.stages import graph
+from cassl_lib.stages.registry import STAGES
+from cassl_lib.stages.requests import Request
 from cassl_lib.tables.rows import Rows
+from cassl_lib.tables.runner import number
 
 SETTINGS = tuple(name for name in inspect.signature(resolve).parameters if name != "stage")
 COUNTS = {"devices": "processes", "jobs": "runs", "seeds": "seeds"}  # notebook parameters that are numbers
 NAMES = ("pseudo_labeler", "warmup", "run", "other", "images")  # notebook parameters that are names or None
+DETECTORS = tuple(name for name, each in STAGES.items() if each.trains)  # stages whose runs hold a detector
+
+
+# ---- parameters ----
 
 
 def configure(namespace: Mapping, *, stage: str | None = None) -> Config:
@@ -32,11 +43,10 @@ def configure(namespace: Mapping, *, stage: str | None = None) -> Config:
         ConfigError: an unknown parameter, or a value that is not allowed.
     """
     log_to_stderr()
-    declared = [name for name in declared_names() or namespace if name in (*SETTINGS, *COUNTS, *NAMES)]
+    declared = declared_names() or [name for name in (*SETTINGS, *COUNTS, *NAMES) if name in namespace]
     check_injected(declared)
-    own = {name: namespace[name] for name in declared if name not in SETTINGS}
     config = resolve(**{name: namespace[name] for name in declared if name in SETTINGS}, stage=stage)
-    check_own(own)
+    check_own({name: namespace[name] for name in declared if name in COUNTS or name in NAMES})
     print(why_profile(namespace.get("profile", "auto")))
     return config
 
@@ -102,6 +112,9 @@ def _parse(cell: str) -> list[ast.stmt]:
         return []
 
 
+# ---- runs ----
+
+
 def named_run(name: str, *allowed: str) -> Run:
     """The finished run that a parameter names (run name, unique prefix, or folder).
 
@@ -114,12 +127,40 @@ def named_run(name: str, *allowed: str) -> Run:
     return run
 
 
+def input_run(request: Request, name: str | None = None, *, allowed: Sequence[str] = (), devices: int = 1) -> Run:
+    """The run that a notebook starts from: the one that a parameter names, else that of `request`.
+
+    A missing run is made only if the profile makes inputs on the way (`config.make_inputs`).
+
+    Args:
+        name: run name, unique prefix or folder; None for the request's run.
+        allowed: stages that a named run may be of; by default the request's.
+
+    Raises:
+        MissingRun: the message holds the command that makes the run.
+        ConfigError: the named run is of another stage.
+    """
+    if name:
+        return named_run(name, *(allowed or (request.stage,)))
+    return graph.obtain(request, devices=devices) if request.config.make_inputs else graph.require(request)
+
+
+def metric(run: Run, kind: str, key: str = "AP") -> float | None:
+    """A number of a run, such as ("box_agnostic", "AP75"), between 0 and 1; None if the run has none."""
+    return number(run, kind, key)
+
+
+# ---- what a cell shows ----
+
+
 def show_source(*functions) -> None:
     """Show the source of library functions, highlighted: the very code that the stage runs."""
-    from IPython.display import Code, display
+    from IPython.display import Markdown, display
 
     for function in functions:
-        display(Code(inspect.getsource(function), language="python"))
+        file = os.path.relpath(inspect.getsourcefile(inspect.unwrap(function)), paths.REPOSITORY)
+        source = textwrap.dedent(inspect.getsource(function)).rstrip()
+        display(Markdown(f"`{file}`\n\n```python\n{source}\n```"))
 
 
 def show_shapes(**named) -> None:
@@ -137,10 +178,17 @@ def _shape(value) -> str:
     return str(tuple(value.shape)) if hasattr(value, "shape") else repr(value)
 
 
-def metric(run: Run, kind: str, key: str = "AP") -> float | None:
-    """A number of a run, such as ("box_agnostic", "AP75"), between 0 and 1; None if the run has none."""
-    value = run.result["metrics"].get(kind, {}).get(key)
-    return None if value is None or value < 0 else value
+def left_out(source: ImageSource) -> Rows:
+    """What was skipped while reading a source, by reason, with examples."""
+    skipped = source.left_out
+    counts = skipped.counts if skipped else {}
+    body = [[reason, f"{count:,}", ", ".join(skipped.examples[reason])] for reason, count in counts.items()]
+    return Rows(["left out", "count", "examples"], body, empty="Nothing was left out.")
+
+
+def list_runs(runs: Mapping[str, Run]) -> Rows:
+    """Several runs by what they are: name, amount of work and time of each."""
+    return Rows(["", "run"], [[name, str(run)] for name, run in runs.items()])
 
 
 def beside_paper(rows: Iterable[tuple[str, float | None, float | None]], *, metric: str) -> Rows:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from cassl_lib.data.augment import test_transform
 from cassl_lib.data.image_files import ENDINGS
 from cassl_lib.data.loader import read_image
 from cassl_lib.errors import ConfigError, DataError
+from cassl_lib.evaluation.rle import encode_masks
+from cassl_lib.labels.shards import AGNOSTIC
 from cassl_lib.runs import Run, find_run
 from cassl_lib.stages.models import load_detector
 from cassl_lib.stages.registry import STAGES
@@ -58,16 +61,32 @@ class Predictor:
         Raises:
             DataError: a file that is missing or not an image.
         """
-        return [self._predict(image, threshold) for image in load_images(images)]
+        return [self._predict(image, threshold) for image in each_image(images)]
 
     def show(self, images: Image | Sequence[Image], *, threshold: float = 0.3, count: int = 8):
         """A figure of the first `count` images with their detections."""
         from cassl_lib import plotting
 
-        loaded = load_images(images)[:count]
+        loaded = list(itertools.islice(each_image(images), count))
         detections = [self._predict(image, threshold) for image in loaded]
         names = self.classes if len(self.classes) > 1 else None
         return plotting.show_instances(loaded, detections, names=names)
+
+    def coco_results(
+        self, images: Image | Sequence[Image], image_ids: Sequence[int] | None = None, *, threshold: float = 0.05
+    ) -> list[dict]:
+        """Detections as COCO's results format, ready for `json.dumps`.
+
+        Args:
+            image_ids: the id of each image; by default 1, 2, ... in the order of `images`.
+
+        Returns:
+            One dict per detection: image_id, category_id, bbox [x, y, width, height] in pixels, score and, if the
+            detector has masks, segmentation as compressed RLE.
+        """
+        ids = itertools.count(1) if image_ids is None else image_ids
+        pairs = zip(ids, each_image(images), strict=image_ids is not None)
+        return [result for at, image in pairs for result in self._results(at, self._predict(image, threshold))]
 
     def _predict(self, image: torch.Tensor, threshold: float) -> dict[str, np.ndarray]:
         resized, _ = self._transform(image, {})
@@ -75,11 +94,23 @@ class Predictor:
         kept = detections["scores"] > threshold
         return {name: value[kept].cpu().numpy() for name, value in detections.items()}
 
+    def _results(self, image_id: int, detections: dict[str, np.ndarray]) -> Iterator[dict]:
+        categories = self.run.result.get("categories") or AGNOSTIC
+        masks = detections.get("masks")
+        rles = [None] * len(detections["boxes"]) if masks is None else encode_masks(torch.from_numpy(masks))
+        columns = [detections[key].tolist() for key in ("boxes", "scores", "labels")]
+        for (left, top, right, bottom), score, label, rle in zip(*columns, rles, strict=True):
+            result = {"image_id": int(image_id), "category_id": categories[label]["id"]}
+            result |= {"bbox": [left, top, right - left, bottom - top], "score": score}
+            yield result | ({"segmentation": rle | {"counts": rle["counts"].decode()}} if rle else {})
+
     def __repr__(self) -> str:
-        return f"Predictor({self.run.id}, {len(self.classes)} classes)"
+        classes = f"{len(self.classes)} classes" if len(self.classes) > 1 else "class-agnostic"
+        return f"Predictor({self.run.id}, {classes})"
 
     def _repr_html_(self) -> str:
-        return f"<p><code>{html.escape(repr(self))}</code></p><p>{html.escape(', '.join(self.classes))}</p>"
+        names = f"<p>{html.escape(', '.join(self.classes))}</p>" if len(self.classes) > 1 else ""
+        return f"<p><code>{html.escape(repr(self))}</code></p>{names}"
 
 
 def load_images(images: Image | Sequence[Image]) -> list[torch.Tensor]:
@@ -88,11 +119,18 @@ def load_images(images: Image | Sequence[Image]) -> list[torch.Tensor]:
     Raises:
         DataError: a file that is missing or not an image, a folder without images, an array of another shape.
     """
+    return list(each_image(images))
+
+
+def each_image(images: Image | Sequence[Image]) -> Iterator[torch.Tensor]:
+    """The images of `load_images`, one at a time, so that a folder may be larger than memory."""
     if isinstance(images, (str, Path)):
-        return [_read(file) for file in image_files(images)]
-    if isinstance(images, (torch.Tensor, np.ndarray)):
-        return [_as_tensor(images)]
-    return [each for image in images for each in load_images(image)]
+        yield from map(_read, image_files(images))
+    elif isinstance(images, (torch.Tensor, np.ndarray)):
+        yield _as_tensor(images)
+    else:
+        for image in images:
+            yield from each_image(image)
 
 
 def image_files(place: str | Path) -> list[Path]:

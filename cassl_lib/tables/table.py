@@ -1,11 +1,11 @@
-"""One table of the paper as an object: its runs, making them, and its numbers beside the paper's.
+"""A table of the paper as an object: its runs, making them, and its numbers over the paper's.
 
 table = Table(2, config)
-table.status          which runs are finished
-table.make()          makes the missing ones
-table                 the numbers, over the paper's
-table.claims          what the paper says of them, and whether it holds
-table.chart()         a figure
+table.status        which runs are finished
+table.make()        makes the missing ones
+table               the numbers, over the paper's
+table.chart()       the same as a figure
+table.claims        the paper's claims, and whether our numbers support them
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ class Table:
         """
         Args:
             seeds: how many; None is the profile's number.
+
+        Raises:
+            ConfigError: the table is not implemented, or the number of seeds is not positive.
         """
         (self.number,) = status.tables_named([str(number)])
         self.config, self.seeds = config, status.seeds_of(config, seeds)
@@ -65,22 +68,23 @@ class Table:
         """
         failures = runner.make(self.requests, jobs=jobs, devices=devices, separate_processes=False)
         self.__dict__.pop("collected", None)
-        return Rows(["failed", "reason"], [[each.request.title, each.reason] for each in failures])
+        lines = [[each.request.title, describe(each.request), each.reason] for each in failures]
+        return Rows(["failed", "settings", "reason"], lines, empty=f"All {len(self.requests)} runs are finished.")
 
     @cached_property
     def collected(self) -> dict:
-        """The numbers, see `runner.collect`."""
+        """The numbers, see `runner.collect`; read anew after `make`."""
         return runner.collect(self.number, self.config, self.seeds)
 
     @property
     def claims(self) -> Rows:
-        """The paper's claims about this table: the verdict at this scale, our difference, the paper's."""
+        """The paper's claims about this table: the verdict at this scale, our mean difference, the paper's."""
         lines = []
         for claim in compare.claims({self.number: self.collected}, self.number):
             differences, theirs = claim["differences"], claim["paper"]
             here = f"{statistics.mean(differences):+.1f}" if differences else ""
             lines.append([claim["claim"], claim["verdict"], here, "" if theirs is None else f"{theirs:+.1f}"])
-        return Rows(["claim", "verdict", "here", "paper"], lines)
+        return Rows(["claim", "verdict", "here", "paper"], lines, empty="The paper makes no claim about this table.")
 
     def chart(self):
         """A figure of our numbers beside the paper's."""

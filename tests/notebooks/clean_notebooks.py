@@ -1,0 +1,48 @@
+"""Remove from executed notebooks what differs between machines: `python tests/notebooks/clean_notebooks.py FILES`.
+
+Outputs are kept, so that a code host shows them, except for stderr (log lines and progress bars). Metadata of the
+execution is removed, and paths below the folders of runs, data sets and the repository become relative.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from cassl_lib import paths
+
+KEPT_METADATA = ("tags",)  # of cells
+
+
+def clean(notebook: dict) -> dict:
+    """The notebook, changed in place."""
+    notebook["metadata"] = {"kernelspec": notebook["metadata"]["kernelspec"]}
+    for number, cell in enumerate(notebook["cells"]):
+        cell["id"] = str(number)
+        cell["metadata"] = {name: value for name, value in cell["metadata"].items() if name in KEPT_METADATA}
+        if cell["cell_type"] == "code":
+            cell["outputs"] = [_without_paths(output) for output in cell["outputs"] if output.get("name") != "stderr"]
+    return notebook
+
+
+def _without_paths(value):
+    """Every text in an output, except images, with absolute folders replaced by their names."""
+    if isinstance(value, dict):
+        return {key: each if key.startswith("image/") else _without_paths(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(each) for each in value]
+    if isinstance(value, str):
+        for folder, name in ((paths.runs(), "runs"), (paths.datasets(), "datasets"), (paths.REPOSITORY, ".")):
+            value = value.replace(str(folder), name)
+    return value
+
+
+def main(files: list[str]) -> None:
+    for file in map(Path, files):
+        cleaned = clean(json.loads(file.read_text()))
+        file.write_text(json.dumps(cleaned, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
