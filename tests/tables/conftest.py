@@ -1,5 +1,6 @@
 """Fixtures of the tests of tables."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,15 @@ from cassl_lib.resolve import resolve
 def config() -> Config:
     """A profile that leaves out no cell."""
     return resolve(profile="gpu")
+
+
+@pytest.fixture(scope="session")
+def smoke() -> Config:
+    """The smoke profile with stages of two steps."""
+    config = resolve(profile="smoke")
+    short = {"steps": 2, "checkpoint_every": 1000}
+    sections = ("pseudo_labeler", "warmup", "finetune")
+    return replace(config, **{name: replace(getattr(config, name), **short) for name in sections})
 
 
 @pytest.fixture

@@ -17,15 +17,6 @@ from cassl_lib.stages import graph
 from cassl_lib.stages.requests import pseudo_labeler, pseudo_labels, warmup, with_inputs
 from cassl_lib.tables import compare, runner
 
-
-@pytest.fixture(scope="module")
-def smoke():
-    """A configuration whose stages take two steps."""
-    config = resolve(profile="smoke")
-    sections = ("pseudo_labeler", "warmup", "finetune")
-    return replace(config, **{name: replace(getattr(config, name), steps=2) for name in sections})
-
-
 # ---- making ----
 
 
