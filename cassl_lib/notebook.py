@@ -26,6 +26,9 @@ COUNTS = {"devices": "processes", "jobs": "runs", "seeds": "seeds"}  # notebook 
 NAMES = ("pseudo_labeler", "warmup", "run", "other", "images")  # notebook parameters that are names or None
 DETECTORS = tuple(name for name, each in STAGES.items() if each.trains)  # stages whose runs hold a detector
 
+# nbconvert's HTML shows code in outputs in the font of the text around it
+CODE_STYLE = "font-family:monospace;font-size:90%;line-height:1.4"
+
 
 # ---- parameters ----
 
@@ -160,7 +163,7 @@ def show_source(*functions) -> None:
     for function in functions:
         file = os.path.relpath(inspect.getsourcefile(inspect.unwrap(function)), paths.REPOSITORY)
         source = textwrap.dedent(inspect.getsource(function)).rstrip()
-        display(Markdown(f"`{file}`\n\n```python\n{source}\n```"))
+        display(Markdown(f'<div style="{CODE_STYLE}">\n\n`{file}`\n\n```python\n{source}\n```\n\n</div>'))
 
 
 def show_shapes(**named) -> None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+SHORT = 30  # characters; columns up to this width are not wrapped
 NUMBER = re.compile(r"[+\-]?[\d,]*\.?\d+( ?%)?")
 
 
@@ -44,16 +45,20 @@ class Rows:
         return [(self.head, "th"), *((line, "td") for line in self.body)]
 
     def _cells(self, line: Sequence[str], tag: str) -> list[str]:
-        sides = self._alignments()
         return [
-            f'<{tag} style="text-align:{side}">{html.escape(cell)}</{tag}>'
-            for cell, side in zip(line, sides, strict=True)
+            f'<{tag} style="text-align:{side};white-space:{wrap}">{html.escape(cell)}</{tag}>'
+            for cell, side, wrap in zip(line, self._alignments(), self._wraps(), strict=True)
         ]
 
     def _alignments(self) -> list[str]:
         """`left` or `right` for each column; a column of numbers may have blanks."""
         columns = zip(*self.body, strict=True)
         return ["right" if all(not cell or NUMBER.fullmatch(cell) for cell in column) else "left" for column in columns]
+
+    def _wraps(self) -> list[str]:
+        """CSS `white-space` of each column."""
+        columns = zip(*self.body, strict=True)
+        return ["nowrap" if max(map(len, column)) <= SHORT else "normal" for column in columns]
 
 
 def as_rows(records: Sequence[Mapping], **columns: str) -> Rows:

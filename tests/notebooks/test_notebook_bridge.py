@@ -1,25 +1,25 @@
-"""The bridge between notebooks and library: parameters are refused or used, and what is shown is what there is."""
+"""The bridge between notebooks and library: parameters are validated, and cells show what there is."""
 
 import json
+import logging
 import sys
 import types
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from safetensors.torch import save_file
-from small_models import AGNOSTIC
 
 from cassl_lib import inspection, notebook
 from cassl_lib.data import datasets
-from cassl_lib.errors import ConfigError, DataError, MissingRun
+from cassl_lib.data.image_files import spread
+from cassl_lib.errors import ConfigError, LeftOut, MissingRun
 from cassl_lib.labels.shards import finish, write_shard
 from cassl_lib.labels.store import PseudoLabelStore
-from cassl_lib.models.build import build_detector
+from cassl_lib.models.fcos import FCOS
 from cassl_lib.resolve import resolve, to_json
 from cassl_lib.runs import Run
-from cassl_lib.stages import all_stages as stages
+from cassl_lib.stages import graph, requests
+from cassl_lib.stages.pseudo_labels import judge
 
 
 @pytest.fixture
@@ -34,11 +34,11 @@ def cells(monkeypatch, *texts):
     monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
 
 
-def make_run(store, name, *, settings=None, data=None, **result):
+def make_run(store, name, **result):
+    """A finished run that nothing has trained."""
     run = Run(store / name)
     run.folder.mkdir(parents=True)
-    request = {"stage": name.split("-")[0], "settings": settings or {}, "inputs": {}, "data": data or {}}
-    (run.folder / "request.json").write_text(json.dumps(request))
+    (run.folder / "request.json").write_text(json.dumps({"stage": run.stage, "inputs": {}}))
     run.finish({"metrics": {}, "images": 3, "seconds": 1.6, "unreadable": []} | result)
     return run
 
@@ -46,14 +46,13 @@ def make_run(store, name, *, settings=None, data=None, **result):
 # ---- parameters ----
 
 
-def test_configure_resolves_and_says_why(capsys):
-    config = notebook.configure(profile="smoke", split="base", seed=3, stage="warmup", epochs=2, own={"devices": 2})
+def test_configure_resolves_the_parameters_and_says_why(capsys):
+    parameters = {"profile": "smoke", "split": "base", "seed": 3, "epochs": 2, "devices": 2}
+    config = notebook.configure(parameters | {"other_variable": 1, "stage": "finetune"}, stage="warmup")
     assert to_json(config) == to_json(resolve(profile="smoke", split="base", seed=3, stage="warmup", epochs=2))
-    shown = capsys.readouterr().out
-    assert "profile smoke (asked for)" in shown and "split        'base'" in shown
-    assert max(map(len, shown.splitlines())) <= 120
-    notebook.configure(profile="smoke", show=False)
-    assert len(capsys.readouterr().out.splitlines()) == 1
+    (shown,) = capsys.readouterr().out.splitlines()
+    assert "profile smoke (" in shown and len(shown) <= 120
+    assert "<td style='text-align:left'>&#x27;base&#x27;</td>" in config._repr_html_()
 
 
 @pytest.mark.parametrize(
@@ -64,51 +63,60 @@ def test_configure_resolves_and_says_why(capsys):
         {"devices": "2"},
         {"devices": True},
         {"devices": None},
-        {"devices": 1, "labels": 7},
-        {"labels": "  "},
-        {"devices": 2, "labels": "labels-1"},
+        {"devices": 1, "warmup": 7},
+        {"pseudo_labeler": "  "},
+        {"devices": 2, "warmup": "warmup-1"},
+        {"jobs": 0},
+        {"seeds": "3"},
     ],
 )
-def test_bad_parameters_of_a_notebook_are_refused(own):
+def test_bad_parameters_of_a_notebook_raise(own):
     with pytest.raises(ConfigError, match=f"{list(own)[-1]}={list(own.values())[-1]!r}".replace("  ", ".*")):
-        notebook.configure(profile="smoke", own=own)
+        notebook.configure({"profile": "smoke"} | own)
 
 
 def test_good_parameters_of_a_notebook_pass():
-    notebook.configure(profile="smoke", own={"devices": 1, "labels": "labels-1"}, show=False)
-    notebook.configure(profile="smoke", own={"devices": 8, "labels": None}, show=False)
+    notebook.configure({"profile": "smoke", "devices": 1, "warmup": "warmup-1"})
+    notebook.configure({"profile": "smoke", "devices": 8, "warmup": None, "seeds": None, "jobs": 2})
 
 
 def test_values_are_checked_by_resolve():
     with pytest.raises(ConfigError, match="masks='false' is not True or False"):
-        notebook.configure(profile="smoke", masks="false")
+        notebook.configure({"profile": "smoke", "masks": "false"})
     with pytest.raises(ConfigError, match="epochs='ten' is not a number"):
-        notebook.configure(profile="smoke", stage="warmup", epochs="ten")
+        notebook.configure({"profile": "smoke", "epochs": "ten"}, stage="warmup")
 
 
-def test_an_injected_name_that_is_no_parameter_is_refused(monkeypatch):
-    cells(
-        monkeypatch, "import x", 'split = "tiny"', '# Parameters\nsplitt = "base"\nseed = 1\n', "notebook.configure()"
-    )
+DECLARED = 'profile: str = "auto"\nseed: int = 0\ndevices: int = 1'
+
+
+def test_an_injected_name_that_is_not_a_parameter_raises(monkeypatch):
+    cells(monkeypatch, "import x", DECLARED, '# Parameters\nsplitt = "base"\nseed = 1\n', "notebook.configure()")
     assert notebook.injected_names() == ["splitt", "seed"]
+    assert notebook.declared_names() == ["profile", "seed", "devices"]
     with pytest.raises(ConfigError, match="unknown parameter splitt; this notebook has: profile, seed, devices"):
-        notebook.configure(profile="smoke", seed=1, own={"devices": 1})
+        notebook.configure({"profile": "smoke", "splitt": "base", "seed": 1, "devices": 1})
 
 
-def test_the_stage_of_a_notebook_is_no_parameter(monkeypatch):
-    cells(monkeypatch, '# Parameters\nstage = "finetune"\n')
+def test_the_stage_of_a_notebook_is_not_a_parameter(monkeypatch):
+    cells(monkeypatch, DECLARED, '# Parameters\nstage = "finetune"\n')
     with pytest.raises(ConfigError, match="unknown parameter stage; this notebook has: profile"):
-        notebook.configure(profile="smoke", stage="warmup", own={"devices": 1})
+        notebook.configure({"profile": "smoke", "seed": 0, "devices": 1, "stage": "finetune"}, stage="warmup")
 
 
 def test_known_injected_names_pass_and_the_latest_cell_counts(monkeypatch):
-    cells(monkeypatch, "# Parameters\nseeed = 1\n", "# Parameters\nseed = 1\ndevices = 1\n")
-    notebook.configure(profile="smoke", seed=1, own={"devices": 1}, show=False)
+    cells(monkeypatch, DECLARED, "# Parameters\nseeed = 1\n", "# Parameters\nseed = 1\ndevices = 1\n")
+    assert notebook.configure({"profile": "smoke", "seed": 1, "devices": 1}).seed == 1
+
+
+def test_a_variable_that_is_not_declared_is_not_a_parameter(monkeypatch):
+    cells(monkeypatch, "%matplotlib inline", DECLARED)
+    assert notebook.configure({"profile": "smoke", "seed": 1, "devices": 1, "split": "base"}).split == "tiny"
 
 
 def test_without_papermill_nothing_is_injected(monkeypatch):
     monkeypatch.delitem(sys.modules, "IPython", raising=False)
-    assert notebook.injected_names() == []
+    assert notebook.injected_names() == notebook.declared_names() == []
     cells(monkeypatch, "x = 1", "y = 2  # Parameters")
     assert notebook.injected_names() == []
     monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: None))
@@ -116,19 +124,32 @@ def test_without_papermill_nothing_is_injected(monkeypatch):
 
 
 def test_a_named_run_is_of_an_allowed_stage(store):
-    run = make_run(store, "labeler-0123456789ab")
-    assert notebook.named_run("labeler-01", "labels", "labeler") == run
-    with pytest.raises(ConfigError, match="'labeler-01' is a run of the stage labeler; give one of: labels, warmup"):
-        notebook.named_run("labeler-01", "labels", "warmup")
-    with pytest.raises(MissingRun, match="is no run"):
+    run = make_run(store, "pseudo_labeler-0123456789ab")
+    assert notebook.named_run("pseudo_labeler-01", "pseudo_labels", "pseudo_labeler") == run
+    message = "'pseudo_labeler-01' is a pseudo_labeler run; give a run of pseudo_labels or warmup"
+    with pytest.raises(ConfigError, match=message):
+        notebook.named_run("pseudo_labeler-01", "pseudo_labels", "warmup")
+    with pytest.raises(MissingRun, match="is not a run"):
         notebook.named_run("warmup-01", "warmup")
 
 
-# ---- what a cell prints ----
+def test_an_input_run_is_the_named_one_or_made_only_where_the_profile_makes_inputs(store, monkeypatch):
+    run = make_run(store, "warmup-0123456789ab")
+    request = requests.warmup(resolve(profile="smoke"))
+    assert notebook.input_run(request, "warmup-01") == run
+    with pytest.raises(ConfigError, match="is a warmup run; give a run of pseudo_labeler or finetune"):
+        notebook.input_run(request, "warmup-01", allowed=("pseudo_labeler", "finetune"))
+    monkeypatch.setattr(graph, "obtain", lambda request, *, devices: ("obtained", devices))
+    monkeypatch.setattr(graph, "require", lambda request: "required")
+    assert notebook.input_run(request, devices=2) == ("obtained", 2)
+    assert notebook.input_run(requests.warmup(resolve(profile="paper"))) == "required"
+
+
+# ---- what a cell shows ----
 
 
 def test_shapes(capsys):
-    image = torch.zeros(3, 4, 5)
+    image = np.zeros((3, 4, 5))
     notebook.show_shapes(image=image, five=[image[0]] * 5, target={"boxes": np.zeros((2, 4)), "size": (4, 5)}, n=7)
     assert capsys.readouterr().out.splitlines() == [
         "image        (3, 4, 5)",
@@ -140,21 +161,27 @@ def test_shapes(capsys):
 
 def test_source_is_the_functions_own(monkeypatch):
     shown = []
-    display = types.SimpleNamespace(Code=lambda text, language: (text, language), display=shown.append)
+    display = types.SimpleNamespace(Markdown=lambda text: text, display=shown.append)
     monkeypatch.setitem(sys.modules, "IPython.display", display)
-    notebook.show_source(inspection.surest, inspection.strangest)
-    assert [text.splitlines()[0][:11] for text, _ in shown] == ["def surest(", "def strange"]
+    notebook.show_source(inspection.most_confident, FCOS.predict)
+    files, sources = zip(*(text.split("```python\n") for text in shown), strict=True)
+    assert "`cassl_lib/inspection.py`" in files[0] and "`cassl_lib/models/fcos.py`" in files[1]
+    # a method is not indented, and its decorator is shown
+    assert sources[0].startswith("def most_confident(") and sources[1].startswith("@torch.no_grad()\ndef predict(")
 
 
-def test_a_run_is_shown_with_its_unreadable_images(store, capsys):
-    notebook.show_run(make_run(store, "warmup-a", steps=1200, images=34_000, seconds=12.4))
-    notebook.show_run(make_run(store, "labels-b", unreadable=["a.jpg", "b.jpg"], unreadable_validation=["c.jpg"]))
-    assert capsys.readouterr().out.splitlines() == [
-        "warmup-a: 1,200 steps, 34,000 images, 12 s",
-        "labels-b: 3 images, 2 s",
-        "2 images could not be read, such as a.jpg",
-        "1 validation images could not be read, such as c.jpg",
+def test_runs_are_listed_with_their_unreadable_images(store):
+    first = make_run(store, "warmup-a", steps=1200, images=34_000, seconds=12.4)
+    second = make_run(store, "pseudo_labels-b", unreadable=["a.jpg", "b.jpg"], unreadable_validation=["c.jpg"])
+    rows = notebook.list_runs({"first": first, "second": second})
+    assert rows.body == [
+        ["first", "warmup-a: 1,200 steps, 34,000 images, 12 s"],
+        [
+            "second",
+            "pseudo_labels-b: 3 images, 2 s, 2 unreadable images, e.g. a.jpg, 1 unreadable val images, e.g. c.jpg",
+        ],
     ]
+    assert "warmup-a: 1,200 steps" in first._repr_html_()
 
 
 def test_metrics_that_do_not_exist_are_none(store):
@@ -163,21 +190,24 @@ def test_metrics_that_do_not_exist_are_none(store):
     assert notebook.metric(run, "box_agnostic", "APl") is notebook.metric(run, "mask") is None
 
 
-def test_beside_paper(capsys):
-    notebook.beside_paper([("ours alone", 0.1234, None), ("paper alone", None, 48.1)], metric="AP")
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split() for line in lines] == [
+def test_beside_paper():
+    rows = notebook.beside_paper([("ours alone", 0.1234, None), ("paper alone", None, 48.1)], metric="AP")
+    assert (rows.head, rows.body) == (
         ["AP", "here", "paper"],
-        ["ours", "alone", "12.3"],
-        ["paper", "alone", "48.1"],
-    ]
+        [["ours alone", "12.3", ""], ["paper alone", "", "48.1"]],
+    )
+    lines = str(rows).splitlines()
     assert lines[1].index("12.3") + 4 == lines[0].index("here") + 4 and lines[2].endswith("48.1")
+    assert '<td style="text-align:right;white-space:nowrap">48.1</td>' in rows._repr_html_()
 
 
-def test_nothing_left_out(capsys):
-    notebook.show_left_out("")
-    notebook.show_left_out("2 crowds")
-    assert capsys.readouterr().out.splitlines() == ["nothing was left out", "2 crowds"]
+def test_what_was_left_out_is_listed_by_reason():
+    source = types.SimpleNamespace(left_out=LeftOut())
+    assert str(notebook.left_out(source)) == "Nothing was left out."
+    source.left_out.add("crowds", "annotation 7")
+    source.left_out.add("crowds", "annotation 9")
+    assert notebook.left_out(source).body == [["crowds", "2", "annotation 7, annotation 9"]]
+    assert notebook.left_out(types.SimpleNamespace(left_out=None)).body == []
 
 
 # ---- images and detections ----
@@ -187,7 +217,7 @@ def test_nothing_left_out(capsys):
     ("total", "count", "expected"), [(10, 3, [0, 3, 6]), (2, 8, [0, 1]), (0, 8, []), (8, 8, [*range(8)])]
 )
 def test_images_are_spread_evenly(total, count, expected):
-    assert inspection._spread(total, count) == expected
+    assert spread(total, count) == expected
 
 
 class Folder:
@@ -197,7 +227,7 @@ class Folder:
         self.folder = folder
         for n in range(4):
             Image.new("RGB", (8, 6), (n, 0, 0)).save(folder / f"{n}.png")
-        (folder / "1.png").write_bytes(b"no image")
+        (folder / "1.png").write_bytes(b"not an image")
 
     def __len__(self):
         return 4
@@ -209,49 +239,16 @@ class Folder:
         return {"labels": [index], "masks": masks}
 
 
-def test_a_sample_passes_over_what_cannot_be_read(tmp_path, capsys):
-    images, found = inspection.sample(Folder(tmp_path), 8, masks=True)
+def test_a_sample_skips_what_cannot_be_read(tmp_path, caplog):
+    images, instances = inspection.sample(Folder(tmp_path), 8, masks=True)
     assert [int(image[0, 0, 0]) for image in images] == [0, 2, 3]
-    assert [item["labels"] for item in found] == [[0], [2], [3]] and found[0]["masks"]
+    assert [item["labels"] for item in instances] == [[0], [2], [3]] and instances[0]["masks"]
     assert [item["labels"] for item in inspection.sample(Folder(tmp_path), 2)[1]] == [[0], [2]]
-    assert "passed over" in capsys.readouterr().err
+    ((_, level, message),) = caplog.record_tuples
+    assert level == logging.WARNING and message.startswith(f"skipped {tmp_path / '1.png'}: ")
 
 
-def test_pictures_of_a_file_and_of_a_folder(tmp_path):
-    Folder(tmp_path)
-    (tmp_path / "notes.txt").write_text("no picture")
-    (tmp_path / "1.png").unlink()
-    assert [int(image[0, 0, 0]) for image in inspection.pictures(str(tmp_path))] == [0, 2, 3]
-    assert [int(image[0, 0, 0]) for image in inspection.pictures(str(tmp_path), count=1)] == [0]
-    assert [tuple(image.shape) for image in inspection.pictures(str(tmp_path / "2.png"))] == [(3, 6, 8)]
-
-
-def test_places_without_pictures_are_refused(tmp_path):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "text.png").write_text("no image")
-    for place, message in (("absent", "no such file or folder"), ("empty", "no image in it"), ("text.png", "text.png")):
-        with pytest.raises(DataError, match=message):
-            inspection.pictures(str(tmp_path / place))
-
-
-def test_detections_are_in_the_frame_of_each_image_and_above_the_score(store):
-    torch.manual_seed(0)
-    model = build_detector(AGNOSTIC)
-    torch.nn.init.constant_(model.head.class_logits.bias, 0.0)
-    torch.nn.init.constant_(model.head.bbox_pred.bias, 1.0)
-    settings = {"model": to_json(AGNOSTIC), "augment": {"test_size": 64, "longest": 128}}
-    run = make_run(store, "labeler-a", settings=json.loads(json.dumps(settings)))
-    save_file(model.state_dict(), run.weights)
-    images = [torch.randint(0, 256, (3, 32, 48), dtype=torch.uint8), torch.zeros(3, 130, 100, dtype=torch.uint8)]
-    for image, found in zip(images, inspection.detections(run, images, above=0.3), strict=True):
-        assert len(found["boxes"]) and found["masks"].shape[1:] == image.shape[1:]
-        assert found["boxes"].max() <= max(image.shape[1:]) and (found["scores"] > 0.3).all()
-        # the frame is the image's, not that of the 64 pixels it was tested at
-        assert found["boxes"][:, 2].max() > 0.8 * image.shape[2] and found["boxes"][:, 3].max() > 0.8 * image.shape[1]
-    assert all(len(found["boxes"]) == 0 for found in inspection.detections(run, images, above=0.99))
-
-
-def test_a_batch_is_the_first_of_a_training():
+def test_a_batch_is_the_first_of_the_training():
     config = resolve(profile="smoke")
     train = datasets.labeled_set(config)
     images, targets = inspection.first_batch(train, config, classes=True)
@@ -272,11 +269,11 @@ def test_names_are_shared_or_none():
 
 # ---- errors ----
 
-TRUTH = {
+GROUND_TRUTH = {
     "boxes": np.array([[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]], np.float32),
     "labels": np.array([1, 2, 3]),
 }
-FOUND = {
+DETECTIONS = {
     "boxes": np.array([[0, 0, 10, 9], [20, 0, 30, 8], [60, 0, 70, 10], [0, 0, 10, 10]], np.float32),
     "scores": np.array([0.9, 0.8, 0.7, 0.6], np.float32),
     "labels": np.array([1, 0, 3, 1]),
@@ -288,52 +285,56 @@ def names_of(marked):
 
 
 def test_errors_are_marked():
-    marked = inspection.mark_errors(FOUND, TRUTH)
-    # the fourth would fit best, but the surer first has taken the object
-    assert names_of(marked) == ["found", "wrong class", "spurious", "spurious", "missed"]
-    np.testing.assert_array_equal(marked["boxes"][-1], TRUTH["boxes"][2])
+    marked = inspection.mark_errors(DETECTIONS, GROUND_TRUTH)
+    # the fourth has the highest IoU, but the first, with a higher score, has taken the object
+    assert names_of(marked) == ["correct", "wrong class", "false positive", "false positive", "missed"]
+    np.testing.assert_array_equal(marked["boxes"][-1], GROUND_TRUTH["boxes"][2])
     assert inspection.count_marks([marked, marked]) == {
-        "found": 2,
+        "correct": 2,
         "wrong class": 2,
-        "poorly placed": 0,
-        "spurious": 4,
+        "poorly localized": 0,
+        "false positive": 4,
         "missed": 2,
     }
 
 
-def test_without_classes_a_match_is_found():
-    marked = inspection.mark_errors(FOUND, TRUTH, classes=False)
-    assert names_of(marked) == ["found", "found", "spurious", "spurious", "missed"]
+def test_without_classes_every_match_is_correct():
+    marked = inspection.mark_errors(DETECTIONS, GROUND_TRUTH, classes=False)
+    assert names_of(marked) == ["correct", "correct", "false positive", "false positive", "missed"]
 
 
 def test_errors_where_there_is_nothing():
     nothing = {"boxes": np.zeros((0, 4), np.float32), "scores": np.zeros(0), "labels": np.zeros(0, np.int64)}
-    assert names_of(inspection.mark_errors(FOUND, nothing)) == ["spurious"] * 4
-    assert names_of(inspection.mark_errors(nothing, TRUTH)) == ["missed"] * 3
+    assert names_of(inspection.mark_errors(DETECTIONS, nothing)) == ["false positive"] * 4
+    assert names_of(inspection.mark_errors(nothing, GROUND_TRUTH)) == ["missed"] * 3
     assert names_of(inspection.mark_errors(nothing, nothing)) == []
     assert inspection.count_marks([]) == dict.fromkeys(inspection.MARKS, 0)
 
 
-def test_a_box_that_nearly_fits_is_poorly_placed_not_spurious():
-    truth = {"boxes": np.array([[0, 0, 10, 10], [20, 0, 30, 10]], np.float32), "labels": np.array([1, 2])}
+def test_a_box_that_nearly_fits_is_poorly_localized_and_no_false_positive():
+    ground_truth = {"boxes": np.array([[0, 0, 10, 10], [20, 0, 30, 10]], np.float32), "labels": np.array([1, 2])}
     boxes = [
-        [0, 0, 10, 10],  # found
-        [0, 0, 10, 4],  # IoU 0.4 with a truth that is found already
+        [0, 0, 10, 10],  # correct
+        [0, 0, 10, 4],  # IoU 0.4 with an object that is already detected
         [26, 0, 36, 10],  # 40 of 160 pixels shared: 0.25, of another class
         [20, 0, 21, 10],  # 0.1
         [20, 0, 29, 1],  # 0.09
-        [0, 0, 10, 5],  # 0.5, but taken: a second box of the same object
+        [0, 0, 10, 5],  # 0.5, but taken: a second box on the same object
         [50, 0, 60, 10],  # alone
     ]
-    found = {"boxes": np.array(boxes, np.float32), "scores": np.arange(7, 0, -1) / 10, "labels": np.ones(7, np.int64)}
-    expected = ["found", *["poorly placed"] * 3, *["spurious"] * 3, "missed"]
-    assert names_of(inspection.mark_errors(found, truth)) == expected
-    assert names_of(inspection.mark_errors(found, truth, classes=False)) == expected
-    assert inspection.count_marks([inspection.mark_errors(found, truth)]) == {
-        "found": 1,
+    detections = {
+        "boxes": np.array(boxes, np.float32),
+        "scores": np.arange(7, 0, -1) / 10,
+        "labels": np.ones(7, np.int64),
+    }
+    expected = ["correct", *["poorly localized"] * 3, *["false positive"] * 3, "missed"]
+    assert names_of(inspection.mark_errors(detections, ground_truth)) == expected
+    assert names_of(inspection.mark_errors(detections, ground_truth, classes=False)) == expected
+    assert inspection.count_marks([inspection.mark_errors(detections, ground_truth)]) == {
+        "correct": 1,
         "wrong class": 0,
-        "poorly placed": 3,
-        "spurious": 3,
+        "poorly localized": 3,
+        "false positive": 3,
         "missed": 1,
     }
 
@@ -348,8 +349,8 @@ def write_store(folder, boxes_and_scores):
         Image.new("RGB", (40, 20), (10 * n, 0, 0)).save(folder / f"{n}.png")
         facts = {"image_id": n, "file_name": str(folder / f"{n}.png"), "height": 20, "width": 40}
         rows.append(facts | {"boxes": [box for box, _ in labels], "scores": [score for _, score in labels]})
-    write_shard(folder / "store", 0, rows, "labeler-a")
-    finish(folder / "store", labeler="labeler-a", pool="p")
+    write_shard(folder / "store", 0, rows, "pseudo_labeler-a")
+    finish(folder / "store", labeler="pseudo_labeler-a", pool="p")
     return PseudoLabelStore(folder / "store", threshold=0.1)
 
 
@@ -357,14 +358,14 @@ SQUARE, THIN, LARGE = (0, 0, 10, 10), (0, 0, 39, 3), (0, 0, 40, 18)  # 13 to 1; 
 LONG = (0, 0, 30, 5)  # 6 to 1
 
 
-def test_the_surest_images_come_first(tmp_path):
+def test_the_most_confident_images_come_first(tmp_path):
     labels = write_store(
         tmp_path, [[(SQUARE, 0.3), (THIN, 0.5)], [(SQUARE, 0.9)], [], [(SQUARE, 0.6), (THIN, 0.8), (LARGE, 0.7)]]
     )
-    images, shown = inspection.gallery(labels, inspection.surest)
-    assert [int(image[0, 0, 0]) for image in images] == [30, 0]  # one label alone is not counted, nor none
-    assert [found["scores"].tolist() for found in shown] == [pytest.approx([0.6, 0.8, 0.7]), pytest.approx([0.3, 0.5])]
-    assert len(inspection.gallery(labels, inspection.surest, count=1)[0]) == 1
+    images, shown = inspection.gallery(labels, inspection.most_confident)
+    assert [int(image[0, 0, 0]) for image in images] == [30, 0]  # an image with one label or none does not count
+    assert [each["scores"].tolist() for each in shown] == [pytest.approx([0.6, 0.8, 0.7]), pytest.approx([0.3, 0.5])]
+    assert len(inspection.gallery(labels, inspection.most_confident, count=1)[0]) == 1
 
 
 def test_borderline_labels_are_those_near_the_threshold(tmp_path):
@@ -373,14 +374,14 @@ def test_borderline_labels_are_those_near_the_threshold(tmp_path):
     )
     images, shown = inspection.gallery(labels, inspection.borderline(0.4))
     assert [int(image[0, 0, 0]) for image in images] == [10, 0]
-    assert [found["scores"].tolist() for found in shown] == [pytest.approx([0.38, 0.42]), pytest.approx([0.41])]
+    assert [each["scores"].tolist() for each in shown] == [pytest.approx([0.38, 0.42]), pytest.approx([0.41])]
 
 
-def test_the_strangest_labels_are_thin_or_large(tmp_path):
+def test_the_most_extreme_labels_are_thin_or_large(tmp_path):
     labels = write_store(tmp_path, [[(SQUARE, 0.5)], [(LONG, 0.6), (LARGE, 0.4)], [(THIN, 0.3), (SQUARE, 0.9)], []])
-    images, shown = inspection.gallery(labels, inspection.strangest)
+    images, shown = inspection.gallery(labels, inspection.most_extreme)
     assert [int(image[0, 0, 0]) for image in images] == [20, 10, 0]
-    assert [found["boxes"].tolist() for found in shown] == [[list(box)] for box in (THIN, LARGE, SQUARE)]
+    assert [each["boxes"].tolist() for each in shown] == [[list(box)] for box in (THIN, LARGE, SQUARE)]
 
 
 def test_a_gallery_of_masks_and_one_of_an_empty_store(tmp_path):
@@ -391,42 +392,43 @@ def test_a_gallery_of_masks_and_one_of_an_empty_store(tmp_path):
     mask[1:3, 2:7] = 1
     row = {"image_id": 0, "file_name": str(tmp_path / "0.png"), "height": 6, "width": 8}
     row |= {"boxes": [(2, 1, 7, 3)], "scores": [0.9], "rles": [coco_mask.encode(mask)]}
-    write_shard(tmp_path / "store", 0, [row], "labeler-a")
-    finish(tmp_path / "store", labeler="labeler-a", pool="p")
+    write_shard(tmp_path / "store", 0, [row], "pseudo_labeler-a")
+    finish(tmp_path / "store", labeler="pseudo_labeler-a", pool="p")
     labels = PseudoLabelStore(tmp_path / "store")
-    (found,) = inspection.gallery(labels, inspection.strangest, masks=True)[1]
-    np.testing.assert_array_equal(found["masks"][0], mask)
-    assert "masks" not in inspection.gallery(labels, inspection.strangest)[1][0]
-    assert inspection.gallery(labels.at(0.95), inspection.strangest) == ([], [])
+    (shown,) = inspection.gallery(labels, inspection.most_extreme, masks=True)[1]
+    np.testing.assert_array_equal(shown["masks"][0], mask)
+    assert "masks" not in inspection.gallery(labels, inspection.most_extreme)[1][0]
+    assert inspection.gallery(labels.at(0.95), inspection.most_extreme) == ([], [])
 
 
-def test_labels_are_judged_only_against_the_truth_of_their_own_pool(store, monkeypatch):
+def test_labels_are_judged_only_against_the_ground_truth_of_their_own_pool(store, monkeypatch):
     config = resolve(profile="smoke")
     pool = datasets.pool(config)
-    run = make_run(store, "labels-a", data={"pool": pool.fingerprint})
-    truth = json.loads(datasets.hidden_ground_truth(config)[0].read_bytes())
-    by_image = {image["id"]: [] for image in truth["images"]}
-    for entry in truth["annotations"]:
+    run = make_run(store, "pseudo_labels-a")
+    ground_truth = json.loads(datasets.hidden_ground_truth(config)[0].read_bytes())
+    by_image = {image["id"]: [] for image in ground_truth["images"]}
+    for entry in ground_truth["annotations"]:
         by_image[entry["image_id"]].append(entry["bbox"])
     rows = []
-    for image in truth["images"]:
+    for image in ground_truth["images"]:
         boxes = np.array(by_image[image["id"]], np.float32).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         row = {"image_id": image["id"], "file_name": "x", "height": image["height"], "width": image["width"]}
         rows.append(row | {"boxes": boxes, "scores": np.full(len(boxes), 0.5)})
-    write_shard(run.folder / "store", 0, rows, "labeler-a")
-    finish(run.folder / "store", labeler="labeler-a", pool=pool.fingerprint)
+    write_shard(run.folder / "store", 0, rows, "pseudo_labeler-a")
+    finish(run.folder / "store", labeler="pseudo_labeler-a", pool=pool.fingerprint)
     labels = PseudoLabelStore(run.folder / "store")
-    low, high = (stages.judge(config, labels.at(threshold)) for threshold in (0.4, 0.6))
+    low, high = (judge(config, labels.at(threshold)) for threshold in (0.4, 0.6))
     assert low["precision"] == low["recall"] == 1 and high["recall"] == 0
-    assert stages.judge(resolve(profile="smoke", split="small"), labels).keys() == {"threshold", "labels"}
+    assert judge(resolve(profile="smoke", split="small"), labels).keys() == {"threshold", "labels"}
     monkeypatch.setattr(datasets, "hidden_ground_truth", lambda config: [])
-    assert stages.judge(config, labels).keys() == {"threshold", "labels"}
+    assert judge(config, labels).keys() == {"threshold", "labels"}
 
 
 def test_a_trained_run_remembers_its_classes():
     """06_inspect names detections by them, whatever data the parameters mean."""
     config = resolve(profile="smoke")
-    assert stages.train_labeler(config).result["classes"] == ["object"]
-    finetuned = stages.finetune(config, start="labeler").result["classes"]
+    labeler = graph.obtain(requests.pseudo_labeler(config))
+    assert labeler.result["classes"] == ["object"]
+    finetuned = graph.obtain(requests.finetune(config, labeler)).result["classes"]
     assert finetuned == datasets.labeled_set(config).classes and len(finetuned) == 12
