@@ -1,4 +1,4 @@
-"""Costs known before they are spent: the counting by hand, the measuring on clocks and sizes of our own."""
+"""The plan: its arithmetic by hand, its measurements with made-up clocks and sizes, and on a short chain."""
 
 import json
 import math
@@ -14,15 +14,18 @@ from cassl_lib.data.loader import Samples
 from cassl_lib.errors import ConfigError, DataError
 from cassl_lib.labels.store import PseudoLabelStore
 from cassl_lib.resolve import resolve
-from cassl_lib.stages import all_stages as stages
-from cassl_lib.tools.plan import cost, estimate, throughput
-from cassl_lib.tools.plan.cost import Estimate, Row
-from cassl_lib.tools.plan.synthetic_photos import StandIns
-from cassl_lib.tools.plan.throughput import Labels, Pace
+from cassl_lib.stages import graph, requests
+from cassl_lib.stages.finetune import baseline_steps
+from cassl_lib.stages.pseudo_labels import judge
+from cassl_lib.tools.plan import canvas, cost, estimate, throughput
+from cassl_lib.tools.plan.cost import Plan, Row
+from cassl_lib.tools.plan.synthetic_photos import SyntheticPhotos
+from cassl_lib.tools.plan.throughput import LabelCounts, Rate
 
-# 2 seconds an image in training, half a second in labeling, a quarter in evaluation.
-PACES = dict.fromkeys(("labeler", "warmup", "finetune"), Pace(0.5, 4, start=3, weights=100, checkpoint=300))
-PACES |= {"labels": Pace(0.1, 5, start=1), "evaluation": Pace(0.1, 2.5)}
+# Per image 2 seconds in training, half a second in labeling, a quarter in evaluation.
+TRAINING = ("pseudo_labeler", "warmup", "finetune")
+RATES = dict.fromkeys(TRAINING, Rate(0.5, 4, start=3, weights=100, checkpoint=300))
+RATES |= {"pseudo_labels": Rate(0.1, 5, start=1), "evaluation": Rate(0.1, 2.5)}
 IMAGES = {"labeled": 10, "pool": 25, "warmup": 24, "val": 8}
 
 
@@ -30,60 +33,70 @@ IMAGES = {"labeled": 10, "pool": 25, "warmup": 24, "val": 8}
 def small():
     config = resolve(profile="smoke")
     sections = {
-        "labeler": replace(config.labeler, steps=0, epochs=2, batch_size=4),  # ceil(2 * 10 / 4) = 5 steps
+        "pseudo_labeler": replace(config.pseudo_labeler, steps=0, epochs=2, batch_size=4),  # ceil(2 * 10 / 4) = 5 steps
         "warmup": replace(config.warmup, steps=0, epochs=3, batch_size=4),  # 3 * 24 / 4 = 18
         "finetune": replace(config.finetune, steps=7, batch_size=8),
     }
-    return replace(config, **sections, label=replace(config.label, shard_size=10))
+    return replace(config, **sections, pseudo_labels=replace(config.pseudo_labels, shard_size=10))
 
 
 def rows_of(config, devices=1) -> dict[str, Row]:
-    found = cost.forecast(config, IMAGES, PACES, Labels(stored=4, used=2, bytes=100), devices=devices)
-    assert [row.stage for row in found] == ["labeler", "labels", "warmup", "finetune", "baseline"]
-    return {row.stage: row for row in found}
+    labels = LabelCounts(stored=4, used=2, bytes=100)
+    rows = cost.rows_of(config, IMAGES, RATES, labels, devices=devices)
+    assert [row.stage for row in rows] == ["pseudo_labeler", "pseudo_labels", "warmup", "finetune", "baseline"]
+    return {row.stage: row for row in rows}
 
 
 def test_time_is_start_and_images_and_evaluation(small):
     rows = rows_of(small)
-    steps_images = {name: (row.steps, row.images) for name, row in rows.items() if name != "labels"}
-    expected = {"labeler": (5, 20), "warmup": (18, 72), "finetune": (7, 56), "baseline": (25, 200)}
-    assert steps_images == expected
-    assert {row.evaluation for name, row in rows.items() if name != "labels"} == {2.0}  # 8 images of 0.25 s
-    seconds = {name: row.seconds for name, row in rows.items()}
+    trained = {name: row for name, row in rows.items() if name != "pseudo_labels"}
+    assert {name: (row.steps, row.images) for name, row in trained.items()} == {
+        "pseudo_labeler": (5, 20),
+        "warmup": (18, 72),
+        "finetune": (7, 56),
+        "baseline": (25, 200),
+    }
+    assert {row.evaluation for row in trained.values()} == {2.0}  # 8 images of 0.25 s
     # 3 + 2 * images + 2; labeling 1 + 25 * 0.5
-    assert seconds == {"labeler": 45, "labels": 13.5, "warmup": 149, "finetune": 117, "baseline": 405}
+    assert {name: row.seconds for name, row in rows.items()} == {
+        "pseudo_labeler": 45,
+        "pseudo_labels": 13.5,
+        "warmup": 149,
+        "finetune": 117,
+        "baseline": 405,
+    }
     assert rows["baseline"].hours == 405 / 3600
 
 
 def test_devices_share_images_but_not_shards(small):
     seconds = {name: row.seconds for name, row in rows_of(small, devices=2).items()}
-    assert (seconds["labeler"], seconds["warmup"]) == (3 + 40 / 2 + 2 / 2, 3 + 144 / 2 + 2 / 2)
+    assert (seconds["pseudo_labeler"], seconds["warmup"]) == (3 + 40 / 2 + 2 / 2, 3 + 144 / 2 + 2 / 2)
     # Three shards of 10: one device has two of them, 1 + 20 * 0.5.
-    assert seconds["labels"] == 11
-    assert rows_of(small, devices=4)["labels"].seconds == 1 + 10 * 0.5  # a fourth device has nothing to do
+    assert seconds["pseudo_labels"] == 11
+    assert rows_of(small, devices=4)["pseudo_labels"].seconds == 1 + 10 * 0.5  # a fourth device has nothing to do
 
 
 def test_disk_and_labels(small):
     rows = rows_of(small)
-    assert {row.kept for name, row in rows.items() if name != "labels"} == {100}
-    assert rows["labels"].kept == 25 * (100 + 60)  # store and index
-    assert (rows["labels"].labels, rows["labels"].labels_used) == (100, 50)
-    found = Estimate("", tuple(rows.values()), (), "/runs", free=5000)
-    assert found.needed == 4 * 100 + 4000 + 2 * 300  # a checkpoint and its successor
-    text = cost.table(found)
+    assert {row.kept for name, row in rows.items() if name != "pseudo_labels"} == {100}
+    assert rows["pseudo_labels"].kept == 25 * (100 + 60)  # store and index
+    assert (rows["pseudo_labels"].labels, rows["pseudo_labels"].labels_used) == (100, 50)
+    plan = Plan("", tuple(rows.values()), (), "/runs", free=5000)
+    assert plan.needed == 4 * 100 + 4000 + 2 * 300  # a checkpoint and its successor
+    text = cost.table(plan)
     assert "disk: 5.0 kB needed at most, 5.0 kB free in /runs" in text and "NOT ENOUGH" not in text
-    lines = cost.table(replace(found, free=3000)).splitlines()
+    lines = cost.table(replace(plan, free=3000)).splitlines()
     short = [line for line in lines if line.startswith("NOT ENOUGH DISK")]
-    assert short == ["NOT ENOUGH DISK: make room for 2.0 kB more in /runs, or set CASSL_RUNS to another disk"]
+    assert short == ["NOT ENOUGH DISK: free 2.0 kB more in /runs, or set CASSL_RUNS to another disk"]
 
 
 def test_the_table_sums_the_chain_without_the_baseline(small):
-    lines = cost.table(Estimate("title", tuple(rows_of(small).values()), ("a: b",), "/runs", 10**9)).splitlines()
+    lines = cost.table(Plan("title", tuple(rows_of(small).values()), ("a: b",), "/runs", 10**9)).splitlines()
     assert lines[0] == "title" and lines[-1] == "- a: b"
-    named = {line.split()[0]: line.split()[1:] for line in lines if line}
-    assert named["CA-SSL"] == ["5.4", "min", "4.3", "kB"]  # 45 + 13.5 + 149 + 117 = 324.5 s; 4,000 + 300 bytes
-    assert named["labeler"] == ["20", "5", "45", "s", "2.0", "s", "0.1", "kB"]
-    assert named["labels:"] == "100 in the store, 50 above the threshold".split()
+    cells = {line[:16].strip(): line[16:].split() for line in lines if line}
+    assert cells["CA-SSL"] == ["5.4", "min", "4.3", "kB"]  # 45 + 13.5 + 149 + 117 = 324.5 s; 4,000 + 300 bytes
+    assert cells["pseudo labeler"] == ["20", "5", "45", "s", "2.0", "s", "0.1", "kB"]
+    assert "labels: 100 in the store, 50 above the threshold" in lines
 
 
 @pytest.mark.parametrize(
@@ -98,27 +111,27 @@ def test_the_table_sums_the_chain_without_the_baseline(small):
         (4442400, "1,234 h"),
     ],
 )
-def test_durations(seconds, text):
+def test_durations_have_two_digits_or_more(seconds, text):
     assert cost.duration(seconds) == text
 
 
-def test_the_pace_is_the_median_after_the_first_batches(monkeypatch):
+def test_the_rate_is_the_median_after_the_first_batches(monkeypatch):
     monkeypatch.setattr(throughput, "UNCOUNTED", 2)
-    # Of 10 pixels each but for one of 20 that takes twice as long; the first two are slow, one is disturbed.
+    # 10 pixels each, except one of 20 that takes twice as long; the first two are slow, one is disturbed.
     times, pixels = [0, 0.8, 1.2, 1.4, 1.8, 2.0, 2.9], [10, 10, 10, 20, 10, 10, 0]
-    per_pixel, start = throughput.pace_of(list(zip(times, pixels, strict=True)), began=-5)
+    per_pixel, start = throughput.rate_of(list(zip(times, pixels, strict=True)), began=-5)
     assert per_pixel == pytest.approx(0.02)  # 0.2 / 10, 0.4 / 20, 0.2 / 10, 0.9 / 10
-    assert start == pytest.approx(5 + 1.2 - 20 * 0.02)  # until batch 2, less what the two before it cost anyway
+    assert start == pytest.approx(5 + 1.2 - 20 * 0.02)  # until batch 2, less what the two before it cost at this rate
 
 
-def test_unreadable_batches_have_no_pace(monkeypatch):
+def test_batches_without_readable_images_are_not_counted(monkeypatch):
     monkeypatch.setattr(throughput, "UNCOUNTED", 0)
-    assert throughput.pace_of([(0, 10), (1, 0), (9, 10), (10, 10), (11, 10), (12, 0)], began=0)[0] == 0.1
+    assert throughput.rate_of([(0, 10), (1, 0), (9, 10), (10, 10), (11, 10), (12, 0)], began=0)[0] == 0.1
 
 
 @pytest.mark.parametrize(("each", "expected"), [(0.0, 50), (10.0, 4), (2.0, 8)])
-def test_watching_ends_after_enough_batches_or_patience(monkeypatch, each, expected):
-    """10 and 40 batches; of 10 s one and three; of 2 s those that begin within 15 s."""
+def test_measuring_ends_after_enough_batches_or_when_patience_is_over(monkeypatch, each, expected):
+    """10 and 40 batches; of 10 s one and three; of 2 s those that start within 15 s."""
     clock = iter(np.arange(100) * each)
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: next(clock))
     ticks, image = [], torch.zeros(3, 40, 70)
@@ -127,42 +140,43 @@ def test_watching_ends_after_enough_batches_or_patience(monkeypatch, each, expec
     assert ticks[0][1] == 2 * 64 * 96
 
 
-def test_a_short_loader_is_counted_to_its_end():
+def test_a_short_loader_is_measured_to_its_end():
     ticks = []
     assert len(list(throughput.watched(iter([([torch.zeros(3, 8, 8)], None, [0], [])] * 3), ticks))) == 3
     assert [pixels for _, pixels in ticks] == [32 * 32] * 3 + [0]
-    assert throughput.pace_of(ticks, began=0)[0] > 0
+    assert throughput.rate_of(ticks, began=0)[0] > 0
 
 
-def test_canvas_of_a_batch():
-    assert throughput.canvas([(33, 64), (20, 100)]) == 64 * 128 and throughput.canvas([]) == 0
+def test_the_canvas_holds_all_images_of_a_batch():
+    assert canvas.canvas([(33, 64), (20, 100)]) == 64 * 128 and canvas.canvas([]) == 0
     augment = AugmentConfig(sizes=(100,), test_size=100, longest=1000)
     mixed = np.array([(100, 200), (200, 100)])
     alone, together = 128 * 224, 224 * 224
-    assert throughput.test_canvas(augment, mixed, 1) == throughput.training_canvas(augment, mixed, 1) == alone
-    # Half of all pairs are of one kind.
-    assert throughput.test_canvas(augment, mixed, 2) == pytest.approx((alone + together) / 2, rel=0.05)
-    assert throughput.labeling_canvas(augment, mixed, 2) == alone  # there like goes with like
-    assert throughput.training_canvas(replace(augment, crop=90), mixed, 2) == 96 * 96
+    assert canvas.evaluation_canvas(augment, mixed, 1) == canvas.training_canvas(augment, mixed, 1) == alone
+    # Half of all pairs have one orientation.
+    assert canvas.evaluation_canvas(augment, mixed, 2) == pytest.approx((alone + together) / 2, rel=0.05)
+    assert canvas.labeling_canvas(augment, mixed, 2) == alone  # similar aspect ratios share a batch
+    assert canvas.training_canvas(replace(augment, crop=90), mixed, 2) == 96 * 96
 
 
-def test_large_images_are_made_smaller_on_a_cpu_and_scaled_back(monkeypatch, small):
-    asked = {}
+def test_large_images_are_shrunk_on_a_cpu_and_their_time_is_scaled_back(monkeypatch, small):
+    measured = {}
 
     def train(config, model, train, source, *, classes, batch):
-        asked.update(sizes=config.augment.sizes, longest=config.augment.longest, batch=batch)
+        measured.update(sizes=config.augment.sizes, longest=config.augment.longest, batch=batch)
         return 1e-6, 1.0, {"weights": 1, "checkpoint": 2}
 
     monkeypatch.setattr(throughput, "_train_briefly", train)
-    monkeypatch.setattr(throughput.engine, "device_of_process", lambda: torch.device("cpu"))
+    monkeypatch.setattr(throughput, "device_of_process", lambda: torch.device("cpu"))
     config = replace(small, augment=AugmentConfig(sizes=(1024,), longest=2048))
     sizes = np.array([(480, 480)])
-    found, note = throughput.training_pace(config, config.model, small.finetune, None, sizes, classes=True, devices=1)
-    assert asked == {"sizes": (512,), "longest": 1024, "batch": 1}  # 512 * 512 = 2**18
-    assert found.seconds == pytest.approx(1e-6 * 1024**2) and "sides 50%" in note and "DO NOT FIT" not in note
+    rate, note = throughput.training_rate(config, config.model, small.finetune, None, sizes, classes=True, devices=1)
+    assert measured == {"sizes": (512,), "longest": 1024, "batch": 1}  # 512 * 512 = 2**18
+    assert rate.seconds == pytest.approx(1e-6 * 1024**2)
+    assert "shrunk to 50% of their training size" in note and "DO NOT FIT" not in note
 
 
-def test_a_batch_that_does_not_fit_is_halved(monkeypatch, small):
+def test_a_batch_that_does_not_fit_into_memory_is_halved(monkeypatch, small):
     tried = []
 
     def train(config, model, train, source, *, classes, batch):
@@ -172,11 +186,11 @@ def test_a_batch_that_does_not_fit_is_halved(monkeypatch, small):
         return 0.5, 1.0, {"weights": 1, "checkpoint": 2}
 
     monkeypatch.setattr(throughput, "_train_briefly", train)
-    monkeypatch.setattr(throughput.engine, "device_of_process", lambda: torch.device("cuda"))
+    monkeypatch.setattr(throughput, "device_of_process", lambda: torch.device("cuda"))
     sizes = np.array([(96, 96)])
-    found, note = throughput.training_pace(small, small.model, small.finetune, None, sizes, classes=True, devices=1)
-    assert tried == [8, 4, 2] and found.seconds == 0.5 * 96 * 96
-    assert "2 at a time" in note and "8 AT A TIME DO NOT FIT ITS MEMORY" in note
+    rate, note = throughput.training_rate(small, small.model, small.finetune, None, sizes, classes=True, devices=1)
+    assert tried == [8, 4, 2] and rate.seconds == 0.5 * 96 * 96
+    assert "2 images at a time" in note and "8 IMAGES DO NOT FIT INTO ITS MEMORY" in note
 
 
 @pytest.fixture
@@ -186,115 +200,119 @@ def nothing_on_disk(monkeypatch, tmp_path):
     return tmp_path
 
 
-def test_the_papers_chain_without_data_is_counted_as_the_papers(monkeypatch, nothing_on_disk):
-    asked = {}
+def test_without_data_the_papers_chain_has_the_papers_numbers_of_images(monkeypatch, nothing_on_disk):
+    measured = {}
 
-    def training_pace(config, model, train, source, sizes, *, classes, devices):
-        asked[model.num_classes] = (type(source), classes, devices)
-        return Pace(1e-6, 1e6), "so"
+    def training_rate(config, model, train, source, sizes, *, classes, devices):
+        measured[model.num_classes] = (type(source), classes, devices)
+        return Rate(1e-6, 1e6), "so"
 
-    monkeypatch.setattr(estimate, "training_pace", training_pace)
-    monkeypatch.setattr(estimate, "labeling_pace", lambda *_: (Pace(5e-7, 1e6), None, "so"))
-    found = estimate.estimate(resolve(profile="paper", split="large"), devices=8)
-    rows = {row.stage: row for row in found.rows}
-    assert asked == {1: (StandIns, False, 8), 80: (StandIns, True, 8)}
+    monkeypatch.setattr(estimate, "training_rate", training_rate)
+    monkeypatch.setattr(estimate, "labeling_rate", lambda *_: (Rate(5e-7, 1e6), None, "so"))
+    plan = estimate.estimate(resolve(profile="paper", split="large"), devices=8)
+    rows = {row.stage: row for row in plan.rows}
+    assert measured == {1: (SyntheticPhotos, False, 8), 80: (SyntheticPhotos, True, 8)}
     # 36 * 118,287 / 16 and 60 * 3,669,905 / 16, rounded up
-    assert (rows["labeler"].steps, rows["warmup"].steps, rows["finetune"].steps) == (266_146, 13_762_144, 266_146)
+    assert [rows[stage].steps for stage in TRAINING] == [266_146, 13_762_144, 266_146]
     assert rows["baseline"].steps == 13_762_144 + 266_146
-    # A second an image, eight devices.
-    assert rows["labeler"].seconds - rows["labeler"].evaluation == 266_146 * 16 / 8
-    # 367 shards of 10,000: 46 for the busiest device, half a second an image
-    assert rows["labels"].seconds == 46 * 10_000 * 0.5
-    assert rows["labels"].labels == 366_990_500 and rows["labels"].labels_used == round(3_669_905 * 860_001 / 118_287)
-    assert "pool: 3,669,905 images, not on disk: counted as in the paper, measured on stand-ins" in found.notes
-    assert any("no loss to communication assumed" in note for note in found.notes)
-    assert any("share its cores" in note for note in found.notes) == (not torch.cuda.is_available())
+    # One second per image, eight devices.
+    assert rows["pseudo_labeler"].seconds - rows["pseudo_labeler"].evaluation == 266_146 * 16 / 8
+    # 367 shards of 10,000: 46 for the busiest device, half a second per image
+    labels = rows["pseudo_labels"]
+    assert labels.seconds == 46 * 10_000 * 0.5
+    assert labels.labels == 366_990_500 and labels.labels_used == round(3_669_905 * 860_001 / 118_287)
+    note = "pool: 3,669,905 images, not on disk: the paper's number, synthetic photographs measured"
+    assert note in plan.notes
+    assert any("no communication cost assumed" in note for note in plan.notes)
+    assert any("share its cores" in note for note in plan.notes) == (not torch.cuda.is_available())
     assert not (nothing_on_disk / "runs").exists()
 
 
 def test_the_papers_detector_is_measured_without_data_or_weights(monkeypatch, nothing_on_disk):
     monkeypatch.setattr(throughput, "PATIENCE", 0.1)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # nothing is to be fetched; if it were, this would fail
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # a download would fail
     config = resolve(profile="paper", size=64, batch_size=1)
-    alone = {name: replace(getattr(config, name), workers=0) for name in ("labeler", "finetune")}
-    found = estimate.estimate(replace(config, **alone))
-    rows = {row.stage: row for row in found.rows}
-    assert rows["finetune"].kept > rows["labeler"].kept > 100e6  # Swin-T and its head; 79 classes more
-    # Two checkpoints of weights and AdamW's two moments, which Swin's tables of positions do not have.
-    assert 2 * 2.9 < rows["labeler"].passing / rows["labeler"].kept < 2 * 3
-    assert all(math.isfinite(row.seconds) and row.seconds > 0 for row in found.rows)
-    assert any("random weights" in note and "upper bound" in note for note in found.notes)
+    alone = {name: replace(getattr(config, name), workers=0) for name in ("pseudo_labeler", "finetune")}
+    plan = estimate.estimate(replace(config, **alone))
+    rows = {row.stage: row for row in plan.rows}
+    labeler = rows["pseudo_labeler"]
+    assert rows["finetune"].kept > labeler.kept > 100e6  # Swin-T and its head; finetuning has 79 classes more
+    # Two checkpoints: weights and AdamW's two moments, which Swin's tables of positions do not have.
+    assert 2 * 2.9 < labeler.temporary / labeler.kept < 2 * 3
+    assert all(math.isfinite(row.seconds) and row.seconds > 0 for row in plan.rows)
+    assert any("random weights" in note and "upper bound" in note for note in plan.notes)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A chain of a few steps up to its labels, in a run store of its own, and the seconds of the labeler."""
+    """A chain of a few steps up to its labels, in a run store of its own, planned before and after."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CASSL_RUNS", str(tmp_path_factory.mktemp("runs")))
         patch.setattr(throughput, "UNCOUNTED", 4)
         patch.setattr(throughput, "COUNTED", 8)
         config = resolve(profile="smoke")
-        short = {name: replace(getattr(config, name), steps=24) for name in ("labeler", "warmup", "finetune")}
-        config = replace(config, **short)
+        config = replace(config, **{name: replace(getattr(config, name), steps=24) for name in TRAINING})
         before = estimate.estimate(config)
-        labels = stages.label(config)
-        yield config, before, estimate.estimate(config), stages.train_labeler(config), labels
+        labels = graph.obtain(requests.pseudo_labels(config))
+        yield config, before, estimate.estimate(config), graph.require(requests.pseudo_labeler(config)), labels
 
 
-def test_a_real_chain_costs_what_was_said(trained):
+def test_a_real_chain_costs_what_was_planned(trained):
     config, before, after, labeler, labels = trained
-    for found in (before, after):
-        rows = {row.stage: row for row in found.rows}
-        assert 0.4 < rows["labeler"].seconds / labeler.result["seconds"] < 2.5
-        assert rows["labeler"].kept == pytest.approx(labeler.weights.stat().st_size, rel=0.05)
-        assert rows["baseline"].steps == stages.baseline_steps(config)
+    for plan in (before, after):
+        rows = {row.stage: row for row in plan.rows}
+        assert 0.4 < rows["pseudo_labeler"].seconds / labeler.result["seconds"] < 2.5
+        assert rows["pseudo_labeler"].kept == pytest.approx(labeler.weights.stat().st_size, rel=0.05)
+        assert rows["baseline"].steps == baseline_steps(config)
     assert any(note.startswith("warmup: no finished labels") for note in before.notes)
-    assert any(note.startswith("warmup: 8 at a time") for note in after.notes)
+    assert any(note.startswith("warmup: 8 images at a time") for note in after.notes)
 
 
-def test_labels_are_counted_with_the_finished_labeler(trained):
+def test_labels_are_counted_with_the_finished_pseudo_labeler(trained):
     config, _, after, labeler, labels = trained
-    row = next(row for row in after.rows if row.stage == "labels")
-    store = stages.labels_of(config, existing=True)[0]
+    row = next(row for row in after.rows if row.stage == "pseudo_labels")
+    store = PseudoLabelStore(labels.store, threshold=config.pseudo_labels.threshold)
     assert row.images == len(store) == 16
-    # Batches are put together in another way, which moves scores a little.
+    # Batches are composed differently, which moves scores a little.
     assert row.labels == pytest.approx(store.manifest["labels"], rel=0.1, abs=2)
-    assert row.labels_used == pytest.approx(stages.judge(config, store)["labels"], rel=0.1, abs=2)
+    assert row.labels_used == pytest.approx(judge(config, store)["labels"], rel=0.1, abs=2)
     assert any(f"by the finished {labeler.id}" in note for note in after.notes)
-    written = sum(file.stat().st_size for file in (labels.folder / "store").glob("shard-*.arrow"))
-    assert 0.3 < row.kept / written < 1.5  # such small shards are half frame
+    written = sum(file.stat().st_size for file in labels.store.glob("shard-*.arrow"))
+    assert 0.3 < row.kept / written < 1.5  # half of such a small shard is its frame
 
 
 def test_a_plan_is_checked_by_making_the_chain(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("CASSL_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(throughput, "UNCOUNTED", 1)
+    monkeypatch.setattr(throughput, "COUNTED", 3)
     command = ["plan", "--profile", "smoke", "--check", "--out", str(tmp_path / "check.json")]
     assert main(command) == 0
     rows = {row["name"]: row for row in json.loads((tmp_path / "check.json").read_text())["rows"]}
-    times = {f"{stage}, seconds" for stage in ("labeler", "labels", "warmup", "finetune", "baseline")}
+    times = {f"{stage}, seconds" for stage in (*TRAINING, "pseudo_labels", "baseline")}
     assert rows.keys() == times | {"labels in the store", "labels above the threshold", "bytes of the store"}
     config = resolve(profile="smoke")
-    run = stages.label(config, existing=True)
-    assert rows["labels in the store"]["real"] == PseudoLabelStore(run.folder / "store").manifest["labels"]
-    trained = stages.train_labeler(config, existing=True).result["seconds"]
-    assert rows["labeler, seconds"]["real"] > trained  # evaluation and weights are in it
+    run = graph.require(requests.pseudo_labels(config))
+    assert rows["labels in the store"]["real"] == PseudoLabelStore(run.store).manifest["labels"]
+    trained = graph.require(requests.pseudo_labeler(config)).result["seconds"]
+    assert rows["pseudo_labeler, seconds"]["real"] > trained  # includes evaluation and writing the weights
     capsys.readouterr()
     assert main(command) == 2
-    assert "labeler is finished already; check in another run store" in capsys.readouterr().err
+    assert "pseudo_labeler run is finished already; check in another run store" in capsys.readouterr().err
     assert main([*command, "--devices", "2"]) == 2
 
 
 @pytest.mark.parametrize(("split", "count"), [("tiny", 16), ("small", 34), ("base", 60), ("large", 136)])
 def test_scenes_are_counted_before_they_are_drawn(split, count, nothing_on_disk):
-    """The smoke profile: 16 scenes, and ten parts of 6 each of two other sources."""
+    """The smoke profile: 16 scenes, and ten parts of 6 each from two other sources."""
     config = resolve(profile="smoke", split=split)
-    found = estimate.look(config)
-    assert estimate.scene_count(config) == found.images["pool"] == found.images["warmup"] == count
-    assert len(found.pool) == 16 and ("still to be drawn" in found.notes[1]) == (split != "tiny")
+    data = estimate.survey(config)
+    assert estimate.scene_count(config) == data.images["pool"] == data.images["warmup"] == count
+    assert len(data.pool) == 16 and ("not drawn yet" in data.notes[1]) == (split != "tiny")
 
 
-def test_stand_ins_are_samples(tmp_path):
-    images = StandIns(tmp_path)
-    assert len(images) == 16 and (images.heights > images.widths).sum() == 4  # a quarter upright
+def test_synthetic_photos_are_training_samples(tmp_path):
+    images = SyntheticPhotos(tmp_path)
+    assert len(images) == 16 and (images.heights > images.widths).sum() == 4  # a quarter are portraits
     samples = Samples(images, lambda image, target: (image, target), masks=True, classes=True)
     image, target, _, unreadable = samples[(0, 11)]
     assert tuple(image.shape) == (3, images.heights[11], images.widths[11]) and not unreadable
@@ -302,19 +320,19 @@ def test_stand_ins_are_samples(tmp_path):
     for box, mask in zip(target["boxes"], target["masks"], strict=True):
         y, x = torch.nonzero(mask, as_tuple=True)
         tight = torch.tensor([x.min(), y.min(), x.max() + 1, y.max() + 1])
-        assert (tight - box).abs().max() <= 2  # ellipses end within a pixel or two of their boxes
+        assert (tight - box).abs().max() <= 2  # ellipses end within two pixels of their boxes
 
 
-def test_devices_that_cannot_be_are_refused():
+def test_impossible_numbers_of_devices_raise():
     config = resolve(profile="smoke")
     for devices in (0, -1, 1.5, True, "2"):
-        with pytest.raises(ConfigError, match="is not a whole number of processes; use 1 or more"):
+        with pytest.raises(ConfigError, match="is not a number of processes; use an integer from 1"):
             estimate.estimate(config, devices=devices)
-    with pytest.raises(ConfigError, match="devices=3 does not divide the batch of labeler, batch_size=8"):
+    with pytest.raises(ConfigError, match="devices=3 does not divide batch_size=8 of pseudo_labeler"):
         estimate.estimate(config, devices=3)
 
 
-def test_named_data_that_is_not_there_is_an_error(nothing_on_disk, capsys):
+def test_missing_data_that_was_named_is_an_error(nothing_on_disk, capsys):
     mine = str(nothing_on_disk / "mine.json")
     with pytest.raises(DataError, match="mine.json"):
         estimate.estimate(resolve(profile="paper", labeled=mine, val=mine))
@@ -323,17 +341,17 @@ def test_named_data_that_is_not_there_is_an_error(nothing_on_disk, capsys):
     assert out == "" and err.startswith("error: devices=3 does not divide")
 
 
-def test_the_command_prints_and_keeps_the_estimate(monkeypatch, tmp_path, capsys):
-    seen = {}
+def test_the_command_prints_the_plan_and_writes_it(monkeypatch, tmp_path, capsys):
+    asked = {}
 
-    def estimate(config, *, devices):
-        seen.update(epochs=config.warmup.epochs, devices=devices)
-        return Estimate("title", (Row("labels", 5, 0, 7200, 0.0, 1, labels=9),), ("a note",), str(tmp_path), 10)
+    def planned(config, *, devices):
+        asked.update(epochs=config.warmup.epochs, devices=devices)
+        return Plan("title", (Row("pseudo_labels", 5, 0, 7200, 0.0, 1, labels=9),), ("a note",), str(tmp_path), 10)
 
-    monkeypatch.setattr(estimate, "estimate", estimate)
+    monkeypatch.setattr(estimate, "estimate", planned)
     file = tmp_path / "plan.json"
-    command = ["plan", "--devices", "2", "--stage", "warm_up", "--epochs", "12", "--out", str(file)]
-    assert main(command) == 0 and seen == {"epochs": 12, "devices": 2}
+    command = ["plan", "--devices", "2", "--stage", "warmup", "--epochs", "12", "--out", str(file)]
+    assert main(command) == 0 and asked == {"epochs": 12, "devices": 2}
     assert capsys.readouterr().out.startswith("title\n")
     kept = json.loads(file.read_text())
     assert kept["rows"][0]["hours"] == 2 and kept["rows"][0]["labels"] == 9 and kept["notes"] == ["a note"]
