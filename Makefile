@@ -71,11 +71,12 @@ bench: .venv/ready  ## seconds and memory of the detector beside the public Cond
 lab: .venv/ready  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
 
-notebooks: .venv/ready-dev  ## execute the notebooks in place at the smoke profile, then strip what may not be stored
-	@for file in notebooks/*.ipynb; do \
-	  CASSL_PROFILE=smoke $(BIN)/jupyter nbconvert --to notebook --inplace --execute $$file || exit 1; done
-	$(BIN)/nbstripout --keep-count --extra-keys \
-	  "metadata.papermill metadata.language_info cell.metadata.papermill cell.metadata.execution" notebooks/*.ipynb
+notebooks: .venv/ready-dev  ## execute the notebooks in place at the smoke profile, then remove what must not be stored
+	@store=$$(mktemp -d) && trap 'rm -rf "$$store"' EXIT && export CASSL_RUNS=$$store/runs CASSL_DATASETS=$$store/datasets && \
+	for file in notebooks/*.ipynb; do echo "== $$file"; \
+	  CASSL_PROFILE=smoke $(BIN)/jupyter nbconvert --log-level ERROR --to notebook --inplace --execute $$file \
+	    $(HUSH) || exit 1; done && \
+	$(BIN)/python tests/notebooks/clean_notebooks.py notebooks/*.ipynb
 
 report: .venv/ready  ## regenerate report, README tables, HTML, CSVs and figures from reports/results/
 	$(BIN)/cassl report
