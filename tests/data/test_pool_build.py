@@ -434,3 +434,15 @@ def test_an_existing_part_is_taken_whole_even_with_a_comma_in_its_path(tmp_path,
     draw(tmp_path / "second/d.png")
     assert images(f"{tmp_path / 'more'}, {tmp_path / 'second'}") == ["c.png", "d.png"]
     assert images(f"{plain}:{tmp_path / 'more'},{tmp_path / 'second'}") == ["c.png", "d.png"]
+
+
+def test_a_pool_shows_its_parts(build, images):
+    """Names from a folder may hold anything: they are escaped."""
+    odd = images.parent / "<b>odd"
+    images.rename(odd)
+    (odd / "broken.png").write_bytes(b"not an image")
+    pool = build(odd)
+    shown = pool._repr_html_()
+    assert "3 unlabeled images" in shown and "<th>unreadable</th>" in shown and "<td>1</td>" in shown
+    assert "&lt;b&gt;odd" in shown and "<b>" not in shown
+    assert repr(pool).startswith("Pool of 3 images from ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 from collections import OrderedDict
 from pathlib import Path
@@ -59,6 +60,19 @@ class Pool:
     def __len__(self) -> int:
         return int(self._first[-1])
 
+    def __repr__(self) -> str:
+        return f"Pool of {len(self):,} images from {', '.join(part['part'] for part in self.parts) or self.index}"
+
+    def _repr_html_(self) -> str:
+        """What each part lists and what was left out of it, as a notebook shows it."""
+        names = ["part", "listed", *(name for name in REASONS if any(part[name] for part in self.parts)), "images"]
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(_shown(part[name]))}</td>" for name in names) + "</tr>"
+            for part in self.parts
+        )
+        return f"<p>{len(self):,} unlabeled images</p><table><tr>{head}</tr>{body}</table>"
+
     def row(self, index: int) -> dict:
         """`id`, `path` (portable), `height`, `width` and `source` (name of the folder or archive) of an image."""
         return {name: self._value(name, index) for name in INDEX.names}
@@ -93,6 +107,10 @@ class Pool:
         while len(self._groups) > CACHED_GROUPS:
             self._groups.popitem(last=False)
         return self._groups[number].column(name)[index - int(self._first[number])].as_py()
+
+
+def _shown(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def open_index(path: Path) -> pq.ParquetFile:
