@@ -17,9 +17,9 @@ def config() -> Config:
 
 @pytest.fixture(scope="session")
 def smoke() -> Config:
-    """The smoke profile with stages of two steps."""
+    """The smoke profile with stages of two steps of two images."""
     config = resolve(profile="smoke")
-    short = {"steps": 2, "checkpoint_every": 1000}
+    short = {"steps": 2, "batch_size": 2, "checkpoint_every": 1000}
     sections = ("pseudo_labeler", "warmup", "finetune")
     return replace(config, **{name: replace(getattr(config, name), **short) for name in sections})
 

@@ -56,7 +56,7 @@ def test_finished_runs_of_a_stage_give_its_rate(store, monkeypatch):
 def test_the_dry_run_measures_and_lists_and_makes_nothing(store, monkeypatch, capsys):
     monkeypatch.setattr(throughput, "UNCOUNTED", 1)
     monkeypatch.setattr(throughput, "COUNTED", 3)
-    assert main(["table", "3", "--profile", "smoke", "--dry-run"]) == 0
+    assert main(["table", "3", "--profile", "smoke", "--batch-size", "2", "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert out.count("missing  ") == 4 == len(needed(3, resolve(profile="smoke"))) and "4 runs, 4 missing" in out
     assert not list(store.glob("*/result.json"))

@@ -250,7 +250,7 @@ def trained(tmp_path_factory):
         patch.setenv("CASSL_RUNS", str(tmp_path_factory.mktemp("runs")))
         patch.setattr(throughput, "UNCOUNTED", 4)
         patch.setattr(throughput, "COUNTED", 8)
-        config = resolve(profile="smoke")
+        config = resolve(profile="smoke", batch_size=2)
         config = replace(config, **{name: replace(getattr(config, name), steps=24) for name in TRAINING})
         before = estimate.estimate(config)
         labels = graph.obtain(requests.pseudo_labels(config))
@@ -265,7 +265,7 @@ def test_a_real_chain_costs_what_was_planned(trained):
         assert rows["pseudo_labeler"].kept == pytest.approx(labeler.weights.stat().st_size, rel=0.05)
         assert rows["baseline"].steps == baseline_steps(config)
     assert any(note.startswith("warmup: no finished labels") for note in before.notes)
-    assert any(note.startswith("warmup: 8 images at a time") for note in after.notes)
+    assert any(note.startswith("warmup: 2 images at a time") for note in after.notes)
 
 
 def test_labels_are_counted_with_the_finished_pseudo_labeler(trained):
@@ -285,12 +285,12 @@ def test_a_plan_is_checked_by_making_the_chain(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("CASSL_RUNS", str(tmp_path / "runs"))
     monkeypatch.setattr(throughput, "UNCOUNTED", 1)
     monkeypatch.setattr(throughput, "COUNTED", 3)
-    command = ["plan", "--profile", "smoke", "--check", "--out", str(tmp_path / "check.json")]
+    command = ["plan", "--profile", "smoke", "--batch-size", "2", "--check", "--out", str(tmp_path / "check.json")]
     assert main(command) == 0
     rows = {row["name"]: row for row in json.loads((tmp_path / "check.json").read_text())["rows"]}
     times = {f"{stage}, seconds" for stage in (*TRAINING, "pseudo_labels", "baseline")}
     assert rows.keys() == times | {"labels in the store", "labels above the threshold", "bytes of the store"}
-    config = resolve(profile="smoke")
+    config = resolve(profile="smoke", batch_size=2)
     run = graph.require(requests.pseudo_labels(config))
     assert rows["labels in the store"]["real"] == PseudoLabelStore(run.store).manifest["labels"]
     trained = graph.require(requests.pseudo_labeler(config)).result["seconds"]
