@@ -1,4 +1,4 @@
-"""The synthetic store is a real one, and what is measured of it is what the table shows."""
+"""The synthetic store is a valid one, its measurements run, and their table shows them."""
 
 import json
 
@@ -19,14 +19,14 @@ def test_a_synthetic_store_is_written_read_and_trained_from(tmp_path, monkeypatc
     labels = PseudoLabelStore(tmp_path / "store", threshold=0.0)
     assert written["written"] == len(labels) == 25 and len(labels.manifest["shards"]) == 3
     assert labels.has_masks and all(len(item["scores"]) == 3 for item in labels)
-    assert bench_store.write(tmp_path, images=25, labels=3)["written"] == 0  # what is there stays
+    assert bench_store.write(tmp_path, images=25, labels=3)["written"] == 0  # finished shards are kept
     assert 0 < bench_store.measure_open(tmp_path, 0)["seconds"] < 5
     assert 0 < bench_store.measure_read(tmp_path, 0)["second_us"] < 1e5
     trained = bench_store.measure_train(tmp_path, 0)
     assert trained["images_per_second"] > 0 and len(trained["own_mb"]) == 1
 
 
-def test_the_table_has_a_column_a_store(monkeypatch, tmp_path):
+def test_the_table_has_one_column_per_store(monkeypatch, tmp_path):
     monkeypatch.setattr(results, "RESULTS", tmp_path)
     assert readme.store() == blocks.NOTHING
     for images in (1000, 200):
@@ -45,7 +45,7 @@ def test_the_table_has_a_column_a_store(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("file", sorted(results.RESULTS.glob("store_*.json")), ids=lambda file: file.stem)
-def test_the_tracked_numbers_keep_what_is_promised(file):
-    """Opening under a second and 200 MB, a random row under 100 microseconds, whatever the size."""
+def test_recorded_stores_open_and_read_fast_at_any_size(file):
+    """Opened in less than a second, less than 200 MB of memory, a random row in less than 100 microseconds."""
     measured = json.loads(file.read_text())["measured"]
     assert measured["open"]["seconds"] < 1 and measured["read"]["own_mb"] < 200 and measured["read"]["second_us"] < 100
