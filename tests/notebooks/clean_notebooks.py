@@ -22,8 +22,21 @@ def clean(notebook: dict) -> dict:
         cell["id"] = str(number)
         cell["metadata"] = {name: value for name, value in cell["metadata"].items() if name in KEPT_METADATA}
         if cell["cell_type"] == "code":
-            cell["outputs"] = [_without_paths(output) for output in cell["outputs"] if output.get("name") != "stderr"]
+            kept = [_without_paths(output) for output in cell["outputs"] if output.get("name") != "stderr"]
+            cell["outputs"] = _merged(kept)
     return notebook
+
+
+def _merged(outputs: list[dict]) -> list[dict]:
+    """What is printed by one cell arrives in pieces of any length; pieces that follow each other become one."""
+    merged: list[dict] = []
+    for output in outputs:
+        before = merged[-1] if merged else {}
+        if output["output_type"] == before.get("output_type") == "stream":
+            before["text"] = "".join([*before["text"], *output["text"]]).splitlines(keepends=True)
+        else:
+            merged.append(output)
+    return merged
 
 
 def _without_paths(value):

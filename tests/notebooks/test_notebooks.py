@@ -1,37 +1,33 @@
-"""The notebooks as functions: papermill runs them from anywhere, with the parameters of a batch, and bad ones end them.
+"""The notebooks as functions: they run from any folder with the parameters of a batch, and bad ones stop them.
 
-nbval runs all of them with their defaults; here are the parameters. The runs are shared with the other tests.
+nbval runs all of them in kernels with their defaults; here are the parameters. Two go through papermill and a kernel,
+the others through papermill's command line and IPython in this process, which is faster. All share their runs.
 """
 
 import json
 import os
-import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-import nbformat
 import numpy as np
-import papermill
 import pytest
+from notebook_shell import command_line, execute, read
 from PIL import Image
 
 from cassl_lib import paths
 from cassl_lib.labels.coco import from_coco
 from cassl_lib.resolve import resolve
-from cassl_lib.runs import Run, finished_runs
-from cassl_lib.stages import all_stages as stages
+from cassl_lib.runs import finished_runs
+from cassl_lib.stages import graph, requests
 
-NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 POOLS = {"tiny": 16, "small": 34, "base": 60, "large": 136}  # smoke: 16 of coco, ten parts of 6 of each other source
-WARM_UPS = {split: ["04_warmup", "-p", "split", split] for split in POOLS}
-REFUSED = {
-    "unknown": ["04_warmup", "-p", "splitt", "base"],
-    "split": ["04_warmup", "-p", "split", "bse"],
-    "epochs": ["04_warmup", "-p", "epochs", "ten"],
-    "masks": ["04_warmup", "-p", "masks", "false"],
-    "folder": ["01_data", "-p", "unlabeled", "/no/such/folder"],
+REJECTED = {
+    "unknown": ("04_warmup", {"splitt": "base"}),
+    "split": ("04_warmup", {"split": "bse"}),
+    "epochs": ("04_warmup", {"epochs": "ten"}),
+    "masks": ("04_warmup", {"masks": "false"}),
+    "folder": ("01_data", {"unlabeled": "/no/such/folder"}),
 }
 MESSAGES = {
     "unknown": "ConfigError: unknown parameter splitt; this notebook has: profile, split, seed",
@@ -40,77 +36,71 @@ MESSAGES = {
     "masks": "ConfigError: masks='false' is not True or False",
     "folder": "DataError: /no/such/folder: no such folder or JSON, CSV, .txt list, .tar or .parquet index",
 }
+IN_A_KERNEL = {"base": ("04_warmup", {"split": "base"}), "unknown": REJECTED["unknown"]}
 
 
 @pytest.fixture(scope="module")
-def commands(tmp_path_factory):
-    """What papermill's command line did, by name: (process, its folder), two at a time, each in a folder of its own."""
+def labeler():
+    return graph.obtain(requests.pseudo_labeler(resolve()))
 
-    def call(arguments):
+
+@pytest.fixture(scope="module")
+def commands(labeler, tmp_path_factory):
+    """What papermill's command line did, by name: (process, its folder), side by side, each in a folder of its own."""
+
+    def call(asked):
         folder = tmp_path_factory.mktemp("caller")
-        name, *parameters = arguments
-        command = [sys.executable, "-m", "papermill", str(NOTEBOOKS / f"{name}.ipynb"), "out.ipynb", *parameters]
-        command += ["--kernel", "python3", "--no-progress-bar"]
+        command = [sys.executable, "-m", "papermill", *command_line(*asked)]
         return subprocess.run(command, cwd=folder, capture_output=True, text=True), folder
 
-    stages.train_labeler(resolve())  # or all of them would wait for the one that makes it
     with ThreadPoolExecutor(2) as pool:
-        return dict(zip([*WARM_UPS, *REFUSED], pool.map(call, [*WARM_UPS.values(), *REFUSED.values()]), strict=True))
+        return dict(zip(IN_A_KERNEL, pool.map(call, IN_A_KERNEL.values()), strict=True))
 
 
-def execute(name, folder, **parameters):
-    """The executed notebook, run in `folder`."""
-    source, target = str(NOTEBOOKS / f"{name}.ipynb"), str(folder / "out.ipynb")
-    options = dict(kernel_name="python3", progress_bar=False, cwd=str(folder))
-    papermill.execute_notebook(source, target, parameters=parameters, **options)
-    return nbformat.read(target, 4)
+def test_papermill_warms_up_from_another_folder(commands):
+    done, folder = commands["base"]
+    assert done.returncode == 0, done.stderr[-2000:]
+    check_warmup(read(folder / "out.ipynb"), "base", folder)
 
 
-def outputs(notebook):
-    return [output for cell in notebook.cells for output in cell.get("outputs", ())]
+@pytest.mark.parametrize("split", [split for split in POOLS if split not in IN_A_KERNEL])
+def test_every_split_is_warmed_up_from_another_folder(split, labeler, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check_warmup(execute("04_warmup", tmp_path, split=split), split, tmp_path)
 
 
-def printed(notebook):
-    return "".join(o.text for o in outputs(notebook) if o.output_type == "stream" and o.name == "stdout")
+def check_warmup(shown, split, folder):
+    assert shown.error is None
+    assert "profile smoke (from $CASSL_PROFILE)" in shown.text and f"profile smoke, split {split}, seed 0" in shown.text
+    assert f"of {POOLS[split]} images" in shown.text
+    assert shown.last_run("warmup").result["images"] == POOLS[split]
+    assert shown.pictures >= 4
+    assert [path.name for path in folder.iterdir()] == ["out.ipynb"]  # nothing else is written where it was called
 
 
-def pictures(notebook):
-    return sum("image/png" in output.get("data", {}) for output in outputs(notebook))
+@pytest.mark.parametrize("name", [name for name in REJECTED if name not in IN_A_KERNEL])
+def test_a_value_that_cannot_be_used_stops_the_notebook(name, tmp_path):
+    notebook, parameters = REJECTED[name]
+    error = execute(notebook, tmp_path, **parameters).error
+    assert f"{type(error).__name__}: {error}".startswith(MESSAGES[name])
 
 
-def last_run(stage, text):
-    """The run of a stage that was printed last."""
-    return Run(paths.runs() / re.findall(rf"{stage}-[0-9a-f]{{12}}", text)[-1])
+def test_an_unknown_parameter_stops_papermill(commands):
+    done, _ = commands["unknown"]
+    assert done.returncode != 0 and MESSAGES["unknown"] in done.stderr
+
+
+def test_pseudo_labels_of_ones_own_choice_are_used(tmp_path):
+    labels = graph.obtain(requests.pseudo_labels(resolve(split="small")))
+    shown = execute("04_warmup", tmp_path, store=labels.id, seed=5)
+    warmup = shown.last_run("warmup")
+    assert inputs(warmup) == {"pseudo_labels": labels.id} and warmup.result["images"] == POOLS["small"]
+    # the ground truth of the configured pool, tiny, is not that of these images
+    assert "These images have no hidden ground truth." in shown.text
 
 
 def inputs(run):
     return json.loads((run.folder / "request.json").read_text())["inputs"]
-
-
-@pytest.mark.parametrize("split", POOLS)
-def test_every_split_is_warmed_up_from_another_folder(split, commands):
-    done, folder = commands[split]
-    assert done.returncode == 0, done.stderr[-2000:]
-    notebook = nbformat.read(folder / "out.ipynb", 4)
-    text = printed(notebook)
-    assert "profile smoke (from $CASSL_PROFILE)" in text and f"split        '{split}'" in text
-    assert f"of {POOLS[split]} images" in text and last_run("warmup", text).result["images"] == POOLS[split]
-    assert pictures(notebook) >= 4
-    assert [path.name for path in folder.iterdir()] == ["out.ipynb"]  # nothing lands where it was called
-
-
-@pytest.mark.parametrize("what", REFUSED)
-def test_what_cannot_be_used_ends_the_notebook(what, commands):
-    done, _ = commands[what]
-    assert done.returncode != 0 and MESSAGES[what] in done.stderr
-
-
-def test_labels_of_ones_own_choice_are_used(tmp_path):
-    labels = stages.label(resolve(split="small"))
-    text = printed(execute("04_warmup", tmp_path, labels=labels.id, seed=5))
-    warmup = last_run("warmup", text)
-    assert inputs(warmup) == {"labels": labels.id} and warmup.result["images"] == POOLS["small"]
-    assert "These images have no hidden truth." in text  # it is not the truth of this pool that is asked for
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +112,7 @@ def own_data(tmp_path_factory):
         (root / folder).mkdir()
         for n in range(6):
             Image.fromarray(rng.integers(0, 256, (60 + n, 80, 3), np.uint8)).save(root / folder / f"{n}.png")
-    (root / "pool" / "broken.jpg").write_bytes(b"no image")
+    (root / "pool" / "broken.jpg").write_bytes(b"not an image")
     data = {
         "images": [{"id": n, "file_name": f"{n}.png", "height": 60 + n, "width": 80} for n in range(6)],
         "categories": [{"id": i, "name": name} for i, name in ((2, "bolt"), (30, "nut"), (31, "gear"))],
@@ -138,35 +128,44 @@ def own_data(tmp_path_factory):
 
 
 def test_images_of_ones_own_are_labeled(own_data, tmp_path):
-    labeler = stages.train_labeler(resolve(**own_data))
-    text = printed(execute("03_pseudo_labels", tmp_path, **own_data, labeler=str(labeler.folder)))
-    labels = last_run("labels", text)
-    assert inputs(labels) == {"labeler": labeler.id} and labels.result["images"] == 6
-    assert "6 images in the pool" in text and "give heldout=JSON[:FOLDER]" in text
+    labeler = graph.obtain(requests.pseudo_labeler(resolve(**own_data)))
+    shown = execute("03_pseudo_labels", tmp_path, **own_data, pseudo_labeler=str(labeler.folder))
+    labels = shown.last_run("pseudo_labels")
+    assert inputs(labels) == {"pseudo_labeler": labeler.id} and labels.result["images"] == 6
+    assert "6 images in the pool" in shown.text and "heldout=JSON[:FOLDER]" in " ".join(shown.text.split())
 
 
 def test_labels_of_another_model_are_warmed_up_on(own_data, tmp_path):
     """A store that no run of ours made goes into notebook 04 by its folder."""
     path, _, images = own_data["labeled"].partition(os.pathsep)
     from_coco(path, tmp_path / "store", images=images, labeler="theirs")
-    text = printed(execute("04_warmup", tmp_path, **own_data, labels=str(tmp_path / "store")))
-    assert "labeled by theirs" in text and last_run("warmup", text).result["inputs"] == {}
+    shown = execute("04_warmup", tmp_path, **own_data, store=str(tmp_path / "store"))
+    assert "<td>theirs</td>" in shown.text and shown.last_run("warmup").result["inputs"] == {}
 
 
 def test_classes_of_ones_own_are_finetuned(own_data, tmp_path):
-    warmup = stages.warm_up(resolve(**own_data))
-    text = printed(execute("05_finetune", tmp_path, **own_data, warmup=warmup.id[:12]))
-    assert "1 boxes have no area: annotation 9 [1, 1, 0, 5]" in text
-    assert "6 images, 8 instances of 3 classes" in text and "now          (3, 32, 3, 3)" in text
-    finetuned = last_run("finetune", text)
+    warmup = graph.obtain(requests.warmup(resolve(**own_data)))
+    shown = execute("05_finetune", tmp_path, **own_data, warmup=warmup.id[:12])
+    left_out = [">boxes have no area<", ">1<", ">annotation 9 [1, 1, 0, 5]<"]
+    assert all(cell in shown.text for cell in left_out)
+    assert "6 images, 8 instances of 3 classes" in shown.text and "now          (3, 32, 3, 3)" in shown.text
+    finetuned = shown.last_run("finetune")
     assert inputs(finetuned) == {"warmup": warmup.id} and finetuned.result["classes"] == ["bolt", "nut", "gear"]
-    assert "CA-SSL, from the warm-up, box AP" in text and "48.1" in text
+    assert ">CA-SSL, box AP<" in shown.text and ">48.1<" in shown.text
 
 
-def test_pictures_of_ones_own_are_inspected(own_data, tmp_path):
-    run = stages.train_labeler(resolve()).id
+def test_images_of_ones_own_are_inspected(own_data, labeler, tmp_path):
     before = finished_runs()
-    notebook = execute("06_inspect", tmp_path, images=own_data["unlabeled"] + "/3.png", run=run)
-    assert "images       [(3, 63, 80)]" in printed(notebook) and run in printed(notebook)
-    assert "These images have no truth to compare with." in printed(notebook)
-    assert pictures(notebook) == 2 and finished_runs() == before
+    shown = execute("06_inspect", tmp_path, images=own_data["unlabeled"] + "/3.png", run=labeler.id)
+    assert "images       [(3, 63, 80)]" in shown.text and labeler.id in shown.text
+    assert "These images have no ground truth." in shown.text
+    assert shown.pictures == 2 and finished_runs() == before
+
+
+def test_images_of_ones_own_are_detected_in_and_the_results_saved(own_data, labeler, tmp_path):
+    before = finished_runs()
+    shown = execute("00_quickstart", tmp_path, images=own_data["unlabeled"] + "/3.png", run=labeler.id[:20])
+    assert "images       [(3, 63, 80)]" in shown.text and f"Predictor({labeler.id}, class-agnostic)" in shown.text
+    assert "masks        (0, 63, 80)" in shown.text  # trained for six steps, it detects nothing yet
+    assert shown.pictures == 1 and finished_runs() == before
+    assert json.loads((paths.runs() / "detections.json").read_text()) == []
