@@ -167,4 +167,3 @@ class Config:
 
 
 TRAINING_SECTIONS = tuple(field.name for field in fields(Config) if field.type == "TrainConfig")
-SECTIONS = ("model", "augment", "panoptic", "pseudo_labels", *TRAINING_SECTIONS)

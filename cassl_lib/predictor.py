@@ -13,12 +13,11 @@ import torch
 from cassl_lib.data.augment import test_transform
 from cassl_lib.data.image_files import ENDINGS
 from cassl_lib.data.loader import read_image
-from cassl_lib.errors import ConfigError, DataError
+from cassl_lib.errors import DataError
 from cassl_lib.evaluation.rle import encode_masks
 from cassl_lib.labels.shards import AGNOSTIC
 from cassl_lib.runs import Run, find_run
-from cassl_lib.stages.models import load_detector
-from cassl_lib.stages.registry import STAGES
+from cassl_lib.stages.models import check_trained, load_detector
 
 Image = torch.Tensor | np.ndarray | str | Path
 
@@ -41,8 +40,7 @@ class Predictor:
             ConfigError: the run is not of a stage that trains a detector.
         """
         self.run = run if isinstance(run, Run) else find_run(str(run))
-        if not STAGES[self.run.stage].trains:
-            raise ConfigError(f"{self.run.id} has no detector; give a run of pseudo_labeler, warmup or finetune")
+        check_trained(self.run)
         self.detector = load_detector(self.run)
         self.classes: list[str] = self.run.result["classes"]
         self._transform = test_transform(self.run.config.augment)

@@ -82,7 +82,7 @@ def resolve(
         rescore: True multiplies each score by the mean probability inside its mask.
         pretrained: initial weights of the backbone: imagenet (downloaded by timm), none (random), or a weights file
             (.pth, .safetensors) in any format that `interop.load` knows.
-        threshold: constant score threshold of the pseudo labels, in (0, 1), on sqrt(cls*ctr).
+        threshold: constant score threshold of the pseudo labels, from the lowest stored score to 1, on sqrt(cls*ctr).
         batch_size: images per step over all processes, in every stage.
 
     Raises:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fcntl
+import glob
 import hashlib
 import html
 import json
@@ -71,7 +72,7 @@ class Run:
         try:
             return from_json(json.loads(file.read_text()))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{file} cannot be read ({error!r}); the run is incomplete") from error
+            raise ConfigError(f"{file} cannot be read ({error!r}); restore it, or give another run") from error
 
     @property
     def weights(self) -> Path:
@@ -166,11 +167,14 @@ class Run:
         line = html.escape(str(self))
         if not self.finished:
             return f"<p>{line}</p>"
+        metrics = {kind: numbers for kind, numbers in self.result["metrics"].items() if isinstance(numbers, Mapping)}
         rows = [
             (kind.replace("_", " "), f"{100 * numbers['AP']:.1f}", f"{100 * numbers.get('AP75', -1):.1f}")
-            for kind, numbers in self.result["metrics"].items()
-            if isinstance(numbers, Mapping) and numbers.get("AP", -1) >= 0
+            for kind, numbers in metrics.items()
+            if numbers.get("AP", -1) >= 0
         ]
+        if "panoptic" in metrics:
+            rows.append(("panoptic quality", f"PQ {100 * metrics['panoptic']['PQ']:.1f}", ""))
         body = "".join(f"<tr><th>{html.escape(kind)}</th><td>{ap}</td><td>{ap75}</td></tr>" for kind, ap, ap75 in rows)
         table = f"<table><tr><th></th><th>AP</th><th>AP75</th></tr>{body}</table>" if rows else ""
         return f"<p><code>{line}</code></p>{table}"
@@ -208,7 +212,7 @@ def find_run(name: str) -> Run:
     """
     folder = Path(name).expanduser()
     if not (folder / "request.json").exists():
-        matches = sorted(paths.runs().glob(f"{name}*/result.json")) if name and "/" not in name else []
+        matches = sorted(paths.runs().glob(f"{glob.escape(name)}*/result.json")) if name and "/" not in name else []
         if len(matches) != 1:
             problem = f"is ambiguous, it matches {len(matches)} runs" if matches else "is not a run"
             raise MissingRun(

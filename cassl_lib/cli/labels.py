@@ -20,7 +20,6 @@ from cassl_lib.labels.coco import from_coco, to_coco
 from cassl_lib.labels.store import PseudoLabelStore
 from cassl_lib.labels.summary import formatted_counts, threshold_counts
 from cassl_lib.runs import find_run
-from cassl_lib.stages.registry import STAGES
 
 PICTURES = (".png", ".jpg", ".pdf", ".svg")
 
@@ -66,12 +65,12 @@ def add_verbs(verbs) -> None:
 
 def _label(parsed: argparse.Namespace) -> None:
     from cassl_lib.data.datasets import pool
+    from cassl_lib.stages.models import check_trained
     from cassl_lib.stages.pseudo_labels import label_into
     from cassl_lib.training.distributed import processes, rank_and_world
 
     run = find_run(parsed.run)
-    if not STAGES[run.stage].trains:
-        raise ConfigError(f"--run {parsed.run} is a {run.stage} run; give the run of a trained detector")
+    check_trained(run)
     config = replace(run.config, unlabeled=parsed.images)
     label = _changed(config.pseudo_labels, parsed, ("keep", "batch_size", "shard_size"))
     config = replace(config, pseudo_labels=label, pseudo_labeler=_changed(config.pseudo_labeler, parsed, ("workers",)))

@@ -27,8 +27,7 @@ def act(parsed: argparse.Namespace) -> int:
     from cassl_lib.tables.definitions import requests_of
 
     config = config_of(parsed)
-    if config.store:
-        raise ConfigError(f"store={config.store!r}: a table's labels come from its own pseudo labelers; leave it out")
+    status.check_no_store(config)
     if parsed.record:
         check_usual(config)
     if parsed.jobs < 1:

@@ -9,7 +9,7 @@ from cassl_lib.data import datasets
 from cassl_lib.errors import DataError
 from cassl_lib.labels.store import PseudoLabelStore
 from cassl_lib.runs import Run
-from cassl_lib.stages.identity import annotation_of
+from cassl_lib.stages.identity import ANNOTATIONS, annotation_of
 from cassl_lib.stages.requests import Request
 from cassl_lib.stages.training import Training, train_detector
 from cassl_lib.training.optimizer import number_of_steps
@@ -60,5 +60,4 @@ def finetune_steps(config: Config) -> int:
     """Steps of finetuning; in epochs they depend on the number of labeled images."""
     if config.finetune.steps:
         return config.finetune.steps
-    annotation = annotation_of(Request("finetune", config))
-    return number_of_steps(config.finetune, len(datasets.labeled_set(config, annotation)))
+    return number_of_steps(config.finetune, len(datasets.labeled_set(config, ANNOTATIONS[config.target])))

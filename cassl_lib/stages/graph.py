@@ -36,7 +36,11 @@ INTACT = {"pseudo_labels": labels_stage.intact}  # whether the shared work of a 
 
 
 def find(request: Request) -> Run | None:
-    """The finished run of a request; None if it, or one that it starts from, is missing."""
+    """The finished run of a request; None if it, or one that it starts from, is missing.
+
+    Raises:
+        DataError: data that decide the run's name cannot be read.
+    """
     inputs = [each if isinstance(each, Run) else find(each) for each in request.inputs]
     if not all(inputs):
         return None
@@ -45,7 +49,11 @@ def find(request: Request) -> Run | None:
 
 
 def find_all(requests: Iterable[Request]) -> dict[Request, Run | None]:
-    """The finished runs of many requests, each looked up once; None where one is missing or its data are not there."""
+    """The finished runs of many requests, each looked up once; None if one is missing or its data cannot be read.
+
+    Args:
+        requests: each after those that it starts from, as `requests.with_inputs` orders them.
+    """
     found: dict[Request, Run | None] = {}
     for request in requests:
         inputs = [each if isinstance(each, Run) else found.get(each) for each in request.inputs]
@@ -92,17 +100,18 @@ def obtain(request: Request, *, devices: int = 1) -> Run:
 
 def make(request: Request, *, devices: int = 1) -> Run:
     """The finished run of a request whose inputs are finished runs: found, resumed, or made."""
-    run = located(request)
-    rank, world = rank_and_world()
-    if _whole(run) and world == 1:  # several processes decide together whether there is work, see `_alone`
+    asked = identity(request)  # once: it reads data, and for a pool of folders lists every file
+    run, (rank, world) = run_of(asked), rank_and_world()
+    whole = _whole(run)
+    if whole and world == 1:  # several processes decide together whether there is work, see `_alone`
         return run
     if devices > 1:
         launch.torchrun(request, devices)
         return require(request)
-    open_run(identity(request))
+    open_run(asked)
     if not run.finished:
         run.keep_config(request.config)
-    if request.stage in SHARED and not _whole(run):
+    if request.stage in SHARED and not whole:
         SHARED[request.stage](request, run)
     with _alone(run) as unfinished:
         if unfinished:
@@ -125,7 +134,8 @@ def _whole(run: Run) -> bool:
 
 def _missing(request: Request, run: Run) -> MissingRun:
     """The error with the command that makes exactly this run, from inputs that are there."""
-    open_run(identity(request)).keep_config(request.config)
+    if not run.finished or not (run.folder / "config.json").exists():
+        open_run(identity(request)).keep_config(request.config)
     words = ["run", request.stage, "--config", str(run.folder / "config.json"), *launch.options(request)]
     state = "damaged" if run.finished else "missing"
     command = f"python -m cassl_lib {shlex.join(words)}"

@@ -14,9 +14,11 @@ the defaults.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cassl_lib.config import PARTS, Config, LabelConfig, TrainConfig
@@ -42,7 +44,7 @@ def identity(request: Request) -> dict[str, Any]:
     Reads the data it names, to fingerprint them.
 
     Raises:
-        DataError: data that are not there or cannot be used.
+        DataError: missing data, or data that cannot be used.
     """
     return _json(
         {
@@ -56,7 +58,10 @@ def identity(request: Request) -> dict[str, Any]:
 
 
 def key(request: Request, inputs: Sequence[str]) -> str:
-    """As an identity, but data are named instead of read; equal keys mean equal identities."""
+    """As an identity, but data are named instead of read (only a weights file is hashed, once).
+
+    Equal keys mean equal identities.
+    """
     data = {name: _description(name, request.config) for name in data_names(request)}
     return json.dumps(_json([request.stage, settings(request), list(inputs), data]), sort_keys=True)
 
@@ -104,14 +109,14 @@ def changed(section: Any, *, skip: Sequence[str] = ()) -> dict[str, Any]:
 
 def data_names(request: Request) -> tuple[str, ...]:
     """Names of the data that a request reads besides its inputs."""
-    lengthy = ("store" if request.config.store else "pool",)
+    counted = ("store" if request.config.store else "pool",)
     if request.stage == "pseudo_labels":
         return ("pool",)
     if request.stage == "warmup":
         return ("val",) if request.inputs else ("val", "store")
     # A baseline is as long as a warm-up: in epochs that depends on the size of its pool.
     counts_pool = request.is_baseline and not request.config.warmup.steps
-    return ("labeled", "val", *(lengthy if counts_pool else ()))
+    return ("labeled", "val", *(counted if counts_pool else ()))
 
 
 def _choices(request: Request) -> dict[str, Any]:
@@ -128,7 +133,7 @@ def _model_settings(request: Request) -> dict[str, Any]:
     model = config.model if request.stage == "finetune" else class_agnostic_model(config)
     chosen = changed(model, skip=("num_classes", "pretrained"))
     if model.pretrained:  # the file's content decides, not its place
-        chosen["pretrained"] = file_fingerprint(model.pretrained) if isinstance(model.pretrained, str) else "imagenet"
+        chosen["pretrained"] = _weights_hash(model.pretrained) if isinstance(model.pretrained, str) else "imagenet"
     return chosen
 
 
@@ -141,8 +146,20 @@ def _train_settings(request: Request) -> dict[str, Any]:
         if section.steps and warmup.steps:
             chosen["steps"] = section.steps + warmup.steps
         else:
-            chosen["plus"] = {name: getattr(warmup, name) for name in ("steps", "epochs", "batch_size")}
+            names = ("steps",) if warmup.steps else ("epochs", "batch_size")
+            chosen["plus"] = {name: getattr(warmup, name) for name in names}
     return chosen
+
+
+def _weights_hash(file: str) -> str:
+    """The hash of a weights file, which is read once as long as it stays the same."""
+    state = Path(file).stat()
+    return _hash_of(file, state.st_mtime_ns, state.st_size)
+
+
+@functools.lru_cache
+def _hash_of(file: str, modified: int, size: int) -> str:
+    return file_fingerprint(Path(file))
 
 
 def _label_settings(config: Config) -> dict[str, Any]:

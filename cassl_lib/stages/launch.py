@@ -16,7 +16,7 @@ from cassl_lib.stages.requests import DEFAULT_PARTS, Request
 
 
 def options(request: Request) -> list[str]:
-    """What the shell's `run STAGE --config FILE` needs besides, to mean this request; its inputs are runs."""
+    """The further arguments of `run STAGE --config FILE` for this request, whose inputs are runs."""
     if request.is_baseline:
         return ["--start", SCRATCH]
     words = ["--input", str(request.inputs[0].folder)] if request.inputs else []

@@ -10,10 +10,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from cassl_lib.config import Config, ModelConfig
-from cassl_lib.errors import MissingRun
+from cassl_lib.errors import ConfigError, MissingRun
 from cassl_lib.models import build_detector
 from cassl_lib.resolve import tuples
 from cassl_lib.runs import Run
+from cassl_lib.stages.registry import STAGES
 from cassl_lib.training.distributed import device_of_process
 
 
@@ -34,9 +35,20 @@ def model_config(run: Run) -> ModelConfig:
     """The ModelConfig that a finished run's weights carry; pretrained weights are not loaded again."""
     if not run.weights.is_file():
         raise MissingRun(f"{run.weights}: no such file; give a finished run of a detector")
-    with safe_open(run.weights, framework="pt") as file:
-        values = json.loads(file.metadata()["cassl"])["model"]
-    return ModelConfig(**{name: tuples(value) for name, value in values.items()} | {"pretrained": False})
+    try:
+        with safe_open(run.weights, framework="pt") as file:
+            values = json.loads(file.metadata()["cassl"])["model"]
+        return ModelConfig(**{name: tuples(value) for name, value in values.items()} | {"pretrained": False})
+    except (KeyError, TypeError) as error:
+        raise MissingRun(f"{run.weights}: written by another version of cassl ({error}); make the run again") from error
+
+
+def check_trained(run: Run) -> None:
+    """Raise ConfigError unless the run is of a stage that trains a detector."""
+    stage = STAGES.get(run.stage)
+    if stage is None or not stage.trains:
+        trained = [name for name, each in STAGES.items() if each.trains]
+        raise ConfigError(f"{run.id} is not a run of a detector; give a run of {', '.join(trained)}")
 
 
 def load_detector(run: Run, **inference) -> torch.nn.Module:

@@ -39,7 +39,7 @@ def pseudo_labels(request: Request, run: Run) -> dict:
     config, store = request.config, PseudoLabelStore(run.store, threshold=request.config.pseudo_labels.threshold)
     return {
         "metrics": judge(config, store),
-        "images": len(datasets.pool(config)),
+        "images": len(store) + len(store.unreadable),
         "seconds": image_seconds(run.history),
         "unreadable": store.unreadable,
     }

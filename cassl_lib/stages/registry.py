@@ -11,7 +11,7 @@ class Stage:
     title: str  # in prose
     number: int | None  # in Fig. 2 of the paper and in ours; the pseudo labels lie between 1 and 2
     starts_from: tuple[str, ...]  # names of the stages that its input run may be of, the usual one first
-    version: int = 1  # to be raised when the same settings lead to another result: old runs are then not reused
+    version: int = 1  # raise it when the same settings give a different result: old runs are then not reused
     trains: bool = True  # whether it trains a detector
 
 

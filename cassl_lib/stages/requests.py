@@ -1,6 +1,6 @@
 """Requests for runs: a stage, its configuration, and the runs it starts from, which may be requests themselves.
 
-A request is cheap: nothing is read or made. `graph.obtain` finds or makes its run.
+A request is cheap: no data is read and nothing is made. `graph.obtain` finds or makes its run.
 
     requests.warmup(config)                       the usual chain up to the warm-up
     requests.warmup(config, store)                on the labels of a given pseudo_labels run or request
@@ -27,7 +27,7 @@ DEFAULT_PARTS = PARTS[:3]  # backbone, neck, head: what finetuning copies from i
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """A run that is asked for. Two requests are equal if they ask for the same run.
+    """A run that is asked for. Equal requests ask for the same run; an input given as a run differs from its request.
 
     Attributes:
         stage: a name of the registry.
@@ -99,8 +99,14 @@ def warmup(config: Config, labels: Request | Run | None = None) -> Request:
 
 
 def finetune(config: Config, start: Request | Run | None = None, *, parts: tuple[str, ...] = DEFAULT_PARTS) -> Request:
-    """Finetuning from `start`, a warm-up (None: the configuration's own) or a pseudo labeler: Objects (G,A)."""
-    return Request("finetune", config, (start or warmup(config),), tuple(parts))
+    """Finetuning from `start`, a warm-up (None: the configuration's own) or a pseudo labeler: Objects (G,A).
+
+    Raises:
+        ConfigError: an unknown part.
+    """
+    if unknown := [part for part in parts if part not in PARTS]:
+        raise ConfigError(f"parts={tuple(parts)!r}: {unknown[0]!r} is unknown; use any of: {', '.join(PARTS)}")
+    return Request("finetune", config, (start or warmup(config),), tuple(part for part in PARTS if part in parts))
 
 
 def baseline(config: Config) -> Request:
@@ -131,7 +137,7 @@ def request(
     run: Run | None = None,
     parts: tuple[str, ...] = DEFAULT_PARTS,
 ) -> Request:
-    """The request that the shell's words mean.
+    """The request that command-line arguments name.
 
     Args:
         stage: a name of the registry.
@@ -144,8 +150,11 @@ def request(
     if stage not in STAGES:
         raise ConfigError(f"stage={stage!r} is not allowed; use one of: {', '.join(STAGES)}")
     allowed = (*STAGES[stage].starts_from, SCRATCH) if stage == "finetune" else STAGES[stage].starts_from
+    if not allowed and (start or run):
+        given = f"start={start!r}" if start else f"input={run.id!r}"
+        raise ConfigError(f"{given}: {stage} starts from no run; leave it out")
     if start is not None and start not in allowed:
-        raise ConfigError(f"start={start!r} is not allowed for {stage}; use one of: {', '.join(allowed) or 'none'}")
+        raise ConfigError(f"start={start!r} is not allowed for {stage}; use one of: {', '.join(allowed)}")
     if run is not None and run.stage not in allowed:
         raise ConfigError(f"input={run.id!r}: {stage} does not start from a {run.stage} run; leave it out")
     if run is not None and start not in (None, run.stage):
@@ -175,7 +184,7 @@ def with_inputs(asked: Iterable[Request]) -> list[Request]:
 
 
 def describe(asked: Request) -> str:
-    """A short description of this run, unique among the runs of its stage."""
+    """What sets a request apart from others of its stage in a table of one seed."""
     config, before = asked.config, asked.input
     source = describe(before) if isinstance(before, Request) else before.id if before else ""
     learned = f"{config.annotation}{' with classes' if config.class_specific else ''}, {config.augment.kind}"

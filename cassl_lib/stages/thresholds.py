@@ -83,7 +83,7 @@ def propose_threshold(quality: Sequence[dict]) -> Proposal:
 def propose_by_count(
     labels: PseudoLabelStore, labeled: CocoImages, thresholds: Sequence[float] = THRESHOLDS
 ) -> Proposal:
-    """The threshold that keeps about as many labels per image as the labeled images have: for want of held-out images.
+    """The threshold that keeps about as many labels per image as the labeled images have, without held-out images.
 
     Args:
         labeled: the labeled images that the pseudo labeler was trained on.

@@ -1,4 +1,4 @@
-"""The runs of the paper's tables: which are there, making the missing ones, collecting their numbers.
+"""The runs of the paper's tables: which are finished, making the missing ones, collecting their numbers.
 
 If a run fails, only the runs that start from it are skipped. The same command resumes at any time. Several processes,
 on one machine or many, coordinate through the run store alone: each starts a run that no other is working on.
@@ -35,7 +35,7 @@ from cassl_lib.tables.definitions import ROWS, Row, requests_of
 logger = logging.getLogger(__name__)
 
 NO_INPUT = "the run that it starts from could not be made"
-Found = dict[Request, Run | None]  # the finished run of each request
+FinishedRuns = dict[Request, Run | None]  # the finished run of each request
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Failure:
 def make(
     requests: Sequence[Request], *, jobs: int = 1, devices: int = 1, separate_processes: bool = True
 ) -> list[Failure]:
-    """Make every run that is missing, each as soon as its input is there, at most `jobs` at a time.
+    """Make every run that is missing, each as soon as its input is finished, at most `jobs` at a time.
 
     Args:
         requests: those that others start from come first, as of `requests.with_inputs`.
@@ -70,7 +70,7 @@ def make(
     return failures + [Failure(request, NO_INPUT) for request in todo]
 
 
-def _make_in_processes(todo: list[Request], found: Found, jobs: int, devices: int) -> list[Failure]:
+def _make_in_processes(todo: list[Request], found: FinishedRuns, jobs: int, devices: int) -> list[Failure]:
     failures, running, started = [], {}, time.monotonic()
     with ThreadPoolExecutor(jobs) as threads:
         while todo or running:
@@ -88,17 +88,17 @@ def _make_in_processes(todo: list[Request], found: Found, jobs: int, devices: in
     return failures
 
 
-def _ready(request: Request, found: Found) -> Request:
+def _ready(request: Request, found: FinishedRuns) -> Request:
     """The request with finished runs as its inputs."""
     return replace(request, inputs=tuple(each if isinstance(each, Run) else found[each] for each in request.inputs))
 
 
-def _can_start(request: Request, found: Found) -> bool:
+def _can_start(request: Request, found: FinishedRuns) -> bool:
     return all(isinstance(each, Run) or found[each] for each in request.inputs)
 
 
-def _pick(todo: list[Request], found: Found, *, wait: bool) -> tuple[Request, contextlib.ExitStack] | None:
-    """Take the next request whose input is there out of `todo`, with a claim on it, to be closed when it is made.
+def _pick(todo: list[Request], found: FinishedRuns, *, wait: bool) -> tuple[Request, contextlib.ExitStack] | None:
+    """Take the next request whose inputs are finished out of `todo`, with a claim on it, to be closed when it is made.
 
     Those that another process is making are passed over. None if none can start or, without `wait`, none is free.
     """
@@ -139,7 +139,7 @@ def _folder() -> Path:
     return folder
 
 
-def _take(outcome: tuple[int, str], request: Request, found: Found, failures: list[Failure]) -> None:
+def _take(outcome: tuple[int, str], request: Request, found: FinishedRuns, failures: list[Failure]) -> None:
     """Note the run that was made, or why it was not."""
     code, tail = outcome
     found[request] = graph.find_quietly(_ready(request, found)) if code == 0 else None

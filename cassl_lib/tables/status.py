@@ -18,14 +18,22 @@ from cassl_lib.training.optimizer import number_of_steps
 
 
 def tables_named(words: Sequence[str]) -> list[int | str]:
-    """The tables that the shell's words mean: numbers, names, or "all"."""
-    if list(words) == ["all"]:
-        return list(ROWS)
+    """The tables that command-line arguments name: numbers, names, or "all"."""
+    return list(ROWS) if list(words) == ["all"] else [table_named(word) for word in words]
+
+
+def table_named(word: int | str) -> int | str:
+    """The key of one table in `ROWS`."""
     named = {str(table): table for table in ROWS}
-    for word in words:
-        if word not in named:
-            raise ConfigError(f"table {word!r} is not implemented; use all, or one of: {', '.join(named)}")
-    return [named[word] for word in words]
+    if str(word) not in named:
+        raise ConfigError(f"table {str(word)!r} is not implemented; use all, or one of: {', '.join(named)}")
+    return named[str(word)]
+
+
+def check_no_store(config: Config) -> None:
+    """Raise ConfigError if a store is given: a table's labels come from its own pseudo labelers."""
+    if config.store:
+        raise ConfigError(f"store={config.store!r}: a table's labels come from its own pseudo labelers; leave it out")
 
 
 def seeds_of(config: Config, count: int | None = None) -> range:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -89,14 +88,3 @@ def table(numbers: Mapping) -> str:
     lines.append(f"{'seconds of training and labeling':50}{numbers['seconds']:8,.0f}")
     lines.append("Paper: COCO, Swin-T. Here: drawn scenes, a small model, one seed. The heights cannot be compared.")
     return "\n".join(lines)
-
-
-def table_html(numbers: Mapping) -> str:
-    """The same table for a notebook."""
-    rows = "".join(
-        f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
-        f"<td>{'' if numbers[key] is None else f'{100 * numbers[key]:.1f}'}</td>"
-        f"<td style='color:gray'>{'' if printed is None else f'{printed:.1f}'}</td></tr>"
-        for name, key, printed in LINES
-    )
-    return f"<table><tr><th></th><th>here</th><th style='color:gray'>paper</th></tr>{rows}</table>"

@@ -37,7 +37,8 @@ class Table:
         Raises:
             ConfigError: the table is not implemented, or the number of seeds is not positive.
         """
-        (self.number,) = status.tables_named([str(number)])
+        status.check_no_store(config)
+        self.number = status.table_named(number)
         self.config, self.seeds = config, status.seeds_of(config, seeds)
 
     @property
@@ -73,7 +74,7 @@ class Table:
 
     @cached_property
     def collected(self) -> dict:
-        """The numbers, see `runner.collect`; read anew after `make`."""
+        """The numbers, see `runner.collect`; recomputed after `make`."""
         return runner.collect(self.number, self.config, self.seeds)
 
     @property

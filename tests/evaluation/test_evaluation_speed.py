@@ -4,10 +4,12 @@ By hand: `python tests/evaluation/test_evaluation_speed.py bbox` (or `agnostic`)
 """
 
 import json
+import re
 import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,8 +71,16 @@ def measure(kind, images=IMAGES):
     metrics = evaluate(results, dataset, "bbox", class_agnostic=kind == "agnostic")
     measured = {"seconds": time.perf_counter() - started, "processor_seconds": time.process_time() - processor}
     measured["yardstick_seconds"] = processor - yardstick
-    measured["peak_gigabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    measured["peak_gigabytes"] = peak_kilobytes() / 2**20
     return measured | metrics
+
+
+def peak_kilobytes():
+    """Peak memory of this program; getrusage would count the process that started it, which it was forked from."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1])
 
 
 if __name__ == "__main__":

@@ -153,6 +153,7 @@ def test_parts_decide_where_something_is_copied(config):
     warmed = run_named("warmup")
     default = requests.finetune(config, warmed)
     assert requests.finetune(config, warmed, parts=("backbone", "neck", "head")) == default
+    assert requests.finetune(config, warmed, parts=("head", "neck", "backbone")) == default  # their order does not
     assert requests.finetune(config, warmed, parts=("backbone",)) != default
 
 
@@ -284,3 +285,20 @@ def test_the_name_is_a_hash_of_the_identity_alone():
     one = {"stage": "warmup", "version": 1, "settings": {"seed": 1}, "inputs": {}, "data": {"val": "a"}}
     other = {"data": {"val": "a"}, "inputs": {}, "settings": {"seed": 1}, "version": 1, "stage": "warmup"}
     assert run_id(one) == run_id(other) == "warmup-f77b071dee86"
+
+
+def test_a_weights_file_is_hashed_once_and_by_its_content(config, tmp_path, monkeypatch):
+    hashed, real = [], identity.file_fingerprint
+
+    def fingerprint(path):
+        hashed.append(path)
+        return real(path)
+
+    monkeypatch.setattr(identity, "file_fingerprint", fingerprint)
+    files = [tmp_path / name for name in ("a.pth", "b.pth", "c.pth")]
+    for file, content in zip(files, (b"same", b"same", b"other"), strict=True):
+        file.write_bytes(content)
+    one, same, other = (
+        [requests.baseline(with_section(config, "model", pretrained=str(file))).key for _ in range(3)] for file in files
+    )
+    assert hashed == files and one == same and one[0] != other[0]

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from cassl_lib import paths
 from cassl_lib.config import PARTS, Config
@@ -32,7 +32,7 @@ from cassl_lib.runs import Run
 from cassl_lib.stages import graph, pseudo_labels, requests
 from cassl_lib.stages.finetune import baseline_steps
 from cassl_lib.stages.graph import find, obtain, require
-from cassl_lib.stages.models import class_agnostic_model, load_detector, model_config
+from cassl_lib.stages.models import check_trained, class_agnostic_model, load_detector, model_config
 from cassl_lib.tables import summary
 from cassl_lib.training import engine
 
@@ -226,13 +226,17 @@ def test_unknown_stages_starts_inputs_and_parts_are_rejected(chain, config, in_c
         ConfigError, match="stage='tune' is not allowed; use one of: pseudo_labeler, pseudo_labels, warm"
     ):
         requests.request("tune", config)
+    with pytest.raises(ConfigError, match="start='scratch': pseudo_labeler starts from no run; leave it out"):
+        requests.request("pseudo_labeler", config, start="scratch")
     with pytest.raises(ConfigError, match="start='imagenet' is not allowed for finetune; use one of: warmup, pseudo_"):
         requests.request("finetune", config, start="imagenet")
     with pytest.raises(ConfigError, match=r"input='warmup-\w+': warmup does not start from a warmup run"):
         requests.request("warmup", config, run=chain["warmup"])
     with pytest.raises(ConfigError, match=r"start='warmup' contradicts input='pseudo_labeler-\w+'"):
         requests.request("finetune", config, start="warmup", run=chain["pseudo_labeler"])
-    with pytest.raises(ValueError, match=r"parts=\('tail',\): unknown"):
+    with pytest.raises(
+        ValueError, match=r"parts=\('tail',\): 'tail' is unknown; use any of: backbone, neck, head, classifier"
+    ):
         obtain(requests.finetune(config, chain["warmup"], parts=("tail",)))
 
 
@@ -260,6 +264,27 @@ def test_a_missing_run_names_the_command_that_makes_it(config, elsewhere):
         require(requests.warmup(quick))
     with pytest.raises(MissingRun, match="run finetune --config .* --start scratch"):
         require(requests.baseline(quick))
+
+
+def test_asking_for_a_damaged_run_keeps_the_configuration_it_was_made_with(chain, config, elsewhere):
+    copy_inputs(chain, elsewhere, "pseudo_labeler", "pseudo_labels")
+    run = Run(elsewhere / chain["pseudo_labels"].id)
+    next(run.store.glob("*.arrow")).unlink()
+    other = replace(config, pseudo_labels=replace(config.pseudo_labels, threshold=0.3))  # does not decide the labels
+    with pytest.raises(MissingRun, match=f"{run.id} is damaged"):
+        require(requests.pseudo_labels(other))
+    assert run.config == config
+
+
+def test_runs_of_another_version_are_named(chain, elsewhere, tmp_path):
+    copy_inputs(chain, elsewhere, "pseudo_labeler")
+    old = Run(Run(elsewhere / chain["pseudo_labeler"].id).folder.rename(elsewhere / "labeler-0123456789ab"))
+    with pytest.raises(ConfigError, match="labeler-0123456789ab is not a run of a detector; give a run of pseudo_l"):
+        check_trained(old)
+    weights = load_file(old.weights)
+    save_file(weights, old.weights, metadata={"cassl": json.dumps({"model": {"centre": "mask"}})})
+    with pytest.raises(MissingRun, match="written by another version of cassl .* make the run again"):
+        model_config(old)
 
 
 def test_looking_for_a_run_leaves_nothing_behind(config, elsewhere):
