@@ -213,28 +213,28 @@ def _data(
 ) -> dict[str, str | None]:
     """Where the images of each kind come from: what the user gave, else the profile's own data."""
     own = PROFILES[profile]["scenes"] is not None
-    found = {}
+    chosen = {}
     for name, value in (("labeled", labeled), ("val", val)):
         if value is None:
-            found[name] = "scenes" if own else str(paths.datasets() / COCO[name])
+            chosen[name] = "scenes" if own else str(paths.datasets() / COCO[name])
         else:
             _text(name, value)
-            found[name] = value
+            chosen[name] = value
     if unlabeled is not None:
         _text("unlabeled", unlabeled)
-    found["unlabeled"] = unlabeled or ("scenes" if own else "split")
-    if (found["labeled"] == "scenes") != (found["val"] == "scenes"):
-        missing = "val" if found["val"] == "scenes" else "labeled"
+    chosen["unlabeled"] = unlabeled or ("scenes" if own else "split")
+    if (chosen["labeled"] == "scenes") != (chosen["val"] == "scenes"):
+        missing = "val" if chosen["val"] == "scenes" else "labeled"
         raise ConfigError(f"{missing}=None with your own data; give {missing}=JSON[:FOLDER] too, with the same classes")
     if heldout is not None:
         _text("heldout", heldout)
         if heldout != "scenes" and not Path(paths.file_and_folder(heldout)[0]).expanduser().is_file():
             raise ConfigError(f"heldout={heldout!r} is not a file; give a COCO JSON, or JSON{os.pathsep}FOLDER")
         for name in ("labeled", "val") if heldout != "scenes" else ():
-            if paths.file_and_folder(heldout)[0] == paths.file_and_folder(found[name])[0]:
+            if paths.file_and_folder(heldout)[0] == paths.file_and_folder(chosen[name])[0]:
                 raise ConfigError(f"heldout={heldout!r} is also {name}; the threshold needs images of its own")
-    found["heldout"] = heldout or ("scenes" if found["val"] == "scenes" else None)
-    return found
+    chosen["heldout"] = heldout or ("scenes" if chosen["val"] == "scenes" else None)
+    return chosen
 
 
 def _find_store(store: str | None) -> str | None:
@@ -244,16 +244,16 @@ def _find_store(store: str | None) -> str | None:
     _text("store", store)
     given = Path(store).expanduser()
     named = paths.runs().glob(f"{glob.escape(store)}*/store") if "/" not in store else []
-    found = [folder for folder in (given, given / "store") if (folder / "manifest.json").is_file()]
-    found = found or sorted(folder for folder in named if (folder / "manifest.json").is_file())
-    if len(found) > 1:
-        names = ", ".join(each.parent.name for each in found)
-        raise ConfigError(f"store={store!r} is ambiguous, it matches {len(found)} runs: {names}")
-    if not found:
+    stores = [folder for folder in (given, given / "store") if (folder / "manifest.json").is_file()]
+    stores = stores or sorted(folder for folder in named if (folder / "manifest.json").is_file())
+    if len(stores) > 1:
+        names = ", ".join(each.parent.name for each in stores)
+        raise ConfigError(f"store={store!r} is ambiguous, it matches {len(stores)} runs: {names}")
+    if not stores:
         raise ConfigError(
             f"store={store!r} is not a finished pseudo-label store; give its folder, or a pseudo_labels run"
         )
-    return str(found[0].resolve())
+    return str(stores[0].resolve())
 
 
 def _resized(augment: AugmentConfig, size: int) -> AugmentConfig:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
-from small_models import SMALL
+from small_models import SMALL, with_settings
 from small_sets import CATEGORIES, MAP, write_panoptic
 from torchvision import tv_tensors
 
@@ -270,7 +270,7 @@ def test_entity_detections_do_not_overlap_and_their_boxes_are_their_pixels():
     assert found["boxes"].equal(mask_boxes(found["masks"]))
     assert ((found["boxes"][:, 2:] - found["boxes"][:, :2]) > 1).all()
     assert (found["scores"].diff() <= 0).all()
-    model.config = replace(config, one_entity_per_pixel=False, rescore_masks=False)
-    (plain,) = model.predict([image], [(120, 90)])
+    overlapping = with_settings(model, one_entity_per_pixel=False, rescore_masks=False)
+    (plain,) = overlapping.predict([image], [(120, 90)])
     assert plain["masks"].sum(0).max() > 1 and len(plain["boxes"]) >= len(found["boxes"])
     assert found["scores"].max() < plain["scores"].max()

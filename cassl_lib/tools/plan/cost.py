@@ -122,26 +122,26 @@ HEAD = ("stage", "images", "steps", "time", "evaluation", "disk")
 
 def lines(plan: Plan) -> list[list[str]]:
     """The cells of the plan's table: one line per stage, and CA-SSL as the sum of all but the baseline."""
-    found = []
+    cells = []
     for row in plan.rows:
         steps, evaluation = f"{row.steps:,}" if row.steps else "", duration(row.evaluation) if row.evaluation else ""
-        found.append([row.title, f"{row.images:,}", steps, duration(row.seconds), evaluation, size(row.kept)])
+        cells.append([row.title, f"{row.images:,}", steps, duration(row.seconds), evaluation, size(row.kept)])
     ours = [row for row in plan.rows if row.stage != "baseline"]
     total, kept = sum(row.seconds for row in ours), sum(row.kept for row in ours)
-    return [*found, ["CA-SSL", "", "", duration(total), "", size(kept)]]
+    return [*cells, ["CA-SSL", "", "", duration(total), "", size(kept)]]
 
 
 def disk(plan: Plan) -> list[str]:
     """Labels and disk space in words, with a warning if it does not suffice."""
     labels = next(row for row in plan.rows if row.stage == "pseudo_labels")
-    found = [
+    words = [
         f"labels: {labels.labels:,} in the store, {labels.labels_used:,} above the threshold",
         f"disk: {size(plan.needed)} needed at most, {size(plan.free)} free in {plan.folder}",
     ]
     if plan.needed > plan.free:
         short = size(plan.needed - plan.free)
-        found.append(f"NOT ENOUGH DISK: free {short} more in {plan.folder}, or set CASSL_RUNS to another disk")
-    return found
+        words.append(f"NOT ENOUGH DISK: free {short} more in {plan.folder}, or set CASSL_RUNS to another disk")
+    return words
 
 
 def table(plan: Plan) -> str:
