@@ -50,7 +50,8 @@ PARALLEL = -n 2 --dist loadfile
 test: .venv/ready-dev  ## ruff, pytest, and nbval over the notebooks at the smoke profile
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pytest $(PARALLEL)
+	$(BIN)/pytest $(PARALLEL) -m "not alone"
+	$(BIN)/pytest -m alone
 	store=$$(mktemp -d) && trap 'rm -rf "$$store"' EXIT && \
 	  OMP_NUM_THREADS=1 CASSL_PROFILE=smoke CASSL_RUNS=$$store/runs CASSL_DATASETS=$$store/datasets \
 	  $(BIN)/pytest $(PARALLEL) --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \

@@ -167,13 +167,13 @@ def measure_train(folder: Path, workers: int) -> dict:
     losses_of = parallel(Supervised(model), torch.device("cpu"))
 
     # Train, and note the memory of all processes after each measured step.
-    memory, started = [], 0.0
+    memory, started, others = [], 0.0, set(children())
     for step, loaded in enumerate(batches(samples, order, workers=workers)):
         train_step(losses_of, optimizer, Batch(*loaded), step=step, steps=STEPS, config=training)
         if step == STEPS // 3:
             started = time.perf_counter()
         if step > STEPS // 3:
-            memory.append([own_memory(), *(own_memory(child) for child in children())])
+            memory.append([own_memory(), *(own_memory(child) for child in children() if child not in others)])
     seconds = time.perf_counter() - started
 
     # Images per second; highest private memory of the trainer and of each loading process.
@@ -183,7 +183,7 @@ def measure_train(folder: Path, workers: int) -> dict:
 
 
 def children() -> list[int]:
-    """Process ids of the loading processes."""
+    """Ids of the processes that this one has started."""
     return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
 
 

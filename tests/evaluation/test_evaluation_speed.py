@@ -17,7 +17,7 @@ import pytest
 IMAGES, OBJECTS, DETECTIONS, CLASSES, SIZE = 5000, 20, 100, 80, 640
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("kind, times", [("bbox", 7.0), ("agnostic", 6.5)])
 def test_large_sets_are_evaluated_in_seconds(kind, times):
     """Measured on 2 cores: 7 and 4 seconds, 4.2 and 3.8 to 5 times the time to generate the results.
