@@ -154,5 +154,5 @@ def test_a_run_is_given_by_name_prefix_or_folder(store, predictor):
 
 
 def test_a_run_without_a_detector_raises(store):
-    with pytest.raises(ConfigError, match="pseudo_labels-a is not a run of a detector; give a run of pseudo_labeler, warmup"):
+    with pytest.raises(ConfigError, match="pseudo_labels-a is not a run of a detector; give a run of pseudo_lab"):
         Predictor(Run(store / "pseudo_labels-a"))
