@@ -46,12 +46,18 @@ def configure(namespace: Mapping, *, stage: str | None = None) -> Config:
         ConfigError: an unknown parameter, or a value that is not allowed.
     """
     log_to_stderr()
-    declared = declared_names() or [name for name in (*SETTINGS, *COUNTS, *NAMES) if name in namespace]
+    declared = declared_names() or _values_among(namespace)
     check_injected(declared)
     config = resolve(**{name: namespace[name] for name in declared if name in SETTINGS}, stage=stage)
     check_own({name: namespace[name] for name in declared if name in COUNTS or name in NAMES})
     print(why_profile(namespace.get("profile", "auto")))
     return config
+
+
+def _values_among(namespace: Mapping) -> list[str]:
+    """The parameters in a namespace, for want of a history of cells (nbval keeps none); not functions and modules."""
+    known = (name for name in (*SETTINGS, *COUNTS, *NAMES) if name in namespace)
+    return [name for name in known if not callable(namespace[name]) and not inspect.ismodule(namespace[name])]
 
 
 def check_own(own: Mapping) -> None:

@@ -80,6 +80,12 @@ def test_good_parameters_of_a_notebook_pass():
     notebook.configure({"profile": "smoke", "devices": 8, "warmup": None, "seeds": None, "jobs": 2})
 
 
+def test_functions_and_modules_are_not_parameters():
+    """A notebook imports the stage `warmup`, and nbval keeps no history of its cells."""
+    config = notebook.configure({"profile": "smoke", "warmup": judge, "pseudo_labeler": requests, "split": "small"})
+    assert config.split == "small"
+
+
 def test_values_are_checked_by_resolve():
     with pytest.raises(ConfigError, match="masks='false' is not True or False"):
         notebook.configure({"profile": "smoke", "masks": "false"})
