@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -44,23 +43,18 @@ def labeler():
     return graph.obtain(requests.pseudo_labeler(resolve()))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def commands(labeler, tmp_path_factory):
-    """What papermill's command line did, by name: (process, its folder), side by side, each in a folder of its own."""
-
-    def call(asked):
+    """papermill's command line, started before the other tests and awaited after them: process and folder by name."""
+    started = {}
+    for name, asked in IN_A_KERNEL.items():
         folder = tmp_path_factory.mktemp("caller")
         command = [sys.executable, "-m", "papermill", *command_line(*asked)]
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True), folder
-
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(IN_A_KERNEL, pool.map(call, IN_A_KERNEL.values()), strict=True))
-
-
-def test_papermill_warms_up_from_another_folder(commands):
-    done, folder = commands["base"]
-    assert done.returncode == 0, done.stderr[-2000:]
-    check_warmup(read(folder / "out.ipynb"), "base", folder)
+        process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        started[name] = process, folder
+    yield started
+    for process, _ in started.values():
+        process.kill()
 
 
 @pytest.mark.parametrize("split", [split for split in POOLS if split not in IN_A_KERNEL])
@@ -83,11 +77,6 @@ def test_a_value_that_cannot_be_used_stops_the_notebook(name, tmp_path):
     notebook, parameters = REJECTED[name]
     error = execute(notebook, tmp_path, **parameters).error
     assert f"{type(error).__name__}: {error}".startswith(MESSAGES[name])
-
-
-def test_an_unknown_parameter_stops_papermill(commands):
-    done, _ = commands["unknown"]
-    assert done.returncode != 0 and MESSAGES["unknown"] in done.stderr
 
 
 def test_pseudo_labels_of_ones_own_choice_are_used(tmp_path):
@@ -169,3 +158,19 @@ def test_images_of_ones_own_are_detected_in_and_the_results_saved(own_data, labe
     assert "masks        (0, 63, 80)" in shown.text  # trained for six steps, it detects nothing yet
     assert shown.pictures == 1 and finished_runs() == before
     assert json.loads((paths.runs() / "detections.json").read_text()) == []
+
+
+# ---- papermill and a kernel ----
+
+
+def test_papermill_warms_up_from_another_folder(commands):
+    process, folder = commands["base"]
+    _, messages = process.communicate(timeout=600)
+    assert process.returncode == 0, messages[-2000:]
+    check_warmup(read(folder / "out.ipynb"), "base", folder)
+
+
+def test_an_unknown_parameter_stops_papermill(commands):
+    process, _ = commands["unknown"]
+    _, messages = process.communicate(timeout=600)
+    assert process.returncode != 0 and MESSAGES["unknown"] in messages
