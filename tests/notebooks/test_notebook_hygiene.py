@@ -162,6 +162,19 @@ def test_outputs_are_stored_without_errors_and_messages(notebook):
             assert [each for each in cell["outputs"] if each["output_type"] == "execute_result"], source(cell)
 
 
+def test_stored_source_code_is_the_librarys(notebook):
+    for output in outputs_of(notebook):
+        shown = "".join(output.get("data", {}).get("text/markdown", ""))
+        if shown:
+            file, code = re.search(r"`([\w/.]+)`\n\n```python\n(.*)\n```", shown, re.S).groups()
+            stored, library = map(unindented, (code, (REPOSITORY / file).read_text()))
+            assert stored in library, f"{file} has changed, run `make notebooks`"
+
+
+def unindented(text):
+    return "\n".join(line.strip() for line in text.splitlines())
+
+
 def test_figures_are_stored_as_small_png(notebook):
     data = [output["data"] for output in outputs_of(notebook) if "data" in output]
     kinds = {kind for each in data for kind in each}
