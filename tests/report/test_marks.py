@@ -5,6 +5,7 @@ below belong to it. docs/deviations.md names every file with such a comment, by 
 other file of the library.
 """
 
+import functools
 import io
 import re
 import tokenize
@@ -24,6 +25,7 @@ def comments_with_a_mark(text: str) -> list[str]:
     return [comment for comment in comments if any(word in comment for word in WORDS)]
 
 
+@functools.cache
 def marked_files() -> dict[str, list[str]]:
     files = {path.relative_to(LIBRARY).as_posix(): path.read_text() for path in sorted(LIBRARY.rglob("*.py"))}
     return {name: marks for name, text in files.items() if (marks := comments_with_a_mark(text))}
