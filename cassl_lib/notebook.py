@@ -55,7 +55,7 @@ def configure(namespace: Mapping, *, stage: str | None = None) -> Config:
 
 
 def _values_among(namespace: Mapping) -> list[str]:
-    """The parameters in a namespace, for want of a history of cells (nbval keeps none); not functions and modules."""
+    """The parameters in a namespace, not functions and modules; nbval keeps no history of cells to read instead."""
     known = (name for name in (*SETTINGS, *COUNTS, *NAMES) if name in namespace)
     return [name for name in known if not callable(namespace[name]) and not inspect.ismodule(namespace[name])]
 

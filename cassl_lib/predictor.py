@@ -14,7 +14,7 @@ from cassl_lib.data.augment import test_transform
 from cassl_lib.data.image_files import ENDINGS
 from cassl_lib.data.loader import read_image
 from cassl_lib.errors import DataError
-from cassl_lib.evaluation.rle import encode_masks
+from cassl_lib.evaluation.detector import coco_results
 from cassl_lib.labels.shards import AGNOSTIC
 from cassl_lib.runs import Run, find_run
 from cassl_lib.stages.models import check_trained, load_detector
@@ -59,14 +59,14 @@ class Predictor:
         Raises:
             DataError: a file that is missing or not an image.
         """
-        return [self._predict(image, threshold) for image in each_image(images)]
+        return [_as_arrays(self._detect(image, threshold)) for image in each_image(images)]
 
     def show(self, images: Image | Sequence[Image], *, threshold: float = 0.3, count: int = 8):
         """A figure of the first `count` images with their detections."""
         from cassl_lib import plotting
 
         loaded = list(itertools.islice(each_image(images), count))
-        detections = [self._predict(image, threshold) for image in loaded]
+        detections = [_as_arrays(self._detect(image, threshold)) for image in loaded]
         names = self.classes if len(self.classes) > 1 else None
         return plotting.show_instances(loaded, detections, names=names)
 
@@ -84,23 +84,19 @@ class Predictor:
         """
         ids = itertools.count(1) if image_ids is None else image_ids
         pairs = zip(ids, each_image(images), strict=image_ids is not None)
-        return [result for at, image in pairs for result in self._results(at, self._predict(image, threshold))]
+        categories = np.array([category["id"] for category in self.run.result.get("categories") or AGNOSTIC])
+        results = []
+        for image_id, image in pairs:
+            results += coco_results(int(image_id), self._detect(image, threshold), categories)
+        for mask in (result["segmentation"] for result in results if "segmentation" in result):
+            mask["counts"] = mask["counts"].decode()  # JSON has no bytes
+        return results
 
-    def _predict(self, image: torch.Tensor, threshold: float) -> dict[str, np.ndarray]:
+    def _detect(self, image: torch.Tensor, threshold: float) -> dict[str, torch.Tensor]:
         resized, _ = self._transform(image, {})
         (detections,) = self.detector.predict([resized.to(self.detector.device)], sizes=[tuple(image.shape[-2:])])
         kept = detections["scores"] > threshold
-        return {name: value[kept].cpu().numpy() for name, value in detections.items()}
-
-    def _results(self, image_id: int, detections: dict[str, np.ndarray]) -> Iterator[dict]:
-        categories = self.run.result.get("categories") or AGNOSTIC
-        masks = detections.get("masks")
-        rles = [None] * len(detections["boxes"]) if masks is None else encode_masks(torch.from_numpy(masks))
-        columns = [detections[key].tolist() for key in ("boxes", "scores", "labels")]
-        for (left, top, right, bottom), score, label, rle in zip(*columns, rles, strict=True):
-            result = {"image_id": int(image_id), "category_id": categories[label]["id"]}
-            result |= {"bbox": [left, top, right - left, bottom - top], "score": score}
-            yield result | ({"segmentation": rle | {"counts": rle["counts"].decode()}} if rle else {})
+        return {name: value[kept].cpu() for name, value in detections.items()}
 
     def __repr__(self) -> str:
         classes = f"{len(self.classes)} classes" if len(self.classes) > 1 else "class-agnostic"
@@ -109,6 +105,10 @@ class Predictor:
     def _repr_html_(self) -> str:
         names = f"<p>{html.escape(', '.join(self.classes))}</p>" if len(self.classes) > 1 else ""
         return f"<p><code>{html.escape(repr(self))}</code></p>{names}"
+
+
+def _as_arrays(detections: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    return {name: value.numpy() for name, value in detections.items()}
 
 
 def load_images(images: Image | Sequence[Image]) -> list[torch.Tensor]:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import shlex
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from functools import partial
 
 import torch.distributed as dist
 
@@ -41,10 +41,10 @@ def find(request: Request) -> Run | None:
     Raises:
         DataError: data that decide the run's name cannot be read.
     """
-    inputs = [each if isinstance(each, Run) else find(each) for each in request.inputs]
-    if not all(inputs):
+    ready = request.with_runs(find)
+    if ready is None:
         return None
-    run = located(replace(request, inputs=tuple(inputs)))
+    run = located(ready)
     return run if _whole(run) else None
 
 
@@ -56,8 +56,8 @@ def find_all(requests: Iterable[Request]) -> dict[Request, Run | None]:
     """
     found: dict[Request, Run | None] = {}
     for request in requests:
-        inputs = [each if isinstance(each, Run) else found.get(each) for each in request.inputs]
-        found[request] = find_quietly(replace(request, inputs=tuple(inputs))) if all(inputs) else None
+        ready = request.with_runs(found.get)
+        found[request] = find_quietly(ready) if ready else None
     return found
 
 
@@ -75,8 +75,7 @@ def require(request: Request) -> Run:
     Raises:
         MissingRun: it, or one that it starts from, is missing; the message holds the command that makes it.
     """
-    inputs = tuple(each if isinstance(each, Run) else require(each) for each in request.inputs)
-    ready = replace(request, inputs=inputs)
+    ready = request.with_runs(require)
     run = located(ready)
     if _whole(run):
         return run
@@ -93,9 +92,8 @@ def obtain(request: Request, *, devices: int = 1) -> Run:
         MissingRun: an input is missing and the profile does not make inputs on the way (`config.make_inputs`); the
             message holds the command that makes it.
     """
-    make_input = obtain if request.config.make_inputs else lambda each, devices: require(each)
-    inputs = tuple(each if isinstance(each, Run) else make_input(each, devices=devices) for each in request.inputs)
-    return make(replace(request, inputs=inputs), devices=devices)
+    make_input = partial(obtain, devices=devices) if request.config.make_inputs else require
+    return make(request.with_runs(make_input), devices=devices)
 
 
 def make(request: Request, *, devices: int = 1) -> Run:

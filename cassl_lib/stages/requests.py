@@ -11,8 +11,8 @@ A request is cheap: no data is read and nothing is made. `graph.obtain` finds or
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -68,6 +68,15 @@ class Request:
         """What tells requests apart without reading any data."""
         inputs = [each.key if isinstance(each, Request) else each.id for each in self.inputs]
         return identity.key(self, inputs)
+
+    def with_runs(self, run_for: Callable[[Request], Run | None]) -> Request | None:
+        """This request with runs in place of the requests that it starts from; None if one of them has no run.
+
+        Args:
+            run_for: function of a request that returns its run, or None.
+        """
+        inputs = tuple(each if isinstance(each, Run) else run_for(each) for each in self.inputs)
+        return replace(self, inputs=inputs) if all(inputs) else None
 
     def with_inputs(self) -> list[Request]:
         """Every request that this one starts from, in the order in which they can be made, and itself."""

@@ -66,7 +66,7 @@ def make(
     while picked := _pick(todo, found, wait=True):
         request, claim = picked
         with claim:
-            _take(_make_here(_ready(request, found)), request, found, failures)
+            _take(_make_here(request.with_runs(found.get)), request, found, failures)
     return failures + [Failure(request, NO_INPUT) for request in todo]
 
 
@@ -76,7 +76,7 @@ def _make_in_processes(todo: list[Request], found: FinishedRuns, jobs: int, devi
         while todo or running:
             while len(running) < jobs and (picked := _pick(todo, found, wait=not running)):
                 request, claim = picked
-                running[threads.submit(_make_in_process, _ready(request, found), jobs, devices)] = request, claim
+                running[threads.submit(_make_in_process, request.with_runs(found.get), jobs, devices)] = request, claim
             if not running:  # what is left starts from a run that failed
                 failures += [Failure(request, NO_INPUT) for request in todo]
                 break
@@ -88,25 +88,16 @@ def _make_in_processes(todo: list[Request], found: FinishedRuns, jobs: int, devi
     return failures
 
 
-def _ready(request: Request, found: FinishedRuns) -> Request:
-    """The request with finished runs as its inputs."""
-    return replace(request, inputs=tuple(each if isinstance(each, Run) else found[each] for each in request.inputs))
-
-
-def _can_start(request: Request, found: FinishedRuns) -> bool:
-    return all(isinstance(each, Run) or found[each] for each in request.inputs)
-
-
 def _pick(todo: list[Request], found: FinishedRuns, *, wait: bool) -> tuple[Request, contextlib.ExitStack] | None:
     """Take the next request whose inputs are finished out of `todo`, with a claim on it, to be closed when it is made.
 
     Those that another process is making are passed over. None if none can start or, without `wait`, none is free.
     """
-    ready = [request for request in todo if _can_start(request, found)]
+    ready = [request for request in todo if request.with_runs(found.get)]
     attempts = [(request, False) for request in ready] + [(request, True) for request in ready[:1] if wait]
     for request, waiting in attempts:
         claim = contextlib.ExitStack()
-        if claim.enter_context(_claimed(_ready(request, found), wait=waiting)):
+        if claim.enter_context(_claimed(request.with_runs(found.get), wait=waiting)):
             todo.remove(request)
             return request, claim
         claim.close()
@@ -142,7 +133,7 @@ def _folder() -> Path:
 def _take(outcome: tuple[int, str], request: Request, found: FinishedRuns, failures: list[Failure]) -> None:
     """Note the run that was made, or why it was not."""
     code, tail = outcome
-    found[request] = graph.find_quietly(_ready(request, found)) if code == 0 else None
+    found[request] = graph.find_quietly(request.with_runs(found.get)) if code == 0 else None
     if found[request] is None:
         failures.append(Failure(request, tail or f"its process exited with status {code}"))
     run = found[request]

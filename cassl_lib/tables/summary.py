@@ -23,7 +23,10 @@ def chain_runs(config: Config) -> dict[str, Run]:
     Raises:
         MissingRun: one of them is missing; the message holds the command that makes it.
     """
-    return {name: graph.require(request) for name, request in requests.chain(config).items()}
+    chain, runs = requests.chain(config), {}
+    for request in requests.with_inputs(chain.values()):  # each once: to name a run its data are read
+        runs[request] = graph.require(request.with_runs(runs.get))
+    return {name: runs[request] for name, request in chain.items()}
 
 
 def numbers_of(config: Config, runs: Mapping[str, Run]) -> dict[str, float | int | None]:
