@@ -54,8 +54,10 @@ class ModelConfig:
 class AugmentConfig:
     """Geometry and color of training samples (Sec. 4, Table 6), and the size at test time. All sizes in pixels."""
 
-    kind: str = "weak"  # weak: multi-scale and flip | strong: color, geometry and erasing on top
-    sizes: tuple[int, ...] = (640, 672, 704, 736, 768, 800)  # short sides, one drawn for each image
+    kind: str = "weak"  # weak: multi-scale and flip | strong: scale jitter, color; geometry, erasing on pseudo labels
+    sizes: tuple[int, ...] = (640, 672, 704, 736, 768, 800)  # short sides, one drawn per image; of the weak kind
+    # UNSTATED: the range of the scale jitter; Soft Teacher's.
+    strong_sizes: tuple[int, int] = (400, 1200)  # lowest and highest short side, an integer drawn per image
     longest: int = 1333
     crop: int = 0  # afterward crop or pad to this square; 0 keeps the whole image
     test_size: int = 800  # short side at test time and when labeling

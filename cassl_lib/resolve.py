@@ -257,11 +257,14 @@ def _find_store(store: str | None) -> str | None:
 
 
 def _resized(augment: AugmentConfig, size: int) -> AugmentConfig:
-    """The same multi-scale range around another short side, rounded to multiples of 8 pixels."""
+    """The same multi-scale ranges around another short side, rounded to multiples of 8 pixels."""
     ratio = size / augment.test_size
-    sizes = tuple(max(8, round(side * ratio / 8) * 8) for side in augment.sizes)
+    sizes, strong_sizes = (
+        tuple(max(8, round(side * ratio / 8) * 8) for side in sides) for sides in (augment.sizes, augment.strong_sizes)
+    )
     crop = -(-size // 32) * 32 if augment.crop else 0
-    return replace(augment, sizes=sizes, longest=round(augment.longest * ratio), crop=crop, test_size=size)
+    longest = round(augment.longest * ratio)
+    return replace(augment, sizes=sizes, strong_sizes=strong_sizes, longest=longest, crop=crop, test_size=size)
 
 
 def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:

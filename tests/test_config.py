@@ -144,6 +144,7 @@ def test_another_size_scales_all_sizes_in_proportion():
     # smoke: sizes 80, 96, 112 and longest 192 around 96. Here half of them; the crop is rounded up to a multiple of 32.
     assert changed(size=48) == {
         "augment.sizes": (40, 48, 56),
+        "augment.strong_sizes": (24, 72),
         "augment.longest": 96,
         "augment.crop": 64,
         "augment.test_size": 48,

@@ -7,6 +7,7 @@ two processes together see the same samples as one.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -76,8 +77,7 @@ class Samples(Dataset):
         if image is None:
             return None, None, self.source.image_id(at), unreadable
         target = self._target(instances, tuple(image.shape[-2:]))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_seed_of(self.seed, position))
+        with _seeded(_seed_of(self.seed, position)):
             image, target = self.transform(tv_tensors.Image(image), target)
         return image, target, self.source.image_id(at), unreadable
 
@@ -180,6 +180,22 @@ def _collate(samples: list[tuple]) -> tuple[list, list, list, list[str]]:
     usable = [sample for sample in samples if sample[0] is not None]
     images, targets, ids = ([sample[part] for sample in usable] for part in range(3))
     return images, targets, ids, [name for sample in samples for name in sample[3]]
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed torch's CPU generator, and restore its state afterward.
+
+    Draws the same numbers as `torch.manual_seed` inside `fork_rng`, which is slower: it formats a stack trace on each
+    call and seeds every device.
+    """
+    generator = torch.default_generator
+    state = generator.get_state()
+    try:
+        generator.manual_seed(seed)
+        yield
+    finally:
+        generator.set_state(state)
 
 
 def _seed_of(seed: int, position: int) -> int:

@@ -11,7 +11,7 @@ from cassl_lib.config import AugmentConfig
 from cassl_lib.data.scenes.records import as_png
 
 HEIGHT, WIDTH = 20, 30
-WEAK = AugmentConfig(sizes=(80, 96, 112), longest=192, crop=96, test_size=96)
+WEAK = AugmentConfig(sizes=(80, 96, 112), strong_sizes=(48, 144), longest=192, crop=96, test_size=96)
 STRONG = replace(WEAK, kind="strong")
 
 

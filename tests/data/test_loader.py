@@ -80,7 +80,8 @@ WHOLE = replace(WEAK, crop=0)
 
 
 def samples_of(images, config=WHOLE, **options):
-    return Samples(images, training_transform(config), **{"masks": True, "classes": True} | options)
+    transform = training_transform(config, pseudo_labeled=True)
+    return Samples(images, transform, **{"masks": True, "classes": True} | options)
 
 
 def test_a_damaged_image_is_named_and_replaced_by_the_next(coco, tmp_path):
@@ -183,6 +184,20 @@ def test_a_sample_depends_on_its_position_alone(coco, tmp_path):
     assert same(samples[(7, 0)], first)
     assert not same(samples[(8, 0)], first)
     assert not same(samples_of(coco, STRONG, seed=2)[(7, 0)], first)
+
+
+def test_samples_draw_what_manual_seed_draws():
+    """Seeding without `fork_rng` is only faster, and the state is restored after an error too."""
+    for seed in (0, 7, 2**63 - 1):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            expected = torch.rand(9), torch.randint(1000, (9,)), torch.randperm(9)
+        state = torch.get_rng_state()
+        with pytest.raises(OSError, match="damaged"), loader._seeded(seed):
+            drawn = torch.rand(9), torch.randint(1000, (9,)), torch.randperm(9)
+            raise OSError("damaged")
+        assert all(torch.equal(one, other) for one, other in zip(drawn, expected, strict=True))
+        assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_worker_processes_do_not_change_samples(coco, tmp_path):

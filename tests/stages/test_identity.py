@@ -256,6 +256,7 @@ DEFAULTS = {
     "AugmentConfig": {
         "kind": "weak",
         "sizes": (640, 672, 704, 736, 768, 800),
+        "strong_sizes": (400, 1200),
         "longest": 1333,
         "crop": 0,
         "test_size": 800,
