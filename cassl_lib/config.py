@@ -38,6 +38,8 @@ class ModelConfig:
     mask_convs: int = 4
     mask_features: int = 8
     mask_norm: str = "bn"  # bn | gn, in the mask branch
+    # Of the mask logits that the loss compares and inference thresholds, pixels; a divisor of the finest stride.
+    mask_stride: int = 4  # 4: public code | 2: CondInst paper; four times as many cells
     mask_proposals: int = 500  # at most this many positives get a mask loss, per process
     score_threshold: float = 0.05  # candidate test
     threshold_on: str = "cls*ctr"  # cls*ctr (CondInst) | cls (FCOS): what the candidate test looks at

@@ -47,5 +47,10 @@ def check(config: ModelConfig) -> None:
         raise ConfigError(
             f"ranges={config.ranges} do not fit strides={strides}. Give {len(strides) - 1}, one fewer than strides."
         )
+    if config.mask_stride < 1 or strides[0] % config.mask_stride:
+        raise ConfigError(
+            f"mask_stride={config.mask_stride} does not divide the finest stride, {strides[0]}. Choose a divisor, "
+            "such as 4 (public code) or 2 (CondInst paper)."
+        )
     if config.num_classes < 1:
         raise ConfigError(f"num_classes={config.num_classes} is too small. Use 1 (class-agnostic) or more.")

@@ -23,7 +23,8 @@ from cassl_lib.models.fcos import FCOS
 from cassl_lib.models.fcos_head import Head, Predictions
 from cassl_lib.models.fcos_targets import Locations
 
-CELLS_AT_ONCE = 2**19  # mask cells of stride 8 per chunk in inference: 16 MB per hidden layer
+# Mask cells at the features' stride per chunk in inference: 16 MB per hidden layer, 8 MB of logits at half the stride.
+CELLS_AT_ONCE = 2**19
 
 
 @dataclass
@@ -90,9 +91,9 @@ class CondInst(FCOS):
         count = losses.mean_over_processes(features.new_tensor(float(len(images)), dtype=torch.float32)).clamp(min=1)
         # Generate their mask heads.
         parameters = dynamic_parameters(self.head.controller, predictions.box_maps, images=images, positions=positions)
-        stride = self.config.strides[0]
+        stride, mask_stride = self.config.strides[0], self.config.mask_stride
         with torch.autocast(features.device.type, enabled=False):
-            # Predict masks at half the stride of the features.
+            # Predict masks on the grid of the loss.
             logits = mask_logits(
                 features.float(),
                 parameters=parameters,
@@ -100,9 +101,10 @@ class CondInst(FCOS):
                 points=locations.points[positions],
                 sizes=locations.sizes[positions],
                 stride=stride,
+                factor=stride // mask_stride,
             )
             # Compare with the masks of the matched instances, which are numbered through the batch.
-            masks = gather_masks(targets, stride=stride // 2, size=tuple(logits.shape[-2:]), device=logits.device)
+            masks = gather_masks(targets, stride=mask_stride, size=tuple(logits.shape[-2:]), device=logits.device)
             first = torch.tensor([0, *(len(t["boxes"]) for t in targets)], device=images.device).cumsum(0)
             masks = masks[first[images] + matched[images, positions]]
             return losses.dice_loss(logits.sigmoid(), masks.float()).sum() / count
@@ -162,7 +164,8 @@ class CondInst(FCOS):
         Returns:
             Masks (N, *size) bool, and the mean probability (N,) inside each (zeros unless `config.rescore_masks`).
         """
-        stride = self.config.strides[0]
+        stride, mask_stride = self.config.strides[0], self.config.mask_stride
+        factor = stride // mask_stride
         # Crop the features to the image, plus the one cell that its last pixels are interpolated toward.
         rows, columns = (-(-side // stride) + 1 for side in image_size)
         features = features[None, :, :rows, :columns]
@@ -174,7 +177,7 @@ class CondInst(FCOS):
         with torch.autocast(features.device.type, enabled=False):
             # One resampling matrix per axis: enlarge, crop and resize at once.
             to_pixels = [
-                pixel_matrix(2 * cells, stride // 2, image_side=image_side, side=side, device=features.device)
+                pixel_matrix(factor * cells, mask_stride, image_side=image_side, side=side, device=features.device)
                 for cells, image_side, side in zip(features.shape[-2:], image_size, size, strict=True)
             ]
             # Predict and paste in chunks of bounded memory.
@@ -187,6 +190,7 @@ class CondInst(FCOS):
                     points=points[chunk],
                     sizes=sizes[chunk],
                     stride=stride,
+                    factor=factor,
                 )
                 mean = certainty[chunk] if self.config.rescore_masks else None
                 enlarge_masks(logits.sigmoid(), *to_pixels, masks[chunk], certainty=mean, taken=taken)

@@ -102,9 +102,16 @@ def dynamic_parameters(controller: nn.Conv2d, box_maps: list[Tensor], *, images:
 
 
 def mask_logits(
-    features: Tensor, *, parameters: Tensor, images: Tensor, points: Tensor, sizes: Tensor, stride: int
+    features: Tensor,
+    *,
+    parameters: Tensor,
+    images: Tensor,
+    points: Tensor,
+    sizes: Tensor,
+    stride: int,
+    factor: int = 2,
 ) -> Tensor:
-    """Apply N generated mask heads, three 1x1 convolutions each, and double the resolution.
+    """Apply N generated mask heads, three 1x1 convolutions each, and enlarge their logits.
 
     The first layer's inputs are the relative coordinates (instance location - pixel location) / size of interest, x
     then y, followed by the mask features. As the layer is linear, we compute its feature part as one product per
@@ -117,8 +124,9 @@ def mask_logits(
         points: (N, 2) x, y of the instances' locations, pixels.
         sizes: (N,) size of interest of their levels, pixels.
         stride: of the features, pixels.
+        factor: of the enlargement, stride / `ModelConfig.mask_stride`.
     Returns:
-        Logits (N, 2 H, 2 W).
+        Logits (N, factor H, factor W).
     """
     # First layer: coordinates by row and column, ...
     (batch, channels, height, width), device = features.shape, features.device
@@ -137,8 +145,8 @@ def mask_logits(
     # Second and third layer.
     hidden = F.relu(torch.baddbmm(biases[1], weights[1], hidden), inplace=True)
     logits = torch.baddbmm(biases[2], weights[2], hidden).view(-1, height, width)
-    # aligned_bilinear(logits, 2) as two products, several times faster for hundreds of small maps.
-    return enlarging_matrix(height, 2, device) @ logits @ enlarging_matrix(width, 2, device).T
+    # aligned_bilinear(logits, factor) as two products, several times faster for hundreds of small maps.
+    return enlarging_matrix(height, factor, device) @ logits @ enlarging_matrix(width, factor, device).T
 
 
 def pixel_matrix(cells: int, factor: int, *, image_side: int, side: int, device: torch.device) -> Tensor:

@@ -200,6 +200,9 @@ def test_training_without_targets_raises():
         ({"strides": (8, 32, 64)}, "neighbors"),
         ({"strides": (64, 128), "ranges": (64,)}, "the first at most 32"),
         ({"ranges": (64,)}, r"ranges=\(64,\) do not fit strides=\(8, 16, 32\). Give 2"),
+        ({"mask_stride": 3}, "mask_stride=3 does not divide the finest stride, 8"),
+        ({"mask_stride": 16}, "mask_stride=16 does not divide the finest stride, 8"),
+        ({"mask_stride": 0}, "mask_stride=0 does not divide"),
         ({"num_classes": 0}, "num_classes=0"),
     ],
 )
@@ -227,12 +230,17 @@ def test_order_of_the_169_dynamic_parameters():
     assert biases[1].flatten().tolist() == list(range(160, 168)) and biases[2].item() == 168
 
 
-def test_mask_logits_by_loop():
+@pytest.mark.parametrize("mask_stride", [None, 8, 4, 2, 1])
+def test_mask_logits_by_loop(mask_stride):
     """Inputs: relative coordinates (location minus pixel, x then y), then features. Three layers."""
     features, parameters = torch.randn(2, 8, 3, 4), torch.randn(3, 169)
     images, points = torch.tensor([0, 1, 1]), torch.tensor([[12.0, 20.0], [4.0, 4.0], [28.0, 8.0]])
     sizes = torch.tensor([64.0, 32.0, 128.0])
-    logits = mask_logits(features, parameters=parameters, images=images, points=points, sizes=sizes, stride=8)
+    factor = 8 // (mask_stride or 4)
+    options = {"factor": factor} if mask_stride else {}
+    logits = mask_logits(
+        features, parameters=parameters, images=images, points=points, sizes=sizes, stride=8, **options
+    )
     expected = torch.empty(3, 1, 3, 4)
     for n in range(3):
         w1, w2, w3 = parameters[n, :80].view(8, 10), parameters[n, 80:144].view(8, 8), parameters[n, 144:152]
@@ -243,7 +251,11 @@ def test_mask_logits_by_loop():
                 value = torch.cat([torch.stack([x, y]), features[images[n], :, i, j]])
                 value = (w2 @ (w1 @ value + b1).clamp(min=0) + b2).clamp(min=0)
                 expected[n, 0, i, j] = w3 @ value + b3
-    torch.testing.assert_close(logits, aligned_bilinear(expected, 2)[:, 0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits, aligned_bilinear(expected, factor)[:, 0], rtol=1e-4, atol=1e-4)
+    # Sample i lies on cell i * factor + factor // 2.
+    positions = [[(cell - factor // 2) / factor for cell in range(length * factor)] for length in (3, 4)]
+    enlarged = torch.tensor([bilinear(grid, *positions) for grid in expected[:, 0].tolist()])
+    torch.testing.assert_close(logits, enlarged, rtol=1e-4, atol=1e-4)
 
 
 def test_dynamic_parameters_equal_the_controller_as_a_convolution():
@@ -277,6 +289,30 @@ def test_mask_targets_are_sampled_at_half_the_stride():
     sampled = sample_masks(masks, stride=4, size=(4, 8))
     assert sampled.shape == (1, 4, 8) and sampled.nonzero().tolist() == [[0, 0, 1], [0, 1, 0]]
     assert sample_masks(masks, stride=2, size=(8, 16))[0].nonzero().tolist() == [[1, 1]]  # offset 1: only (3, 3)
+
+
+@pytest.mark.parametrize("mask_stride", [8, 4, 2, 1])
+def test_the_mask_loss_compares_logits_and_targets_on_the_grid_of_mask_stride(mask_stride, monkeypatch):
+    """Targets are sampled at mask_stride // 2 :: mask_stride; the loss is the mean dice loss, here by plain loops."""
+    model = lively(replace(SMALL, mask_stride=mask_stride, num_classes=1))
+    compared = []
+    original = losses.dice_loss
+    monkeypatch.setattr(losses, "dice_loss", lambda x, y: compared.append((x, y)) or original(x, y))
+    target = make_target(64, 96, (5, 11, 37))
+    loss = model([torch.rand(3, 64, 96)], [target])["loss_mask"].item()
+    ((probabilities, masks),) = compared
+    rows, columns = (range(mask_stride // 2, side, mask_stride) for side in (64, 96))
+    expected = [[float(target["masks"][0, i, j]) for j in columns] for i in rows]
+    assert probabilities.shape == masks.shape == (len(masks), 64 // mask_stride, 96 // mask_stride)
+    assert len(masks) > 1 and all(mask.tolist() == expected for mask in masks)
+    dice = []
+    for probability in probabilities.tolist():
+        pairs = [
+            (p, t) for row, mask in zip(probability, expected, strict=True) for p, t in zip(row, mask, strict=True)
+        ]
+        overlap = sum(p * t for p, t in pairs)
+        dice.append(1 - 2 * overlap / (sum(p * p for p, _ in pairs) + sum(t * t for _, t in pairs) + 1e-5))
+    assert loss == pytest.approx(sum(dice) / len(dice), rel=1e-5)
 
 
 def test_mask_targets_of_a_batch_keep_their_order():
@@ -328,7 +364,7 @@ def bilinear(grid, rows, columns):
     ]
 
 
-def paste_by_loop(features, parameters, point, interest, image_size, size):
+def paste_by_loop(features, parameters, point, interest, *, image_size, size, mask_stride):
     """Mask probabilities of one instance, resized to `size`; features (8, H, W) of stride 8."""
     w1, w2, w3 = parameters[:80].view(8, 10), parameters[80:144].view(8, 8), parameters[144:152]
     b1, b2, b3 = parameters[152:160], parameters[160:168], parameters[168]
@@ -339,14 +375,17 @@ def paste_by_loop(features, parameters, point, interest, image_size, size):
             relative = torch.stack([point[0] - (8 * j + 4), point[1] - (8 * i + 4)]) / interest
             value = (w1 @ torch.cat([relative, features[:, i, j]]) + b1).clamp(min=0)
             grid[-1].append((w3 @ (w2 @ value + b2).clamp(min=0) + b3).item())
-    for factor, then in ((2, lambda x: 1 / (1 + math.exp(-x))), (4, lambda x: x)):  # sample i is at (i + 1/2) factor
-        positions = [[p / factor - 0.5 for p in range(length * factor)] for length in (len(grid), len(grid[0]))]
+    # Sample i is at i * factor + factor // 2.
+    for factor, then in ((8 // mask_stride, lambda x: 1 / (1 + math.exp(-x))), (mask_stride, lambda x: x)):
+        sides = len(grid), len(grid[0])
+        positions = [[(p - factor // 2) / factor for p in range(length * factor)] for length in sides]
         grid = [[then(x) for x in row] for row in bilinear(grid, *positions)]
     grid = [row[: image_size[1]] for row in grid[: image_size[0]]]
     rows, columns = ([(p + 0.5) * a / b - 0.5 for p in range(b)] for a, b in zip(image_size, size, strict=True))
     return torch.tensor(bilinear(grid, rows, columns), dtype=torch.float64)
 
 
+@pytest.mark.parametrize("mask_stride", [4, 8, 2, 1])
 @pytest.mark.parametrize(
     ("image_size", "size"),
     [
@@ -357,7 +396,7 @@ def paste_by_loop(features, parameters, point, interest, image_size, size):
         ((40, 48), (40, 48)),  # its last pixels are interpolated from cells outside the image
     ],
 )
-def test_pasted_masks_by_loop(image_size, size):
+def test_pasted_masks_by_loop(image_size, size, mask_stride):
     """Images padded to 64 x 64; an image of 37 x 50 ends inside feature row 4 and feature column 6."""
     features = torch.randn(8, 8, 8, dtype=torch.float64)
     features[4:] = 0
@@ -375,11 +414,13 @@ def test_pasted_masks_by_loop(image_size, size):
         parameters[row, 2 + feature] = parameters[row, 80] = 1
         parameters[row, 144] = 20
     points, sizes = torch.rand(9, 2) * 60, torch.tensor([32.0, 64, 128, 32, 64, 64, 64, 64, 64])
-    masks, _ = build_detector(SMALL).paste_masks(
+    masks, _ = build_detector(replace(SMALL, mask_stride=mask_stride)).paste_masks(
         features.float(), parameters.float(), points=points, sizes=sizes, image_size=image_size, size=size
     )
     instances = zip(parameters, points.double(), sizes.double(), strict=True)
-    soft = torch.stack([paste_by_loop(features, *one, image_size, size) for one in instances])
+    soft = torch.stack(
+        [paste_by_loop(features, *one, image_size=image_size, size=size, mask_stride=mask_stride) for one in instances]
+    )
     clear = (soft - 0.5).abs() > 1e-5
     assert masks.dtype == torch.bool and clear.float().mean() > 0.99
     assert masks[clear].equal((soft > 0.5)[clear])

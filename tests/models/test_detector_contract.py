@@ -16,6 +16,7 @@ from cassl_lib.models.weights.transfer import PARTS, part_of
 DETECTORS = {
     "FCOS": replace(SMALL, masks=False),
     "CondInst": SMALL,
+    "CondInst with a finer mask grid": replace(SMALL, mask_stride=2),
     "CondInst without overlap": replace(SMALL, one_entity_per_pixel=True),
     "CondInst for entities": replace(SMALL, one_entity_per_pixel=True, rescore_masks=True),
 }

@@ -242,6 +242,7 @@ DEFAULTS = {
         "mask_convs": 4,
         "mask_features": 8,
         "mask_norm": "bn",
+        "mask_stride": 4,
         "mask_proposals": 500,
         "score_threshold": 0.05,
         "threshold_on": "cls*ctr",
