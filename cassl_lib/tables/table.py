@@ -10,7 +10,6 @@ table.claims        the paper's claims, and whether our numbers support them
 
 from __future__ import annotations
 
-import statistics
 from functools import cached_property
 
 from cassl_lib.config import Config
@@ -25,7 +24,7 @@ class Table:
     """A table of the paper at one configuration, over several seeds.
 
     Attributes:
-        number: of the paper's table, or "threshold".
+        number: of the paper's table, or "threshold" or "shift".
         seeds: of the whole chain, the configuration's own first.
     """
 
@@ -79,13 +78,9 @@ class Table:
 
     @property
     def claims(self) -> Rows:
-        """The paper's claims about this table: the verdict at this scale, our mean difference, the paper's."""
-        lines = []
-        for claim in compare.claims({self.number: self.collected}, self.number):
-            differences, theirs = claim["differences"], claim["paper"]
-            here = f"{statistics.mean(differences):+.1f}" if differences else ""
-            lines.append([claim["claim"], claim["verdict"], here, "" if theirs is None else f"{theirs:+.1f}"])
-        return Rows(["claim", "verdict", "here", "paper"], lines, empty="The paper makes no claim about this table.")
+        """The paper's claims about this table, our paired differences over seeds, and the verdict at this scale."""
+        lines = [claim.cells for claim in compare.claims({self.number: self.collected}, self.number)]
+        return Rows(compare.CLAIM_COLUMNS, lines, empty="The paper makes no claim about this table.")
 
     def chart(self):
         """A figure of our numbers beside the paper's."""

@@ -9,7 +9,7 @@ from cassl_lib.tables.compare.layouts import MISSING, TICK, caption
 
 RUN = {"seconds": 1.0, "device": "2 CPU cores", "date": "2026-01-02"}
 PRINTED = {1: paper.TABLE1, 2: paper.TABLE2, 3: paper.TABLE3, 4: paper.TABLE4, 5: paper.TABLE5, 6: paper.TABLE6}
-PRINTED |= {7: paper.TABLE7, 9: paper.TABLE9, "threshold": {"0.3": {}, "0.5": {}}}
+PRINTED |= {7: paper.TABLE7, 9: paper.TABLE9, "threshold": {"0.3": {}, "0.5": {}}, "shift": {"the same look": {}}}
 
 
 def collected(table, cells=None, runs=()):
@@ -114,6 +114,69 @@ def test_a_table_that_the_paper_does_not_have_shows_our_numbers_alone():
     assert "opacity" not in render.html(layout)
 
 
+def test_the_table_of_looks_shows_warmed_up_and_finetuned_models():
+    layout = compare.layout(collected("shift", {("the same look", compare.WARM): (0.44, 0.46)}))
+    assert not layout.with_paper
+    assert render.markdown(layout).splitlines()[-1] == "| the same look | 45.0 ± 1.4 | — |"
+    assert layout.caption.startswith("Unlabeled images that look different. Profile demo")
+
+
+@pytest.mark.parametrize("table", compare.LAYOUTS)
+def test_rows_with_other_names_are_shown(table):
+    extra = {"finetuned at a higher rate": {}}
+    whole = collected(table)
+    whole["rows"] |= extra
+    layout = compare.layout(whole)
+    assert {sum(cell.span for cell in row) for row in (*layout.header, *layout.body)} == {layout.width}
+    assert any("finetuned at a higher rate" in texts(row) for row in layout.body)
+    assert compare.html(whole) and compare.text(whole) and compare.chart_data(whole)
+
+
+def test_options_of_table_9_stand_beside_its_ticks():
+    whole = collected(9)
+    row = "backbone, neck, 10 times the rate"
+    whole["rows"][row] = {"AP": {"0": 0.5}}
+    layout = compare.layout(whole)
+    assert texts(layout.header[0])[:5] == ["backbone", "neck", "head", "classifier", "option"]
+    assert texts(layout.body[-1])[:5] == [TICK, TICK, "", "", "10 times the rate"]
+    assert [row[4].text for row in layout.body[:-1]] == [""] * 5
+
+
+CURVE = {
+    "steps": {"4000": {"0": 0.33, "1": 0.35}, "1000": {"0": 0.28, "1": 0.30}, "2000 steps": {"0": None, "1": None}},
+    "chosen": {"0": "4000", "1": "1000"},
+}
+
+
+def with_lengths(config):
+    return collected(2) | {"lengths": {"ImageNet, finetuned det AP": CURVE}, "config": config}
+
+
+def test_lengths_show_steps_epochs_of_the_paper_box_ap_and_how_many_seeds_chose_them():
+    """By hand: 1,000 steps stand for 36 epochs, 4,000 for 144; 28 and 30 have mean 29 and std sqrt(2)."""
+    (layout,) = compare.lengths(with_lengths({"finetune": {"steps": 1000}}))
+    assert render.markdown(layout).splitlines()[-2:] == [
+        "| ImageNet, finetuned det AP | 1,000 | 36 | 29.0 ± 1.4 | 1 of 2 seeds |",
+        "|  | 4,000 | 144 | 34.0 ± 1.4 | 1 of 2 seeds |",
+    ]
+    assert compare.markdown(with_lengths({"finetune": {"steps": 1000}})).endswith(render.markdown(layout))
+
+
+@pytest.mark.parametrize(("multiples", "epochs"), [([2, 1], ["36", "72"]), ([1, 2, 4], ["", ""])])
+def test_lengths_in_epochs_are_told_by_the_multiples_of_the_configuration(multiples, epochs):
+    """A length without a run yet leaves it open which multiple is which."""
+    (layout,) = compare.lengths(with_lengths({"finetune": {"steps": 0}, "baseline_lengths": multiples}))
+    assert [row[2].text for row in layout.body] == epochs
+
+
+def test_lengths_of_other_metrics_and_without_numbers_are_not_shown():
+    names = ("ImageNet, finetuned mask AP", "ImageNet, finetuned PQ", "nothing, AP50", "nothing, AP75")
+    assert compare.lengths(collected(2) | {"lengths": dict.fromkeys(names, CURVE), "config": {}}) == []
+    missing = {"steps": {"1000 steps": {"0": None}}, "chosen": {"0": None}}
+    assert compare.lengths(collected(2) | {"lengths": {"ImageNet, finetuned det AP": missing}}) == []
+    assert compare.lengths(collected(2)) == []
+
+
 def test_a_cell_shows_mean_and_std_over_the_papers_number():
     layout = compare.layout(collected(9, {("nothing", "AP"): (0.40, 0.42), ("backbone", "AP50"): (0.7,)}))
     lines = render.markdown(layout).splitlines()
@@ -128,11 +191,16 @@ def test_a_cell_without_any_number_is_one_dash():
     assert render.markdown(layout).splitlines()[-1].startswith("| Entities (P,A) | — | — | — | —<br><sub>40.2</sub> |")
 
 
-def test_the_caption_is_one_sentence_of_title_profile_seeds_hardware_and_dates():
+def test_the_caption_names_title_profile_seeds_hardware_dates_and_several_commits():
     runs = {"a": RUN, "b": RUN | {"date": "2026-01-05", "device": "an H100"}}
     assert caption(collected(3, runs=runs)) == (
         "Table 3: Warm-up epochs. Profile demo, seeds 0 and 1, on 2 CPU cores and an H100, 2026-01-02 to 2026-01-05."
     )
+    runs = {"a": RUN | {"commit": "1ee60c3"}, "b": RUN | {"commit": "0eb8e3a"}}
+    assert caption(collected(3, runs=runs)).endswith(
+        "2026-01-02. The runs are of 2 revisions of the code: 0eb8e3a and 1ee60c3."
+    )
+    assert caption(collected(3, runs={"a": runs["a"]})).endswith("on 2 CPU cores, 2026-01-02.")
     empty = collected(3) | {"runs": {"0": {}}, "seeds": [0]}
     assert caption(empty) == "Table 3: Warm-up epochs. Profile demo, seed 0, no finished runs."
 

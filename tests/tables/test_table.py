@@ -61,6 +61,20 @@ def test_a_table_shows_itself_its_claims_and_its_chart(store, smoke):
     assert table._repr_html_().startswith("<figure") and "30.0" in table._repr_html_()
     assert repr(table).startswith("Table 3: Warm-up epochs, profile smoke")
     (claim,) = table.claims.body
-    assert claim[1:] == ["undecided: one seed", "+10.0", "+1.8"]
+    assert claim[1:] == ["60 (5x) minus 12 (1x), AP", "1", "+10.0", "", "", "+1.8", "undecided: one seed"]
+    assert "60 (5x) minus 12 (1x), AP" in str(table.claims) and "95% interval" in str(table.claims)
     assert len(table.chart().axes) == 6
-    assert Table("threshold", smoke).claims.body == []
+    for number in ("threshold", "shift"):
+        assert Table(number, smoke).claims.body == []
+
+
+def test_lengths_of_training_stand_below_the_table(store, smoke):
+    """By hand: finetuning's own 2 steps stand for 36 epochs, so 4 steps for 72."""
+    table = Table(9, smoke)
+    collected = table.__dict__["collected"] = runner.collect(9, smoke, [0])
+    assert table._repr_html_().count("<table") == 1  # no run is finished
+    curve = {"steps": {"2": {"0": 0.2}, "4": {"0": 0.25}}, "chosen": {"0": "4"}}
+    collected["lengths"] = {"nothing, AP": curve, "nothing, AP50": curve}
+    shown = table._repr_html_()
+    assert shown.count("<table") == 2 and "nothing, AP50" not in shown
+    assert "  4 steps (72 epochs of the paper): box AP 25.0, chosen for 1 of 1 seed" in repr(table).splitlines()

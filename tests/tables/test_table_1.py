@@ -34,4 +34,4 @@ def test_gaps_pair_numbers_of_the_same_seed():
         "COCO unlabeled": dict(zip(names, pseudo, strict=True)),
     }
     (claim,) = compare.claims({1: {"rows": rows}}, 1)
-    assert claim["differences"] == pytest.approx([8])
+    assert claim.differences == pytest.approx([8])

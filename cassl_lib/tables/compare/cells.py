@@ -19,8 +19,9 @@ TITLES: dict[int | str, str] = {
     9: "Initialized parts",
     10: "Transfer to other frameworks and tasks",
     "threshold": "Pseudo-label threshold",
+    "shift": "Unlabeled images that look different",
 }
-"""The paper's tables, and "threshold", which the paper does not have."""
+"""The paper's tables, and "threshold" and "shift", which the paper does not have."""
 
 DET, WARM = "finetuned det AP", "warm-up entity AP"  # columns of several tables
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Mapping
 
@@ -63,18 +64,23 @@ def _lines(tables: Mapping, lines: list[tuple]) -> dict[str, dict]:
 
 
 def _place(table: int | str, cell: tuple[str, str], rows: Mapping) -> tuple[float | None, float | None]:
-    """x of a cell, in our curve and in the paper's."""
+    """x of a cell, in our curve and in the paper's; None for a row that is no point of the curve."""
     row, column = cell
     if table == 3:
-        epochs = float(row.split()[0])
+        epochs = _number(row.split()[0])
         return epochs, epochs
     if table == 5:
         strength = values(rows.get("pseudo labeler", {}).get(column, {}))
         return statistics.mean(strength) if strength else None, printed(table, "pseudo labeler", column)
-    if table == 7:  # the pools of scenes keep the paper's ratios up to 7%: 1 : 5.5 : 15 : 31
-        size = paper.TABLE7[row]["images"] / paper.TABLE7["Tiny"]["images"]
+    if table == 7:  # the pools of scenes keep the paper's ratios up to 7%: 1 : 5.6 : 15 : 31
+        size = paper.TABLE7[row]["images"] / paper.TABLE7["Tiny"]["images"] if row in paper.TABLE7 else None
         return size, size
-    return float(row), None
+    return _number(row), None
+
+
+def _number(text: str) -> float | None:
+    """The number that a row is named by, if it is."""
+    return float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else None
 
 
 def chart_data(collected: Mapping) -> tuple[dict, dict]:

@@ -7,7 +7,7 @@ Layout   caption, header rows, body rows
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cassl_lib import paper
@@ -15,6 +15,7 @@ from cassl_lib.tables.compare.cells import DET, WARM, heading, printed, runs_of,
 
 MISSING = "—"
 TICK = "✓"
+NO_PART = "nothing"  # the row of Table 9 without any initialized part
 LEGEND = "Upper numbers: ours, mean ± std over seeds. Lower numbers: the paper's."
 PAIRS = " Pairs: AP after the warm-up, AP after finetuning."
 
@@ -73,9 +74,16 @@ def layout(collected: Mapping) -> Layout:
 
 
 def caption(collected: Mapping) -> str:
-    """One sentence: the table, the profile, its seeds, the hardware, and when the runs were made."""
+    """The table, the profile, its seeds, the hardware, when the runs were made; several commits, if so."""
     seeds = ("seed " if len(collected["seeds"]) == 1 else "seeds ") + listed(collected["seeds"])
-    return f"{heading(collected['table'])}. Profile {collected['profile']}, {seeds}, {made(collected)}."
+    commits = commits_of(runs_of(collected).values())
+    return f"{heading(collected['table'])}. Profile {collected['profile']}, {seeds}, {made(collected)}.{commits}"
+
+
+def commits_of(runs: Iterable[Mapping]) -> str:
+    """A sentence that lists the commits of runs if there are several: their numbers may not belong together."""
+    commits = sorted({run["commit"] for run in runs if "commit" in run})
+    return f" The runs are of {len(commits)} revisions of the code: {listed(commits)}." if len(commits) > 1 else ""
 
 
 def made(collected: Mapping) -> str:
@@ -197,16 +205,24 @@ def _pool_sizes(collected: Mapping) -> dict[str, int]:
 
 
 def _table9(collected: Mapping) -> tuple:
+    """Ticks for the parts; what else a row's name says, such as another learning rate, has a column of its own."""
     parts, columns = ("backbone", "neck", "head", "classifier"), ("AP", "AP50", "AP75")
+    named = {row: row.split(", ") for row in collected["rows"]}
+    others = {row: ", ".join(word for word in words if word not in (*parts, NO_PART)) for row, words in named.items()}
+    with_others = any(others.values())
     body = []
-    for row in collected["rows"]:
-        ticks = [TICK if part in row.split(", ") else "" for part in parts]
-        body.append([*ticks, *_numbers(collected, row, columns)])
-    return [[*parts, *columns]], body, 0
+    for row, words in named.items():
+        ticks = [TICK if part in words else "" for part in parts]
+        body.append([*ticks, *([others[row]] if with_others else []), *_numbers(collected, row, columns)])
+    return [[*parts, *(["option"] if with_others else []), *columns]], body, 0
 
 
 def _threshold(collected: Mapping) -> tuple:
     return [["threshold", "warm-up model (AP)", "finetuned model (AP)"]], _rows(collected, (WARM, DET)), 1
+
+
+def _shift(collected: Mapping) -> tuple:
+    return [["unlabeled images", "warm-up model (AP)", "finetuned model (AP)"]], _rows(collected, (WARM, DET)), 1
 
 
 LAYOUTS: dict[int | str, Callable[[Mapping], tuple]] = {
@@ -219,5 +235,6 @@ LAYOUTS: dict[int | str, Callable[[Mapping], tuple]] = {
     7: _table7,
     9: _table9,
     "threshold": _threshold,
+    "shift": _shift,
 }
 """Header rows, body rows and the number of row-naming columns of each table."""
