@@ -15,8 +15,10 @@ WIDTH = 10.0  # inches, about a notebook's
 DPI = 100
 TEXT = 9  # points
 SMALL = 6.5  # points, for text inside images
-# Okabe and Ito's palette, readable with any color vision; its black and yellow are kept for text and background
+# Okabe and Ito's palette, readable with any color vision; its black is kept for text, and its yellow for pictures, as it
+# is too faint for lines on white
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
+YELLOW = "#F0E442"
 BLACK = "#202020"
 GRAY = "#6B6B6B"
 TEXT_ON = dict(zip(COLORS, ("white", "black", "white", "white", "black", "black"), strict=True)) | {BLACK: "white"}
@@ -39,7 +41,7 @@ def png_bytes(figure: matplotlib.figure.Figure, *, dpi: int = DPI, colors: int =
 
 def _with_palette(image: Image.Image, colors: int) -> Image.Image:
     """Quantize an RGB image; the colors that carry meaning stay exact, however few pixels have them."""
-    fixed = np.array([to_rgb(color) for color in ("white", BLACK, GRAY, *COLORS)]) * 255
+    fixed = np.array([to_rgb(color) for color in ("white", BLACK, GRAY, YELLOW, *COLORS)]) * 255
     chosen = np.array(image.quantize(colors - len(fixed)).getpalette()).reshape(-1, 3)
     palette = np.concatenate([fixed.round(), chosen]).astype(np.float32)
     # map every color to the nearest one ourselves: Pillow's own mapping is inexact and tints the white background
