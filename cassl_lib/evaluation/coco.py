@@ -16,10 +16,14 @@ METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "A
 KEYPOINT_METRICS = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
 AGNOSTIC_CATEGORY = {"id": 1, "name": "object"}
 FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}  # the field that each IoU type compares
+COCO_SIDE = 640  # pixels, of a typical photograph of COCO
+AREA_LIMITS = (32**2, 96**2)  # between small, medium and large
 KEYPOINTS = 17  # of COCO's person, the only ones with tolerances in pycocotools
 
 
-def evaluate(results, annotations, iou_type="bbox", class_agnostic=False, per_class=False) -> dict:
+def evaluate(
+    results, annotations, iou_type="bbox", class_agnostic=False, per_class=False, *, side: float | None = None
+) -> dict:
     """COCO's numbers for detections against ground truth, each equal to that of pycocotools.
 
     Args:
@@ -34,6 +38,9 @@ def evaluate(results, annotations, iou_type="bbox", class_agnostic=False, per_cl
         iou_type: "bbox", "segm" or "keypoints".
         class_agnostic: merge all categories into one, in ground truth and results.
         per_class: also return the AP of each category.
+        side: of the images in pixels, if the limits between small, medium and large should scale with it. COCO's, 32^2
+            and 96^2 pixels, suit photographs of about 640 pixels; they are multiplied by (side / 640)^2. None keeps
+            them.
 
     Returns:
         The twelve numbers of `METRICS`, or the ten of `KEYPOINT_METRICS`, in [0, 1]; -1 where there is no ground truth.
@@ -44,6 +51,8 @@ def evaluate(results, annotations, iou_type="bbox", class_agnostic=False, per_cl
     Raises:
         ValueError: a field is missing or does not fit, such as a result for an unknown image.
     """
+    if side is not None and not side > 0:
+        raise ValueError(f"side must be a number of pixels above 0, got {side}")
     if iou_type not in FIELDS:
         raise ValueError(f"iou_type must be 'bbox', 'segm' or 'keypoints', got {iou_type!r}")
     with _garbage_collector_paused():
@@ -53,7 +62,7 @@ def evaluate(results, annotations, iou_type="bbox", class_agnostic=False, per_cl
             ground_truth["categories"] = [AGNOSTIC_CATEGORY]
             for entry in ground_truth["annotations"] + detections:
                 entry["category_id"] = AGNOSTIC_CATEGORY["id"]
-        evaluator = _run(ground_truth, detections, iou_type)
+        evaluator = _run(ground_truth, detections, iou_type, scale=(side / COCO_SIDE) ** 2 if side else None)
     names = KEYPOINT_METRICS if iou_type == "keypoints" else METRICS
     metrics = {name: float(value) for name, value in zip(names, evaluator.stats[: len(names)], strict=True)}
     if per_class:
@@ -73,7 +82,7 @@ def _garbage_collector_paused():
             gc.enable()
 
 
-def _run(ground_truth: dict, detections: list[dict], iou_type: str):
+def _run(ground_truth: dict, detections: list[dict], iou_type: str, *, scale: float | None):
     coco_class, evaluator_class = _libraries()
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Found annotation id 0")
@@ -82,6 +91,10 @@ def _run(ground_truth: dict, detections: list[dict], iou_type: str):
         )
         # For keypoints faster-coco-eval would take the categories of the annotations instead of the listed ones.
         evaluator.params.catIds = sorted(category["id"] for category in ground_truth["categories"])
+        if scale is not None:
+            scaled = {limit: limit * scale for limit in AREA_LIMITS}
+            ranges = evaluator.params.areaRng
+            evaluator.params.areaRng = [[scaled.get(limit, limit) for limit in limits] for limits in ranges]
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,12 +17,8 @@ from cassl_lib.data.augment import test_transform
 from cassl_lib.data.coco import CocoImages
 from cassl_lib.data.entities import EntityImages
 from cassl_lib.data.loader import Samples, batches, in_turn
-from cassl_lib.data.panoptic import PanopticFiles
-from cassl_lib.data.panoptic_writer import write_image, write_json
-from cassl_lib.data.segmentations import decode_masks
 from cassl_lib.evaluation.coco import evaluate
-from cassl_lib.evaluation.panoptic_merge import merge_panoptic
-from cassl_lib.evaluation.panoptic_quality import count_images, quality
+from cassl_lib.evaluation.panoptic_detections import THRESHOLDS, best_threshold, panoptic_metrics, quality_by_threshold
 from cassl_lib.evaluation.results import ResultWriter, StoredResults
 from cassl_lib.evaluation.rle import encode_masks
 from cassl_lib.training import distributed, engine
@@ -43,6 +40,8 @@ def evaluate_detector(
     classes: bool,
     folder: Path,
     panoptic: PanopticConfig | None = None,
+    heldout: EntityImages | None = None,
+    side: int | None = None,
     unreadable: list[str] | None = None,
 ) -> dict[str, dict[str, float]]:
     """AP and AR of a detector on a labeled set, in [0, 1].
@@ -55,20 +54,47 @@ def evaluate_detector(
         folder: shared by all processes; holds the detections during evaluation, and receives the merged result as
             panoptic.json and panoptic/.
         panoptic: how to merge detections, used if `images` are panoptic and the detector is class-aware with masks.
+        heldout: panoptic images to choose the score threshold of `panoptic` on, used if that is None.
+        side: of the images in pixels, if small, medium and large should scale with it; see `evaluate`.
         unreadable: list to which the names of unreadable images are added.
 
     Returns:
         The twelve numbers of `evaluate` by kind: `box_agnostic`, `mask_agnostic` and, with classes, `box`, `mask`; and
-        PQ, SQ, RQ by `panoptic`, `panoptic_things`, `panoptic_stuff`. No masks if the detector or the annotations have
-        none. Empty in all processes but the first.
+        PQ, SQ, RQ by `panoptic`, `panoptic_things`, `panoptic_stuff`; `panoptic` also has the `score_threshold` if it
+        was None in the settings. No masks if the detector or the annotations have none. Empty in all processes but the
+        first.
     """
-    # Detect on all images
+    # Choose the score threshold of the panoptic merge on held-out images.
+    with_panoptic = panoptic and classes and detector.config.masks and isinstance(images, EntityImages)
+    chosen = None
+    if with_panoptic and heldout is not None and panoptic.score_threshold is None:
+        chosen = choose_panoptic_threshold(
+            detector, heldout, settings=panoptic, augment=augment, training=training, folder=folder / "heldout"
+        )
+    # Detect on all images.
     unreadable = [] if unreadable is None else unreadable
     results = detect(
         detector, images, folder=folder / "detections", augment=augment, training=training, unreadable=unreadable
     )
     if results is None:
         return {}
+    _warn_of(unreadable, images)
+    # Score them.
+    ground_truth = images.ground_truth()
+    with_masks = detector.config.masks and all(entry.get("segmentation") for entry in ground_truth["annotations"])
+    metrics = {}
+    if with_panoptic and panoptic.score_threshold is None:
+        panoptic = replace(panoptic, score_threshold=chosen[0] if chosen else PanopticConfig.score_threshold)
+        metrics["panoptic"] = {"score_threshold": panoptic.score_threshold}
+    if with_panoptic:
+        quality = panoptic_metrics(results, images, settings=panoptic, folder=folder)
+        metrics |= {kind: numbers | metrics.get(kind, {}) for kind, numbers in quality.items()}
+    metrics |= _ap_and_ar(results, ground_truth, with_masks=with_masks, classes=classes, side=side)
+    results.remove()
+    return metrics
+
+
+def _warn_of(unreadable: list[str], images: CocoImages) -> None:
     if unreadable:
         logger.warning(
             "evaluation: %d of %d images could not be read and count as missed, such as %s",
@@ -76,25 +102,18 @@ def evaluate_detector(
             len(images),
             unreadable[0],
         )
-    # Score them
-    ground_truth = images.ground_truth()
-    with_masks = detector.config.masks and all(entry.get("segmentation") for entry in ground_truth["annotations"])
-    metrics = {}
-    if panoptic and classes and with_masks and isinstance(images, EntityImages):
-        metrics |= panoptic_metrics(results, images, settings=panoptic, folder=folder)
-    metrics |= _ap_and_ar(results, ground_truth, with_masks=with_masks, classes=classes)
-    results.remove()
-    return metrics
 
 
-def _ap_and_ar(results: StoredResults, ground_truth: dict, *, with_masks: bool, classes: bool) -> dict[str, dict]:
+def _ap_and_ar(
+    results: StoredResults, ground_truth: dict, *, with_masks: bool, classes: bool, side: int | None
+) -> dict[str, dict]:
     """The numbers of `evaluate` for boxes and masks: class-agnostic and, with classes, per class."""
     metrics = {}
     for name, iou_type in (("box", "bbox"), ("mask", "segm")) if with_masks else (("box", "bbox"),):
         for class_agnostic in (False, True) if classes else (True,):
             kind = f"{name}_agnostic" if class_agnostic else name
             detections = results if iou_type == "bbox" else _without_boxes(results)
-            metrics[kind] = evaluate(detections, ground_truth, iou_type, class_agnostic=class_agnostic)
+            metrics[kind] = evaluate(detections, ground_truth, iou_type, class_agnostic=class_agnostic, side=side)
     return metrics
 
 
@@ -103,33 +122,45 @@ def _without_boxes(results: Iterable[dict]) -> Iterator[dict]:
     return ({key: value for key, value in result.items() if key != "bbox"} for result in results)
 
 
-def panoptic_metrics(results: StoredResults, images: EntityImages, *, settings: PanopticConfig, folder: Path) -> dict:
-    """Merge the detections of every image into segments, write them as COCO panoptic files, and score those."""
-    label_of = {int(category): label for label, category in enumerate(images.category_ids)}
-    annotations, records = [], []
-    for image_id, height, width in zip(images.ids.tolist(), images.heights, images.widths, strict=True):
-        # Decode the masks of one image
-        size = (int(height), int(width))
-        chosen = [result for result in results.of_image(image_id) if result["score"] >= settings.score_threshold]
-        masks = decode_masks([result["segmentation"] for result in chosen], size)
-        detections = {
-            "scores": torch.tensor([result["score"] for result in chosen]),
-            "labels": torch.tensor([label_of[result["category_id"]] for result in chosen], dtype=torch.int64),
-            "masks": torch.from_numpy(masks).bool(),
-        }
-        # Merge and write them
-        ids, segments = merge_panoptic(detections, size=size, categories=images.categories, settings=settings)
-        annotations.append(write_image(folder / "panoptic", image_id, ids, segments))
-        records.append({"id": image_id, "height": size[0], "width": size[1]})
-    written = write_json(folder / "panoptic.json", annotations, images=records, categories=images.categories)
-    # Score the written files
-    ground_truth = PanopticFiles(images.path)
-    counts = count_images(PanopticFiles(written), ground_truth, images.ids.tolist())
-    scores = quality(counts, ground_truth.categories)
-    return {
-        name: {key: value for key, value in scores[group].items() if key != "n"}
-        for name, group in (("panoptic", "all"), ("panoptic_things", "things"), ("panoptic_stuff", "stuff"))
-    }
+def choose_panoptic_threshold(
+    detector: Detector,
+    heldout: EntityImages,
+    *,
+    settings: PanopticConfig,
+    augment: AugmentConfig,
+    training: TrainConfig,
+    folder: Path,
+    thresholds: Sequence[float] = THRESHOLDS,
+) -> tuple[float, dict[float, float]] | None:
+    """The score threshold with the best PQ on held-out images; of several, the highest one.
+
+    The detections are made once and merged at each threshold. All processes must call this.
+
+    Args:
+        heldout: panoptic images that are neither trained on nor evaluated on.
+        settings: how to merge; its own score threshold is not used.
+        training: precision and loading processes.
+        folder: shared by all processes; holds the detections until they are merged.
+
+    Returns:
+        The threshold, and the PQ in [0, 1] by threshold. None in all processes but the first.
+    """
+    unreadable: list[str] = []
+    results = detect(detector, heldout, folder=folder, augment=augment, training=training, unreadable=unreadable)
+    if results is None:
+        return None
+    _warn_of(unreadable, heldout)
+    qualities = quality_by_threshold(results, heldout, settings=settings, thresholds=thresholds)
+    results.remove()
+    chosen = best_threshold(qualities)
+    logger.info(
+        "panoptic score threshold %g: PQ %.1f on %d held-out images (%s)",
+        chosen,
+        100 * qualities[chosen],
+        len(heldout),
+        ", ".join(f"{threshold:g}: {100 * value:.1f}" for threshold, value in qualities.items()),
+    )
+    return chosen, qualities
 
 
 def detect(

@@ -113,7 +113,7 @@ def drawn_result(rng, iou_type, box, one):
     return {"bbox": box.tolist()}
 
 
-def reference(results, dataset, iou_type, class_agnostic=False):
+def reference(results, dataset, iou_type, class_agnostic=False, area_ranges=None):
     """pycocotools itself, called as in its demo; class-agnostic by relabeling the data."""
     results, dataset = copy.deepcopy(results), copy.deepcopy(dataset)
     if class_agnostic:
@@ -125,6 +125,7 @@ def reference(results, dataset, iou_type, class_agnostic=False):
         ground_truth.dataset = dataset
         ground_truth.createIndex()
         evaluator = COCOeval(ground_truth, ground_truth.loadRes(results), iou_type)
+        evaluator.params.areaRng = area_ranges or evaluator.params.areaRng
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
@@ -189,6 +190,35 @@ def test_objects_on_a_size_limit_count_in_both_ranges(backend):
     results = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 32, 32], "score": 0.5}]
     measured = evaluate(results, dataset)
     assert [measured[name] for name in ("ARs", "ARm", "ARl")] == [1, 0.5, 0]
+
+
+@pytest.mark.parametrize("class_agnostic", [False, True])
+@pytest.mark.parametrize("side", [96, 128, 1000])
+@pytest.mark.parametrize("iou_type, seed", [("bbox", 10), ("segm", 11), ("keypoints", 12)])
+def test_area_limits_scale_with_the_side_of_the_images(backend, iou_type, seed, side, class_agnostic):
+    """Limits of 32 and 96 pixels at a side of 640: 4.8 and 14.4 at 96, 6.4 and 19.2 at 128, 50 and 150 at 1000."""
+    results, dataset = random_case(seed, iou_type)
+    rng = np.random.default_rng(seed)
+    for entry in dataset["annotations"]:  # objects of all sizes, at any side
+        entry["area"] = float(np.exp(rng.uniform(np.log(8), np.log(160**2))))
+    low, high = {96: (4.8, 14.4), 128: (6.4, 19.2), 1000: (50, 150)}[side]
+    ranges = [[0, 1e10], [0, low * low], [low * low, high * high], [high * high, 1e10]]
+    if iou_type == "keypoints":
+        del ranges[1]
+    measured = evaluate(results, dataset, iou_type, class_agnostic, per_class=True, side=side)
+    plain = evaluate(results, dataset, iou_type, class_agnostic)
+    sizes = [name for name in plain if name[-1] in "sml"]
+    assert all(measured[name] != plain[name] for name in sizes)
+    assert all(measured[name] == plain[name] for name in plain if name not in sizes)
+    assert_equal(measured, reference(results, dataset, iou_type, class_agnostic, area_ranges=ranges))
+
+
+def test_a_side_of_640_pixels_keeps_cocos_area_limits(backend):
+    results, dataset = random_case(13)
+    assert evaluate(results, dataset, side=640) == evaluate(results, dataset)
+    for side in (0, -96, float("nan")):
+        with pytest.raises(ValueError, match="side must be a number of pixels above 0"):
+            evaluate(results, dataset, side=side)
 
 
 def renumbered(results, dataset, *, image=0, category=0):
