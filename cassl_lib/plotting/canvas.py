@@ -206,13 +206,13 @@ def write_inside(axis: Axes, top: np.ndarray, texts: Sequence[str], inches: floa
     for n, text in enumerate(texts):
         wide, high = (len(text) * LETTER + 2) * units, LINE * units
         margins = (20, 8, 3, 0)  # points; keep as far from the border as possible
-        spots = (_room(top == n, wide + 2 * margin * units, high + 2 * margin * units) for margin in margins)
+        spots = (room_inside(top == n, wide + 2 * margin * units, high + 2 * margin * units) for margin in margins)
         if text and (spot := next((spot for spot in spots if spot), None)):
             outline = [withStroke(linewidth=1.8, foreground="white")]
             axis.text(*spot, text, fontsize=SMALL, va="center", ha="center", path_effects=outline)
 
 
-def _room(inside: np.ndarray, wide: float, high: float) -> tuple[float, float] | None:
+def room_inside(inside: np.ndarray, wide: float, high: float) -> tuple[float, float] | None:
     """Center (x, y) of the window of this size that lies inside and nearest to the region's center; None if none."""
     wide, high = int(np.ceil(wide)), int(np.ceil(high))
     if wide > inside.shape[1] or high > inside.shape[0]:

@@ -39,16 +39,16 @@ def pipeline_figure() -> Figure:
         axis.add_patch(shape)
         axis.text(left + width / 2, bottom + 4.5, text, ha="center", va="center", fontsize=TEXT, linespacing=1.3)
     for left in (13, 58, 87):
-        _arrow(axis, (left, 19), (left, 14))
+        arrow(axis, (left, 19), (left, 14))
         axis.text(left + 0.8, 16.5, "trains", fontsize=TEXT, style="italic", va="center")
-    _arrow(axis, (23, 9.5), (35.5, 19), "angle,angleA=0,angleB=90")
+    arrow(axis, (23, 9.5), (35.5, 19), "angle,angleA=0,angleB=90")
     axis.text(30, 10.1, "predicts", fontsize=TEXT, style="italic", ha="center", va="bottom")
-    _arrow(axis, (43, 23.5), (48, 23.5))
-    _arrow(axis, (68, 9.5), (77, 9.5))
+    arrow(axis, (43, 23.5), (48, 23.5))
+    arrow(axis, (68, 9.5), (77, 9.5))
     axis.text(72.5, 10.1, "initializes", fontsize=TEXT, style="italic", ha="center", va="bottom")
     return figure
 
 
-def _arrow(axis: Axes, start: tuple, end: tuple, shape: str = "arc3") -> None:
+def arrow(axis: Axes, start: tuple, end: tuple, shape: str = "arc3") -> None:
     style = {"arrowstyle": "-|>", "color": "black", "linewidth": 1.3, "shrinkA": 0, "shrinkB": 0}
     axis.annotate("", end, start, arrowprops=style | {"connectionstyle": shape})

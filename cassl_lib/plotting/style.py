@@ -15,8 +15,8 @@ WIDTH = 10.0  # inches, about a notebook's
 DPI = 100
 TEXT = 9  # points
 SMALL = 6.5  # points, for text inside images
-# Okabe and Ito's palette, readable with any color vision; its black is kept for text, and its yellow for pictures, as it
-# is too faint for lines on white
+# Okabe and Ito's palette, readable with any color vision; its black is kept for text, and its yellow for pictures,
+# as it is too faint for lines on white
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
 YELLOW = "#F0E442"
 BLACK = "#202020"
