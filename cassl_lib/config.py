@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, fields
 
 INFINITE = 1e8  # the upper end of the last range of interest, in pixels
 SPLITS = ("tiny", "small", "base", "large")  # pools of unlabeled images (Sec. 4)
+SHIFTED = ("places", "openimages")  # pools of embedded scenes that look different from the labeled ones
+THRESHOLD = 0.5  # of the pseudo labels where no held-out images choose it
 PARTS = ("backbone", "neck", "head", "classifier")  # of a detector, that finetuning may start from (Table 9)
 
 
@@ -91,8 +93,9 @@ class LabelConfig:
     # Lowest stored score; the threshold is applied when labels are read. None stores every detection: the candidate
     # test (cls*ctr > 0.05) leaves scores above 0.22. With 0.05 a store is five times as large.
     keep: float | None = None
-    # UNSTATED: the constant threshold of eq. 3, on sqrt(cls*ctr); ours has the best F1 on the tuning scenes.
-    threshold: float = 0.5
+    # UNSTATED: the constant threshold of eq. 3, on sqrt(cls*ctr). None: each pseudo labeler's own, with the best F1 of
+    # its labels on held-out images; without any, `THRESHOLD`.
+    threshold: float | None = None
     batch_size: int = 16
     shard_size: int = 10_000  # images
 
@@ -105,13 +108,14 @@ class PanopticConfig:
     """
 
     # UNSTATED: Panoptic FPN's, on the softmax score of a box head. Ours is sqrt(cls * ctr), another scale: tune it.
-    score_threshold: float = 0.5  # lowest score of an instance that is painted
+    # None: the one with the best PQ on held-out images.
+    score_threshold: float | None = 0.5  # lowest score of an instance that is painted
     overlap_threshold: float = 0.5  # largest share of an instance that others may hold already
     min_stuff_area: int = 64 * 64  # pixels of the original image, 1.3 % of a photograph of 640 x 480
 
     def __post_init__(self):
         for name in ("score_threshold", "overlap_threshold"):
-            if not 0 <= getattr(self, name) <= 1:
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share from 0 to 1, not {getattr(self, name)}")
         if self.min_stuff_area < 0:
             raise ValueError(f"min_stuff_area is a number of pixels, not {self.min_stuff_area}")
@@ -122,19 +126,21 @@ class Config:
     """Everything a stage needs. Made by `resolve`, never by hand. Each stage has a section of its own name."""
 
     profile: str
-    split: str  # tiny, small, base, large: the pool of unlabeled images
-    seed: int  # of weights, order and augmentation
+    split: str  # tiny, small, base, large: the pool of unlabeled images; of scenes also places, openimages
+    seed: int  # of labeled images, weights, order and augmentation; each stage has streams of its own
     annotation: str  # what pseudo labeler and warm-up learn: objects, or entities (things and stuff, Table 2)
     target: str  # what finetuning learns: instances of the thing classes, or panoptic (things and stuff, for PQ)
     crowd: str  # pixels of crowds and without annotation, in entities: background or ignore
     overlap: bool | None  # whether detected masks may overlap; None: those of objects may, those of entities may not
     labeled: str  # "scenes", or JSON[:FOLDER]
+    labeled_images: int  # how many of them are used, drawn by the seed; 0 is all
     unlabeled: str  # "scenes", "split", or parts of a pool joined by commas
     val: str  # "scenes", or JSON[:FOLDER]
     heldout: str | None  # "scenes", or JSON[:FOLDER]: labeled images to choose the threshold on; no stage sees them
     store: str | None  # a pseudo-label store to warm up on; None: the pseudo labeler's labels of the pool
     class_specific: bool  # pseudo labeler and warm-up learn classes too: Objects (P,S), Table 2
     make_inputs: bool  # missing input runs are made on the way; False stops with the command that makes them
+    baseline_lengths: tuple[float, ...]  # of the baselines, in lengths of finetuning; the best one is compared
     scenes: tuple  # (name, value) pairs of SceneSpec that differ from its defaults
     model: ModelConfig
     augment: AugmentConfig

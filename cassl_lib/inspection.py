@@ -31,6 +31,7 @@ from cassl_lib.labels.store import PseudoLabelStore
 from cassl_lib.predictor import Predictor
 from cassl_lib.runs import Run
 from cassl_lib.stages.identity import ANNOTATIONS
+from cassl_lib.streams import stream
 
 logger = logging.getLogger(__name__)
 
@@ -52,11 +53,14 @@ def sample(source: ImageSource, count: int = 8, *, masks: bool = False) -> tuple
     return images, instances
 
 
-def first_batch(source: ImageSource, config: Config, *, classes: bool) -> tuple[list[torch.Tensor], list[dict]]:
-    """Four images and targets as the first step of training on `source` would see them."""
-    transform = training_transform(config.augment)
-    samples = Samples(source, transform, masks=config.model.masks, classes=classes, seed=config.seed)
-    order = Order(len(samples), batch_size=4, start=0, stop=1, seed=config.seed)
+def first_batch(
+    source: ImageSource, config: Config, *, stage: str, classes: bool
+) -> tuple[list[torch.Tensor], list[dict]]:
+    """The first four images and targets that `stage` would see in training on `source`."""
+    transform = training_transform(config.augment, pseudo_labeled=stage == "warmup")
+    seeds = {use: stream(config.seed, stage, use) for use in ("augmentation", "order")}
+    samples = Samples(source, transform, masks=config.model.masks, classes=classes, seed=seeds["augmentation"])
+    order = Order(len(samples), batch_size=4, start=0, stop=1, seed=seeds["order"])
     images, targets, _, _ = next(iter(batches(samples, order, workers=0)))
     return images, targets
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from cassl_lib import paths
 from cassl_lib.config import (
+    SHIFTED,
     SPLITS,
     TRAINING_SECTIONS,
     AugmentConfig,
@@ -33,12 +34,13 @@ COCO = {  # detectron2's layout below the data root
 def resolve(
     *,
     profile: str = "auto",
-    split: str = "tiny",
+    split: str | None = None,
     seed: int = 0,
     annotation: str = "objects",
     target: str = "instances",
     crowd: str = "background",
     labeled: str | None = None,
+    labeled_images: int | None = None,
     unlabeled: str | None = None,
     val: str | None = None,
     heldout: str | None = None,
@@ -59,14 +61,16 @@ def resolve(
 
     Args:
         profile: smoke, demo, gpu, paper, or auto ($CASSL_PROFILE, else paper where COCO is found, else demo).
-        split: tiny, small, base or large pool of unlabeled images (Sec. 4).
-        seed: of weights, order and augmentation.
+        split: tiny, small, base or large pool of unlabeled images (Sec. 4); of the embedded scenes also places and
+            openimages, which look different from the labeled ones.
+        seed: of weights, order and augmentation, and of the labeled images where not all are used.
         annotation: what pseudo labeler and warm-up learn: objects (instances JSON) or entities (panoptic JSON, PNGs).
         target: what finetuning learns: instances of thing classes, or panoptic (things and stuff).
         crowd: how crowds and unannotated pixels are trained in entities: background (as public code) or ignore. Not a
             notebook parameter.
         labeled, val: a COCO JSON, or JSON:FOLDER if the images are elsewhere. instances_NAME.json and
             panoptic_NAME.json in one folder stand for each other.
+        labeled_images: use only so many of the labeled images, drawn by the seed; 0 is all.
         unlabeled: a folder of images or of .tar files, a .tar, a COCO image_info JSON, Open Images' CSV, a Places365
             list, an index written by `cassl pool`, or several of these joined by commas; FOLDER@0.3 takes 30 %.
         heldout: labeled images (JSON or JSON:FOLDER) that no stage trains or evaluates on; the threshold of the pseudo
@@ -83,13 +87,15 @@ def resolve(
         pretrained: initial weights of the backbone: imagenet (downloaded by timm), none (random), or a weights file
             (.pth, .safetensors) in any format that `interop.load` knows.
         threshold: constant score threshold of the pseudo labels, from the lowest stored score to 1, on sqrt(cls*ctr).
+            None: the best one on the held-out images, 0.5 without any.
         batch_size: images per step over all processes, in every stage.
 
     Raises:
         ConfigError: naming the parameter, its value and what is allowed.
     """
     chosen = choose_profile(profile)
-    _one_of("split", split, SPLITS)
+    split = PROFILES[chosen]["split"] if split is None else split
+    _one_of("split", split, SPLITS if PROFILES[chosen]["scenes"] is None or unlabeled else (*SPLITS, *SHIFTED))
     _one_of("annotation", annotation, ANNOTATIONS)
     _one_of("target", target, TARGETS)
     _one_of("crowd", crowd, CROWDS)
@@ -100,6 +106,11 @@ def resolve(
     config = _from_profile(chosen, split=split, seed=seed)
     config = replace(config, annotation=annotation, target=target, crowd=crowd, class_specific=class_specific)
     config = replace(config, **_data(chosen, labeled, unlabeled, val, heldout), store=_find_store(store))
+    if config.labeled != "scenes" and labeled:  # the profile's number is for its own images
+        config = replace(config, labeled_images=0)
+    if labeled_images is not None:
+        _number("labeled_images", labeled_images, int, 0, 10**9)
+        config = replace(config, labeled_images=labeled_images)
     if epochs is not None:
         _number("epochs", epochs, (int, float), 0, 10_000, open_below=True)
         if stage is None:
@@ -191,12 +202,14 @@ def _from_profile(name: str, *, split: str, seed: int) -> Config:
         crowd="background",
         overlap=profile["overlap"],
         labeled="",
+        labeled_images=profile["labeled_images"],
         unlabeled="",
         val="",
         heldout=None,
         store=None,
         class_specific=False,
         make_inputs=profile["scenes"] is not None,
+        baseline_lengths=profile["baseline_lengths"],
         scenes=tuple((profile["scenes"] or {}).items()),
         model=ModelConfig(**profile["model"]),
         augment=AugmentConfig(**profile["augment"]),

@@ -75,6 +75,11 @@ class Run:
             raise ConfigError(f"{file} cannot be read ({error!r}); restore it, or give another run") from error
 
     @property
+    def inputs(self) -> dict[str, str]:
+        """The names of the runs it started from, by stage."""
+        return json.loads((self.folder / "request.json").read_text())["inputs"]
+
+    @property
     def weights(self) -> Path:
         return self.folder / "model.safetensors"
 

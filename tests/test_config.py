@@ -70,6 +70,8 @@ BAD = [
     ({"masks": "false"}, "masks='false'", "True or False"),
     ({"masks": 0}, "masks=0", "True or False"),
     ({"augment": "none"}, "augment='none'", "weak, strong"),
+    ({"labeled_images": -1}, "labeled_images=-1", "0 to"),
+    ({"labeled_images": "9"}, "labeled_images='9'", "integer"),
     ({"threshold": 0.01}, "threshold=0.01", "0.22 to 1"),  # labels with lower scores are not stored
     ({"threshold": 1.5}, "threshold=1.5", "0.22 to 1"),
     ({"threshold": "0.4"}, "threshold='0.4'", "number"),
@@ -132,18 +134,24 @@ def test_each_parameter_changes_its_own_settings_and_no_others():
     assert changed(stage="warmup", epochs=2) == {"warmup.epochs": 2.0, "warmup.steps": 0}
     assert changed(stage="warmup") == {}
     assert changed(batch_size=4) == {f"{stage}.batch_size": 4 for stage in ("pseudo_labeler", "warmup", "finetune")}
+    assert changed(labeled_images=7) == {"labeled_images": 7} and changed(labeled_images=16) == {}
+    # Of your own labeled images all are used unless you say otherwise.
     data = {"labeled": "a.json", "val": "b.json", "unlabeled": "pictures"}
-    assert changed(**data) == data | {"heldout": None}
-    assert changed(**data, heldout=__file__) == data | {"heldout": __file__} and changed(heldout="scenes") == {}
+    assert changed(**data) == data | {"heldout": None, "labeled_images": 0}
+    assert changed(**data, labeled_images=9) == data | {"heldout": None, "labeled_images": 9}
+    own = data | {"heldout": __file__}
+    assert changed(**own) == own | {"labeled_images": 0} and changed(heldout="scenes") == {}
     assert changed(class_specific=True) == {"class_specific": True}
     # The tuning scenes do not stand in for held-out images of your own data.
-    assert changed(labeled="a.json", val="b.json") == {"labeled": "a.json", "val": "b.json", "heldout": None}
+    alone = {"labeled": "a.json", "val": "b.json"}
+    assert changed(**alone) == alone | {"heldout": None, "labeled_images": 0}
 
 
 def test_another_size_scales_all_sizes_in_proportion():
     # smoke: sizes 80, 96, 112 and longest 192 around 96. Here half of them; the crop is rounded up to a multiple of 32.
     assert changed(size=48) == {
         "augment.sizes": (40, 48, 56),
+        "augment.strong_sizes": (24, 72),
         "augment.strong_sizes": (24, 72),
         "augment.longest": 96,
         "augment.crop": 64,

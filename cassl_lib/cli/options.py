@@ -7,14 +7,14 @@ import inspect
 import json
 from pathlib import Path
 
-from cassl_lib.config import SPLITS, TRAINING_SECTIONS, Config
+from cassl_lib.config import SHIFTED, SPLITS, TRAINING_SECTIONS, Config
 from cassl_lib.errors import ConfigError
 from cassl_lib.profiles import PROFILES
 from cassl_lib.resolve import from_json, resolve
 
 SWITCHES = ("masks", "overlap", "rescore", "class_specific")
-CHOICES = {"profile": ("auto", *PROFILES), "split": SPLITS}
-TYPES = {"seed": int, "epochs": float, "size": int, "threshold": float, "batch_size": int}
+CHOICES = {"profile": ("auto", *PROFILES), "split": (*SPLITS, *SHIFTED)}
+TYPES = {"seed": int, "epochs": float, "size": int, "threshold": float, "batch_size": int, "labeled_images": int}
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:

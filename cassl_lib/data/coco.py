@@ -6,6 +6,7 @@ so worker processes share the arrays.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from cassl_lib.data.segmentations import Segmentations
 from cassl_lib.data.source import Annotations
 from cassl_lib.errors import DataError, LeftOut
 from cassl_lib.files import file_fingerprint
+from cassl_lib.streams import stream
 
 REQUIRED = {  # keys of each entry
     "images": ("id", "file_name", "height", "width"),
@@ -68,6 +70,8 @@ class CocoImages:
         left_out: images and annotations that were skipped, by reason.
     """
 
+    segmentations: Segmentations | None = None  # None: masks come from elsewhere
+
     def __init__(self, path: Path | str, folder: Path | str):
         """Read and validate the file.
 
@@ -80,7 +84,7 @@ class CocoImages:
         self.category_ids = np.array([category["id"] for category in categories], np.int64)
         self.classes = [str(category["name"]) for category in categories]
         images = [data["images"][row] for row in self._present([image["file_name"] for image in data["images"]])]
-        self._absent = len(data["images"]) - len(images)
+        self._partial = len(images) < len(data["images"])
         self.ids = np.array([image["id"] for image in images], np.int64)
         self.heights = np.array([image["height"] for image in images], np.int64)
         self.widths = np.array([image["width"] for image in images], np.int64)
@@ -92,9 +96,9 @@ class CocoImages:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the JSON and, if image files are absent, of the names of the present ones."""
+        """Hash of the JSON and, if not all of its images are used, of the names of those that are."""
         content = file_fingerprint(self.path)
-        if not self._absent:
+        if not self._partial:
             return content
         return hashlib.sha256("\n".join([content, *self.names.tolist()]).encode()).hexdigest()[:16]
 
@@ -136,6 +140,37 @@ class CocoImages:
         ]
         data["annotations"] = [entry | {"id": number} for number, entry in enumerate(usable, start=1)]
         return data
+
+    def draw(self, count: int, seed: int) -> CocoImages:
+        """The same set with `count` of its images, drawn by `seed`: the same ones of objects and of entities.
+
+        Raises:
+            DataError: it has fewer images.
+        """
+        if count > len(self):
+            raise DataError(f"{self.path}: labeled_images={count}, but it has {len(self)} images; ask for fewer")
+        by_id = np.argsort(self.ids, kind="stable")
+        rows = np.sort(by_id[np.random.default_rng(stream(seed, "labeled images")).permutation(len(self))[:count]])
+        drawn = copy.copy(self)
+        drawn._keep(rows)
+        drawn.left_out = copy.deepcopy(self.left_out)
+        for label in np.setdiff1d(self.labels, drawn.labels):
+            drawn.left_out.add("classes have no instance in the drawn images", self.classes[label])
+        return drawn
+
+    def _keep(self, rows: np.ndarray) -> None:
+        """Reduce this set to the images of ascending `rows`."""
+        kept = np.repeat(np.isin(np.arange(len(self)), rows), np.diff(self.first))
+        counts = np.diff(self.first)[rows]
+        self.boxes, self.labels = self.boxes[kept], self.labels[kept]
+        if self.segmentations is not None:
+            self.segmentations = self.segmentations.at(np.flatnonzero(kept))
+        self.ids, self.heights, self.widths, self.names = (
+            values[rows] for values in (self.ids, self.heights, self.widths, self.names)
+        )
+        self.first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        self._partial = True
+        self.__dict__.pop("fingerprint", None)
 
     def _present(self, names: list[str]) -> list[int]:
         """Indices of the images whose files exist; the others are left out. If none exists, the folder is wrong."""

@@ -53,12 +53,12 @@ def scene_folder(config: Config) -> Path:
 
 
 def labeled_set(config: Config, annotation: str | None = None) -> CocoImages:
-    """The labeled training images.
+    """The labeled training images; where only `config.labeled_images` of them are used, the seed draws which.
 
     Args:
         annotation: "objects" or "entities", by default the configuration's.
     """
-    return _coco(config, config.labeled, "train", annotation)
+    return _coco(config, config.labeled, "train", annotation, drawn=(config.labeled_images, config.seed))
 
 
 def validation_set(config: Config, annotation: str | None = None) -> CocoImages:
@@ -99,8 +99,14 @@ def _image_files(images: CocoImages) -> set[str]:
     return {f"{folder}/{name}" for name in images.names.tolist()}
 
 
-def _coco(config: Config, spec: str, unit: str, annotation: str | None) -> CocoImages:
-    """The labeled set of a spec: "scenes" takes `unit` of the embedded scenes, anything else is for `locate`."""
+def _coco(
+    config: Config, spec: str, unit: str, annotation: str | None, *, drawn: tuple[int, int] = (0, 0)
+) -> CocoImages:
+    """The labeled set of a spec: "scenes" takes `unit` of the embedded scenes, anything else is for `locate`.
+
+    Args:
+        drawn: number of images that are used, 0 for all, and the seed that draws them.
+    """
     entities = (annotation or config.annotation) == "entities"
     if spec == "scenes":
         files = scene_files(config, (unit,))
@@ -109,13 +115,20 @@ def _coco(config: Config, spec: str, unit: str, annotation: str | None) -> CocoI
         path, folder = locate(spec)
         path = sibling(path, "panoptic" if entities else "instances")
     stamps = tuple((each.stat().st_mtime_ns, each.stat().st_size) for each in (path, folder) if each.exists())
-    return _read(path, folder, config.crowd if entities else None, stamps)
+    return _read(path, folder, config.crowd if entities else None, stamps, drawn if drawn[0] else None)
 
 
-@functools.lru_cache(maxsize=4)
-def _read(path: Path, folder: Path, crowd: str | None, stamps: tuple) -> CocoImages:
+@functools.lru_cache(maxsize=8)
+def _read(path: Path, folder: Path, crowd: str | None, stamps: tuple, drawn: tuple[int, int] | None) -> CocoImages:
     """Cached until a file changes: a table asks for the same sets in every run, and COCO's take 30 s each to parse."""
+    if drawn:
+        return _read(path, folder, crowd, stamps, None).draw(*drawn)
     return CocoImages(path, folder) if crowd is None else EntityImages(path, folder, crowd=crowd)
+
+
+def area_side(config: Config) -> int | None:
+    """The image side that small, medium and large are relative to, for `evaluate`; None for COCO's own ranges."""
+    return scenes.SceneSpec(**dict(config.scenes)).size if config.val == "scenes" else None
 
 
 def sibling(path: Path, kind: str) -> Path:

@@ -48,7 +48,7 @@ class EntityImages(CocoImages):
         self.isthing = np.array([bool(category["isthing"]) for category in self.categories])
         flat = self.store.flat()
         self.rows = np.array(self._present(flat["file_name"].tolist()), np.int64)
-        self._absent = len(self.store) - len(self.rows)
+        self._partial = len(self.rows) < len(self.store)
         self.ids, self.names = flat["image_id"][self.rows], flat["file_name"][self.rows]
         self.heights, self.widths = flat["height"][self.rows], flat["width"][self.rows]
         of_present = np.isin(np.repeat(np.arange(len(self.store)), flat["counts"]), self.rows)
@@ -56,6 +56,10 @@ class EntityImages(CocoImages):
         self.first = np.concatenate([[0], np.cumsum(flat["counts"][self.rows])]).astype(np.int64)
         for label in np.setdiff1d(np.arange(len(self.classes)), self.labels):
             self.left_out.add("classes have no instance", self.classes[label])
+
+    def _keep(self, rows: np.ndarray) -> None:
+        super()._keep(rows)
+        self.rows = self.rows[rows]
 
     def annotations(self, index: int, *, masks: bool = True) -> Annotations:
         """Entities of an image, without crowds; with crowd="ignore" also `ignored`."""

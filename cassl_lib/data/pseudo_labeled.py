@@ -15,6 +15,8 @@ from cassl_lib.labels.store import PseudoLabelStore
 class PseudoLabeled:
     """The images of a store with their labels above its threshold, an `ImageSource`. Masks are decoded on request."""
 
+    # DEVIATES: images without a label above the threshold are kept and trained as background, as labeled images without
+    # objects are; public code drops them.
     left_out = None  # unreadable images were skipped, and listed, when the store was labeled
 
     def __init__(self, labels: PseudoLabelStore):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -39,6 +40,14 @@ class Segmentations:
         self.text = np.frombuffer(b"".join(texts), np.uint8)
         self.parts = np.array(parts, np.int64).reshape(-1, 6)
         self.first = np.searchsorted(self.parts[:, 0], np.arange(len(segmentations) + 1))
+
+    def at(self, rows: np.ndarray) -> Segmentations:
+        """Those of the annotations `rows`, ascending, which become 0, 1, ...; the arrays are shared."""
+        chosen = copy.copy(self)
+        chosen.parts = self.parts[np.isin(self.parts[:, 0], rows)]
+        chosen.parts[:, 0] = np.searchsorted(rows, chosen.parts[:, 0])
+        chosen.first = np.searchsorted(chosen.parts[:, 0], np.arange(len(rows) + 1))
+        return chosen
 
     def decode(self, row: int, size: tuple[int, int]) -> np.ndarray:
         """The mask of one annotation, (H, W) uint8 of 0 and 1; all 0 if the annotation has no segmentation."""

@@ -21,7 +21,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cassl_lib.config import PARTS, Config, LabelConfig, TrainConfig
+from cassl_lib.config import PARTS, Config, TrainConfig
 from cassl_lib.data import datasets
 from cassl_lib.files import file_fingerprint
 from cassl_lib.labels.store import PseudoLabelStore
@@ -74,12 +74,13 @@ def settings(request: Request) -> dict[str, Any]:
     chosen = {
         **_choices(request),
         "model": _model_settings(request),
-        "augment": changed(config.augment),
+        # Weak and strong augmentation draw the scale of training images from a range of their own.
+        "augment": changed(config.augment, skip=("sizes" if config.augment.kind == "strong" else "strong_sizes",)),
         "train": _train_settings(request),
         "panoptic": changed(config.panoptic) if learns(request) == "panoptic" else {},
         "precision": _precision(section),
     }
-    if request.stage == "warmup" and config.pseudo_labels.threshold != LabelConfig().threshold:
+    if request.stage == "warmup" and config.pseudo_labels.threshold is not None:
         chosen["threshold"] = config.pseudo_labels.threshold
     if request.stage == "finetune" and request.inputs and request.parts != PARTS[:3]:
         chosen["parts"] = request.parts
@@ -109,14 +110,22 @@ def changed(section: Any, *, skip: Sequence[str] = ()) -> dict[str, Any]:
 
 def data_names(request: Request) -> tuple[str, ...]:
     """Names of the data that a request reads besides its inputs."""
-    counted = ("store" if request.config.store else "pool",)
+    tuning = ("heldout",) if tunes(request) else ()
     if request.stage == "pseudo_labels":
         return ("pool",)
     if request.stage == "warmup":
-        return ("val",) if request.inputs else ("val", "store")
-    # A baseline is as long as a warm-up: in epochs that depends on the size of its pool.
-    counts_pool = request.is_baseline and not request.config.warmup.steps
-    return ("labeled", "val", *(counted if counts_pool else ()))
+        return ("val", *tuning) if request.inputs else ("val", "store")
+    return ("labeled", "val", *tuning)
+
+
+def tunes(request: Request) -> bool:
+    """Whether the stage chooses a threshold on held-out images: of the pseudo labels, or of the panoptic merge."""
+    config = request.config
+    if config.heldout is None:
+        return False
+    if request.stage == "warmup":
+        return bool(request.inputs) and config.pseudo_labels.threshold is None
+    return learns(request) == "panoptic" and config.panoptic.score_threshold is None
 
 
 def _choices(request: Request) -> dict[str, Any]:
@@ -140,15 +149,7 @@ def _model_settings(request: Request) -> dict[str, Any]:
 def _train_settings(request: Request) -> dict[str, Any]:
     """Schedule and optimizer; `epochs` does not decide where `steps` is given."""
     section = getattr(request.config, request.stage)
-    chosen = changed(section, skip=(*IDLE, "precision", "epochs" if section.steps else "steps"))
-    if request.is_baseline:
-        warmup = request.config.warmup
-        if section.steps and warmup.steps:
-            chosen["steps"] = section.steps + warmup.steps
-        else:
-            names = ("steps",) if warmup.steps else ("epochs", "batch_size")
-            chosen["plus"] = {name: getattr(warmup, name) for name in names}
-    return chosen
+    return changed(section, skip=(*IDLE, "precision", "epochs" if section.steps else "steps"))
 
 
 def _weights_hash(file: str) -> str:
@@ -183,8 +184,8 @@ def _fingerprint(name: str, request: Request) -> str:
         return datasets.pool(config).fingerprint
     if name == "store":
         return PseudoLabelStore(config.store).fingerprint
-    images = datasets.labeled_set if name == "labeled" else datasets.validation_set
-    return images(config, annotation).fingerprint
+    sets = {"labeled": datasets.labeled_set, "val": datasets.validation_set, "heldout": datasets.heldout_set}
+    return sets[name](config, annotation).fingerprint
 
 
 def _description(name: str, config: Config) -> list[Any]:
@@ -192,7 +193,8 @@ def _description(name: str, config: Config) -> list[Any]:
     value = config.unlabeled if name == "pool" else getattr(config, name)
     if name == "pool" and value in ("scenes", "split"):
         return [value, config.split, config.scenes]
-    return [value, config.scenes if value == "scenes" else ()]
+    drawn = [config.labeled_images, config.seed] if name == "labeled" and config.labeled_images else []
+    return [value, config.scenes if value == "scenes" else (), *drawn]
 
 
 def _json(value: Any) -> Any:

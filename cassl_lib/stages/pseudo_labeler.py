@@ -18,6 +18,7 @@ def pseudo_labeler(request: Request, run: Run) -> dict:
     config = request.config
     labeled, val = datasets.labeled_set(config), datasets.validation_set(config)
     training = Training(
+        stage=request.stage,
         title=request.title,
         model=class_agnostic_or_specific_model(config, labeled.classes),
         section=config.pseudo_labeler,

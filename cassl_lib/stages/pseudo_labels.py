@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 from pathlib import Path
 
 import torch
 
-from cassl_lib.config import Config
+from cassl_lib import paths
+from cassl_lib.config import THRESHOLD, Config
 from cassl_lib.data import datasets
 from cassl_lib.data.augment import test_transform
+from cassl_lib.data.coco import CocoImages
 from cassl_lib.data.loader import Samples
+from cassl_lib.data.pool.build import build_pool
 from cassl_lib.data.pool.index import Pool
 from cassl_lib.errors import PseudoLabelError
 from cassl_lib.evaluation.labels import judge_labels, read_ground_truth
 from cassl_lib.labels.shards import AGNOSTIC, read_manifest
 from cassl_lib.labels.store import PseudoLabelStore
-from cassl_lib.runs import Run
+from cassl_lib.runs import Run, find_run
 from cassl_lib.stages.labeling import image_seconds, label_pool
 from cassl_lib.stages.models import load_detector
 from cassl_lib.stages.requests import Request
+from cassl_lib.stages.thresholds import Proposal, propose_threshold, quality_at
 from cassl_lib.training.distributed import device_of_process, rank_and_world
 from cassl_lib.training.optimizer import precision_of
 
@@ -34,9 +39,10 @@ def pseudo_labels(request: Request, run: Run) -> dict:
         The run's result: number of labels above the threshold and, where the pool has hidden ground truth, their
         quality; images, seconds, unreadable images.
     """
+    threshold = threshold_of(request.config, run)  # all processes share the labeling of the held-out images
     if rank_and_world()[0]:
         return {}
-    config, store = request.config, PseudoLabelStore(run.store, threshold=request.config.pseudo_labels.threshold)
+    config, store = request.config, PseudoLabelStore(run.store, threshold=threshold)
     return {
         "metrics": judge(config, store),
         "images": len(store) + len(store.unreadable),
@@ -51,6 +57,40 @@ def label(request: Request, run: Run) -> None:
     Any number of processes share the work, those of other jobs and machines too.
     """
     label_into(run.store, request.inputs[0], datasets.pool(request.config), request.config, log=run.log)
+
+
+def threshold_of(config: Config, labels: Run | None) -> float:
+    """The score threshold of the labels that a warm-up reads (eq. 3): the configuration's, or else the best one.
+
+    Args:
+        labels: the pseudo_labels run; None for a store from elsewhere, of which no held-out images can be labeled.
+    """
+    if config.pseudo_labels.threshold is not None:
+        return config.pseudo_labels.threshold
+    proposal = best_threshold(config, labels) if labels else None
+    return proposal.threshold if proposal else THRESHOLD
+
+
+def best_threshold(config: Config, labels: Run) -> Proposal | None:
+    """The threshold with the best F1 on the held-out images, of the pseudo labeler of `labels`; None without any."""
+    held = heldout_labels(config, labels)
+    return propose_threshold(quality_at(*held)) if held else None
+
+
+def heldout_labels(config: Config, labels: Run) -> tuple[PseudoLabelStore, CocoImages] | None:
+    """The held-out images and their labels by the pseudo labeler of `labels`, made now if missing; None without any.
+
+    Raises:
+        DataError: a held-out image is also trained on or evaluated on.
+        MissingRun: the pseudo labeler's run was deleted.
+    """
+    images = datasets.heldout_set(config)
+    if images is None:
+        return None
+    store = labels.folder / f"heldout-{images.fingerprint[:8]}"
+    pool = build_pool([f"{images.path}{os.pathsep}{images.folder}"], paths.runs() / "pools")
+    label_into(store, find_run(labels.inputs["pseudo_labeler"]), pool, config)
+    return PseudoLabelStore(store), images
 
 
 def label_into(store: Path, labeler: Run, pool: Pool, config: Config, *, log=lambda entry: None) -> None:

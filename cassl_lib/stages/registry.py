@@ -18,10 +18,10 @@ class Stage:
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("pseudo_labeler", "pseudo labeler", 1, ()),
-        Stage("pseudo_labels", "pseudo labels", None, ("pseudo_labeler",), trains=False),
-        Stage("warmup", "warm-up", 2, ("pseudo_labels",)),
-        Stage("finetune", "finetuning", 3, ("warmup", "pseudo_labeler")),
+        Stage("pseudo_labeler", "pseudo labeler", 1, (), version=2),
+        Stage("pseudo_labels", "pseudo labels", None, ("pseudo_labeler",), trains=False, version=2),
+        Stage("warmup", "warm-up", 2, ("pseudo_labels",), version=2),
+        Stage("finetune", "finetuning", 3, ("warmup", "pseudo_labeler"), version=2),
     )
 }
 SCRATCH = "scratch"  # finetuning that starts from no run: the baseline

@@ -6,7 +6,7 @@ A request is cheap: no data is read and nothing is made. `graph.obtain` finds or
     requests.warmup(config, store)                on the labels of a given pseudo_labels run or request
     requests.finetune(config)                     CA-SSL
     requests.finetune(config, requests.pseudo_labeler(config))   Objects (G,A) of Table 2
-    requests.baseline(config)                     from scratch, as long as warm-up and finetuning together
+    requests.baselines(config)                    from scratch, one for each length of the configuration
 """
 
 from __future__ import annotations
@@ -118,13 +118,24 @@ def finetune(config: Config, start: Request | Run | None = None, *, parts: tuple
     return Request("finetune", config, (start or warmup(config),), tuple(part for part in PARTS if part in parts))
 
 
-def baseline(config: Config) -> Request:
-    """Finetuning from the backbone's initial weights, for the steps of warm-up and finetuning together."""
-    return Request("finetune", config)
+def baseline(config: Config, length: float = 1) -> Request:
+    """Finetuning from the backbone's initial weights, `length` times as long as the configuration's finetuning."""
+    return Request("finetune", longer(config, "finetune", length))
+
+
+def baselines(config: Config) -> tuple[Request, ...]:
+    """The baselines of all lengths; the best one on held-out images is compared with CA-SSL, see `stages/choice.py`."""
+    return tuple(baseline(config, length) for length in config.baseline_lengths)
+
+
+def longer(config: Config, stage: str, factor: float) -> Config:
+    """The configuration with `stage` trained `factor` times as long."""
+    own: TrainConfig = getattr(config, stage)
+    return replace(config, **{stage: replace(own, epochs=own.epochs * factor, steps=round(own.steps * factor))})
 
 
 def chain(config: Config) -> dict[str, Request]:
-    """The requests that belong together: every stage, the baseline and Objects (G,A)."""
+    """The requests that belong together: every stage, the baselines by length, and Objects (G,A)."""
     labeler = pseudo_labeler(config)
     labels = pseudo_labels(config, labeler)
     warmed_up = warmup(config, None if config.store else labels)
@@ -132,7 +143,7 @@ def chain(config: Config) -> dict[str, Request]:
         "pseudo_labeler": labeler,
         "pseudo_labels": labels,
         "warmup": warmed_up,
-        "baseline": baseline(config),
+        **{f"baseline_{length:g}x": baseline(config, length) for length in config.baseline_lengths},
         "objects_ga": finetune(config, labeler),
         "cassl": finetune(config, warmed_up),
     }
@@ -202,11 +213,12 @@ def describe(asked: Request) -> str:
     if asked.stage == "pseudo_labels":
         return f"{config.split} by {source}"
     if asked.stage == "warmup":
-        on = f"labels above {config.pseudo_labels.threshold:g} of {source or config.store}"
+        threshold = config.pseudo_labels.threshold
+        on = f"labels{'' if threshold is None else f' above {threshold:g}'} of {source or config.store}"
         return f"{learned}, {length(config.warmup)} on {on}"
     own = f"{config.target}, {config.augment.kind}, {length(config.finetune)}"
     if asked.is_baseline:
-        return f"{own} plus {length(config.warmup)}, from scratch"
+        return f"{own}, from scratch"
     return f"{own}, {' '.join(asked.parts)} from {source}"
 
 

@@ -6,22 +6,17 @@ without them only the number of labels can be compared.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from tqdm import tqdm
 
-from cassl_lib.config import Config
-from cassl_lib.data import datasets
 from cassl_lib.data.coco import CocoImages
 from cassl_lib.errors import DataError
 from cassl_lib.evaluation.labels import ground_truth_of, judge_labels
 from cassl_lib.evaluation.matching import match
 from cassl_lib.labels.store import PseudoLabelStore
-from cassl_lib.runs import Run
-from cassl_lib.stages import graph, requests
 
 THRESHOLDS = (0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8)
 TOLERANCE = 0.01  # of F1: thresholds this close to the best are equally good
@@ -39,26 +34,33 @@ class Proposal:
 
 
 def quality_at(labels: PseudoLabelStore, images: CocoImages, thresholds: Sequence[float] = THRESHOLDS) -> list[dict]:
-    """Precision, recall and F1 of the boxes (IoU 0.5, class-agnostic) at each threshold, against labeled images.
+    """Precision, recall and F1 of the boxes (IoU 0.5) at each threshold, against labeled images.
+
+    Class-specific labels must also have the class of the object that they match.
 
     Returns:
         One row per threshold: `threshold`, `precision`, `recall`, `f1`, `labels_per_image`.
     """
-    ground_truth, rows = ground_truth_of(images), []
-    for threshold in tqdm(thresholds, desc="judging", unit="threshold", mininterval=1, disable=None):
-        kept = labels.at(threshold)
-        judged = judge_labels(kept, ground_truth)
-        precision, recall = judged["precision"], judged["recall"]
-        rows.append(
-            {
-                "threshold": threshold,
-                "precision": precision,
-                "recall": recall,
-                "f1": 2 * precision * recall / (precision + recall) if precision + recall else 0.0,
-                "labels_per_image": int(kept.statistics([threshold])["labels"][0]) / max(len(labels), 1),
-            }
-        )
-    return rows
+    names = [category["name"] for category in labels.categories]
+    if len(names) > 1 and names == list(images.classes):
+        kept, correct = (counts.sum(0) for counts in _counts_by_class(labels, images, thresholds))
+        shares = list(zip(correct / np.maximum(kept, 1), correct / max(len(images.boxes), 1), strict=True))
+    else:
+        ground_truth, shares = ground_truth_of(images), []
+        for threshold in tqdm(thresholds, desc="judging", unit="threshold", mininterval=1, disable=None):
+            judged = judge_labels(labels.at(threshold), ground_truth)
+            shares.append((judged["precision"], judged["recall"]))
+    per_image = labels.statistics(thresholds)["labels_per_image"]
+    return [
+        {
+            "threshold": threshold,
+            "precision": float(precision),
+            "recall": float(recall),
+            "f1": float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0,
+            "labels_per_image": float(count),
+        }
+        for threshold, (precision, recall), count in zip(thresholds, shares, per_image, strict=True)
+    ]
 
 
 def propose_threshold(quality: Sequence[dict]) -> Proposal:
@@ -181,17 +183,3 @@ def _with_ground_truth(labels: PseudoLabelStore, images: CocoImages) -> Iterator
         item = labels[index]
         row = row_of[item["image_id"]]
         yield item, slice(images.first[row], images.first[row + 1])
-
-
-def heldout_labels(config: Config, labeler: Run) -> tuple[PseudoLabelStore, CocoImages] | None:
-    """The pseudo labeler's labels of the held-out images, made now if missing, and these images; None without any.
-
-    Raises:
-        DataError: a held-out image is also trained on or evaluated on.
-    """
-    images = datasets.heldout_set(config)
-    if images is None:
-        return None
-    heldout = replace(config, unlabeled=f"{images.path}{os.pathsep}{images.folder}")
-    run = graph.obtain(requests.pseudo_labels(heldout, labeler))
-    return PseudoLabelStore(run.store, threshold=config.pseudo_labels.threshold), images

@@ -9,13 +9,16 @@ import torch
 from safetensors.torch import load_file
 
 from cassl_lib.config import Config, ModelConfig, TrainConfig
+from cassl_lib.data import datasets
 from cassl_lib.data.augment import training_transform
 from cassl_lib.data.coco import CocoImages
+from cassl_lib.data.entities import EntityImages
 from cassl_lib.data.loader import Order, Samples, batches
 from cassl_lib.data.source import ImageSource
 from cassl_lib.evaluation.detector import evaluate_detector
 from cassl_lib.models import TransferReport, build_detector, copy_parts
 from cassl_lib.runs import Run
+from cassl_lib.streams import stream
 from cassl_lib.training import engine
 from cassl_lib.training.distributed import device_of_process, rank_and_world, seed_everything
 from cassl_lib.training.optimizer import number_of_steps, scaled_rate
@@ -28,6 +31,7 @@ logger = logging.getLogger(__name__)
 class Training:
     """What a stage trains: a detector, for how long, on which images, starting where."""
 
+    stage: str  # whose random streams it draws from
     title: str  # of the stage, for messages
     model: ModelConfig
     section: TrainConfig
@@ -49,7 +53,7 @@ def train_detector(training: Training, config: Config, run: Run) -> dict:
         NonFiniteLoss: a loss is not finite; the last checkpoint is kept.
     """
     # Build: initial weights, then the parts that are copied.
-    seed_everything(config.seed)
+    seed_everything(stream(config.seed, training.stage, "weights"))
     detector = build_detector(training.model)
     copied = copy_parts(load_file(training.start.weights), detector, parts=training.parts) if training.start else None
     # channels_last: the memory format in which convolutions are fastest.
@@ -77,6 +81,8 @@ def train_detector(training: Training, config: Config, run: Run) -> dict:
         classes=training.classes,
         folder=run.folder,
         panoptic=config.panoptic,
+        heldout=_heldout_of(training, config),
+        side=datasets.area_side(config),
         unreadable=unreadable,
     )
     if rank_and_world()[0] == 0:
@@ -95,14 +101,21 @@ def train_detector(training: Training, config: Config, run: Run) -> dict:
     }
 
 
+def _heldout_of(training: Training, config: Config) -> EntityImages | None:
+    """The images on which the score threshold of the panoptic merge is chosen, where one has to be."""
+    if not isinstance(training.val, EntityImages) or config.panoptic.score_threshold is not None:
+        return None
+    return datasets.heldout_set(config, "entities") if training.classes else None
+
+
 def _loader(training: Training, config: Config):
     """The training samples, and a function of the first step that returns their loader."""
     samples = Samples(
         training.source,
-        training_transform(config.augment),
+        training_transform(config.augment, pseudo_labeled=training.stage == "warmup"),
         masks=training.model.masks,
         classes=training.classes,
-        seed=config.seed,
+        seed=stream(config.seed, training.stage, "augmentation"),
     )
     rank, world = rank_and_world()
 
@@ -112,7 +125,7 @@ def _loader(training: Training, config: Config):
             batch_size=training.section.batch_size,
             start=step,
             stop=training.steps,
-            seed=config.seed,
+            seed=stream(config.seed, training.stage, "order"),
             rank=rank,
             world=world,
         )

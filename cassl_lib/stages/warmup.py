@@ -16,6 +16,7 @@ from cassl_lib.errors import DataError
 from cassl_lib.labels.store import PseudoLabelStore
 from cassl_lib.runs import Run
 from cassl_lib.stages.models import class_agnostic_or_specific_model
+from cassl_lib.stages.pseudo_labels import threshold_of
 from cassl_lib.stages.requests import Request
 from cassl_lib.stages.training import Training, train_detector
 from cassl_lib.training.distributed import rank_and_world
@@ -38,6 +39,7 @@ def warmup(request: Request, run: Run) -> dict:
     if rank_and_world()[0] == 0:
         store.verify()
     training = Training(
+        stage=request.stage,
         title=request.title,
         model=class_agnostic_or_specific_model(config, [category["name"] for category in store.categories]),
         section=config.warmup,
@@ -50,8 +52,9 @@ def warmup(request: Request, run: Run) -> dict:
 
 def store_of(request: Request) -> PseudoLabelStore:
     """The pseudo labels that a warm-up reads, above its threshold; its input is finished or a store from elsewhere."""
-    folder = request.inputs[0].store if request.inputs else Path(request.config.store)
-    return PseudoLabelStore(folder, threshold=request.config.pseudo_labels.threshold)
+    labels = request.inputs[0] if request.inputs else None
+    folder = labels.store if labels else Path(request.config.store)
+    return PseudoLabelStore(folder, threshold=threshold_of(request.config, labels))
 
 
 def check_store(store: PseudoLabelStore, config: Config, val: CocoImages) -> None:

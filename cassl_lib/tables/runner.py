@@ -28,9 +28,9 @@ from cassl_lib.errors import CasslError
 from cassl_lib.files import locked, write_atomically
 from cassl_lib.resolve import to_json
 from cassl_lib.runs import Run, environment
-from cassl_lib.stages import graph, launch
-from cassl_lib.stages.requests import Request, describe
-from cassl_lib.tables.definitions import ROWS, Row, requests_of
+from cassl_lib.stages import choice, graph, launch
+from cassl_lib.stages.requests import Request, describe, length
+from cassl_lib.tables.definitions import ROWS, Cell, Row, requests_of
 
 logger = logging.getLogger(__name__)
 
@@ -169,19 +169,35 @@ def collect(table: int | str, config: Config, seeds: Sequence[int]) -> dict:
     """The numbers of a table: None where a run is missing or has no such number.
 
     Returns:
-        `table`, `profile`, `seeds`, `rows`: by row, column and seed a number between 0 and 1 or None; `runs`: by seed
-        the runs used, with seconds, hardware, date and commit; `config`; `environment`.
+        `table`, `profile`, `seeds`, `rows`: by row, column and seed a number between 0 and 1 or None; `lengths`: of
+        cells that several lengths compete for, by steps and seed the number on the reported images, and the steps
+        `chosen` on held-out images; `runs`: by seed the runs used, with seconds, hardware, date and commit; `config`;
+        `environment`.
     """
-    whole: dict = {"table": table, "profile": config.profile, "seeds": list(seeds), "rows": {}, "runs": {}}
+    whole: dict = {"table": table, "profile": config.profile, "seeds": list(seeds)}
+    whole |= {"rows": {}, "lengths": {}, "runs": {}}
     for seed in seeds:
         rows = ROWS[table](replace(config, seed=seed))
         found = graph.find_all(requests_of(rows))
         for row in rows:
             cells = whole["rows"].setdefault(row.name, {})
             for column, cell in row.cells.items():
-                cells.setdefault(column, {})[str(seed)] = number(found[cell.request], cell.kind, cell.number)
+                best = choice.best_of([found[each] for each in cell.candidates], cell.request.config)
+                cells.setdefault(column, {})[str(seed)] = number(best, cell.kind, cell.number)
+                if cell.longer and cell.number in ("AP", "PQ"):
+                    _add_lengths(whole["lengths"], cell, found, best, name=f"{row.name}, {column}", seed=str(seed))
         whole["runs"][str(seed)] = {run.id: _facts(request, run) for request, run in found.items() if run}
     return whole | {"config": to_json(config), "environment": environment()}
+
+
+def _add_lengths(lengths: dict, cell: Cell, found: FinishedRuns, best: Run | None, *, name: str, seed: str) -> None:
+    """The curve of a cell over the lengths that compete for it."""
+    curve = lengths.setdefault(name, {"steps": {}, "chosen": {}})
+    for request in cell.candidates:
+        run = found[request]
+        steps = str(run.result["steps"]) if run else length(request.config.finetune)
+        curve["steps"].setdefault(steps, {})[seed] = number(run, cell.kind, cell.number)
+    curve["chosen"][seed] = str(best.result["steps"]) if best else None
 
 
 def number(run: Run | None, kind: str, name: str) -> float | None:

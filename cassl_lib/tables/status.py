@@ -87,5 +87,4 @@ def work_of(request: Request, images: Mapping[str, int]) -> int:
     if request.stage == "pseudo_labels":
         return images["pool"]
     over = {"pseudo_labeler": images["labeled"], "warmup": images["warmup"], "finetune": images["labeled"]}
-    stages = ("finetune", "warmup") if request.is_baseline else (request.stage,)
-    return sum(number_of_steps(getattr(request.config, name), over[name]) for name in stages)
+    return number_of_steps(getattr(request.config, request.stage), over[request.stage])

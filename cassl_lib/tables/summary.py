@@ -12,13 +12,13 @@ from cassl_lib.files import write_atomically
 from cassl_lib.labels.store import PseudoLabelStore
 from cassl_lib.paper import TABLE2
 from cassl_lib.runs import Run
-from cassl_lib.stages import graph, requests
-from cassl_lib.stages.pseudo_labels import judge
+from cassl_lib.stages import choice, graph, requests
+from cassl_lib.stages.pseudo_labels import judge, threshold_of
 from cassl_lib.tables.runner import number
 
 
 def chain_runs(config: Config) -> dict[str, Run]:
-    """The finished runs of the whole chain, by the names of `requests.chain`.
+    """The finished runs of the whole chain, by the names of `requests.chain`, and the best `baseline` of them.
 
     Raises:
         MissingRun: one of them is missing; the message holds the command that makes it.
@@ -26,31 +26,36 @@ def chain_runs(config: Config) -> dict[str, Run]:
     chain, runs = requests.chain(config), {}
     for request in requests.with_inputs(chain.values()):  # each once: to name a run its data are read
         runs[request] = graph.require(request.with_runs(runs.get))
-    return {name: runs[request] for name, request in chain.items()}
+    best = choice.best_of([runs[request] for request in requests.baselines(config)], config)
+    return {name: runs[request] for name, request in chain.items()} | {"baseline": best}
 
 
 def numbers_of(config: Config, runs: Mapping[str, Run]) -> dict[str, float | int | None]:
     """The summary; AP between 0 and 1, None where a run has no such number (boxes only, no hidden ground truth)."""
-    store = PseudoLabelStore(runs["pseudo_labels"].store, threshold=config.pseudo_labels.threshold)
-    labels = judge(config, store)
+    labels_run = runs["pseudo_labels"]
+    labels = judge(config, PseudoLabelStore(labels_run.store, threshold=threshold_of(config, labels_run)))
+    baselines = [run for name, run in runs.items() if name.startswith("baseline_")]
     return {
         "labeler_agnostic_ap": number(runs["pseudo_labeler"], "box_agnostic", "AP"),
         "labeler_agnostic_ap75": number(runs["pseudo_labeler"], "box_agnostic", "AP75"),
         "warmup_agnostic_ap": number(runs["warmup"], "box_agnostic", "AP"),
         "warmup_agnostic_ap75": number(runs["warmup"], "box_agnostic", "AP75"),
         "baseline_ap": number(runs["baseline"], "box", "AP"),
+        "baseline_steps": runs["baseline"].result["steps"],  # the best length on the held-out images
+        "baseline_by_steps": {str(run.result["steps"]): number(run, "box", "AP") for run in baselines},
         "objects_ga_ap": number(runs["objects_ga"], "box", "AP"),
         "cassl_ap": number(runs["cassl"], "box", "AP"),
         "baseline_mask_ap": number(runs["baseline"], "mask", "AP"),
         "objects_ga_mask_ap": number(runs["objects_ga"], "mask", "AP"),
         "cassl_mask_ap": number(runs["cassl"], "mask", "AP"),
         "pseudo_labels": labels["labels"],
+        "pseudo_threshold": labels["threshold"],
         "pseudo_precision": labels.get("precision"),
         "pseudo_recall": labels.get("recall"),
         "pseudo_recall_75": labels.get("recall_75"),
         "pseudo_recall_unnamed": labels.get("recall_unnamed"),
         "pseudo_edge_errors": labels.get("edge_errors"),
-        "seconds": round(sum(run.result["seconds"] for run in runs.values()), 1),
+        "seconds": round(sum(run.result["seconds"] for run in {run.id: run for run in runs.values()}.values()), 1),
     }
 
 

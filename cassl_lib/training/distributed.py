@@ -49,7 +49,7 @@ def rank_and_world() -> tuple[int, int]:
 def seed_everything(seed: int) -> None:
     """Seed the global generators of Python, NumPy and torch, and ask cuDNN for repeatable kernels."""
     random.seed(seed)
-    np.random.seed(seed)
+    np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     torch.backends.cudnn.benchmark = False
 

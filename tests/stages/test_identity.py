@@ -88,7 +88,11 @@ def test_each_field_of_the_model_decides(field, config):
 def test_each_field_of_the_augmentation_decides(field, config):
     value = another(getattr(config.augment, field))
     expected = TRAINED | ({"pseudo_labels"} if field in ("test_size", "longest") else set())
-    assert moved(config, with_section(config, "augment", **{field: value})) == expected
+    weak, strong = (with_section(config, "augment", kind=kind) for kind in ("weak", "strong"))
+    for kind, other, used in (("weak", weak, field != "strong_sizes"), ("strong", strong, field != "sizes")):
+        if field == "kind":
+            other, value = weak, "strong"
+        assert moved(other, with_section(other, "augment", **{field: value})) == (expected if used else set()), kind
 
 
 IDLE = {"workers", "checkpoint_every", "log_every", "epochs"}  # epochs: the smoke profile gives steps
@@ -105,8 +109,6 @@ def test_each_field_of_a_training_section_decides_its_own_stage(field, section, 
     values = {"precision": "bf16", "optimizer": "sgd"}
     value = values.get(field, another(getattr(getattr(config, section), field)))
     expected = set() if field in IDLE else set(STAGE_OF[section])
-    if field == "steps" and section == "warmup":
-        expected |= {"baseline"}  # as long as warm-up and finetuning together
     if field == "precision" and section == "pseudo_labeler":
         expected |= {"pseudo_labels"}
     assert moved(config, with_section(config, section, **{field: value})) == expected
@@ -114,10 +116,10 @@ def test_each_field_of_a_training_section_decides_its_own_stage(field, section, 
 
 def test_epochs_decide_where_there_are_no_steps(config):
     epochs = replace(config, **{name: replace(getattr(config, name), steps=0, epochs=3.0) for name in STAGE_OF})
-    assert moved(epochs, with_section(epochs, "warmup", epochs=4.0)) == {"warmup", "baseline"}
-    assert moved(epochs, with_section(epochs, "warmup", batch_size=4)) == {"warmup", "baseline"}
+    assert moved(epochs, with_section(epochs, "warmup", epochs=4.0)) == {"warmup"}
+    assert moved(epochs, with_section(epochs, "warmup", batch_size=4)) == {"warmup"}
     assert moved(epochs, with_section(epochs, "finetune", epochs=4.0)) == {"finetune", "objects_ga", "baseline"}
-    assert moved(epochs, replace(epochs, split="small")) == {"pseudo_labels", "baseline"}
+    assert moved(epochs, replace(epochs, split="small")) == {"pseudo_labels"}
 
 
 @pytest.mark.parametrize("field", [field.name for field in fields(LabelConfig)])
@@ -129,7 +131,7 @@ def test_each_field_of_the_pseudo_labels_decides(field, config):
 
 @pytest.mark.parametrize("field", [field.name for field in fields(PanopticConfig)])
 def test_each_field_of_the_panoptic_merge_decides_where_it_is_used(field, config):
-    value = getattr(config.panoptic, field) / 2 if "threshold" in field else 7
+    value = {"score_threshold": 0.4, "overlap_threshold": 0.25, "min_stuff_area": 7}[field]
     assert moved(config, with_section(config, "panoptic", **{field: value})) == set()
     panoptic = replace(config, target="panoptic")
     tuned = {"finetune", "objects_ga", "baseline"}
@@ -146,7 +148,25 @@ def test_the_choices_decide_what_they_concern(config):
     entities = replace(config, annotation="entities", target="panoptic")
     assert moved(entities, replace(entities, crowd="ignore")) == TRAINED
     assert moved(config, replace(config, split="small")) == {"pseudo_labels"}
-    assert moved(config, replace(config, make_inputs=False, profile="demo", heldout=None)) == set()
+    assert moved(config, replace(config, make_inputs=False, profile="demo", baseline_lengths=(3,))) == set()
+
+
+def test_held_out_images_decide_where_a_threshold_is_chosen_on_them(config):
+    assert moved(config, replace(config, heldout=None)) == {"warmup"}
+    given = with_section(config, "pseudo_labels", threshold=0.4)
+    assert moved(given, replace(given, heldout=None)) == set()
+    panoptic = replace(config, target="panoptic")
+    assert moved(panoptic, replace(panoptic, heldout=None)) == {"warmup", "finetune", "objects_ga", "baseline"}
+
+
+def test_the_number_of_labeled_images_decides_where_they_are_trained_on(config):
+    fewer = replace(config, labeled_images=3)
+    assert moved(config, fewer) == {"pseudo_labeler", "finetune", "objects_ga", "baseline"}
+    warmed = requests.finetune(config, run_named("warmup"))
+    every, other = (replace(config, labeled_images=0, seed=seed) for seed in (0, 1))
+    assert identity.identity(warmed)["data"] != identity.identity(replace(warmed, config=every))["data"]
+    both = [identity.identity(replace(warmed, config=each))["data"] for each in (every, other)]
+    assert both[0] == both[1]  # the seed draws nothing where all images are used
 
 
 def test_parts_decide_where_something_is_copied(config):
@@ -199,7 +219,7 @@ def test_a_new_setting_with_a_neutral_default_renames_no_run(section, config):
 
 def test_a_raised_version_renames_the_runs_of_its_stage(config, monkeypatch):
     before = names(config)
-    newer = replace(registry.STAGES["warmup"], version=2)
+    newer = replace(registry.STAGES["warmup"], version=registry.STAGES["warmup"].version + 1)
     monkeypatch.setitem(registry.STAGES, "warmup", newer)
     after = names(config)
     assert {name for name in before if before[name] != after[name]} == {"warmup"}
@@ -213,10 +233,10 @@ def test_defaults_are_held():
     kinds = (ModelConfig, AugmentConfig, TrainConfig, LabelConfig, PanopticConfig)
     assert {kind.__name__: {f.name: f.default for f in fields(kind)} for kind in kinds} == DEFAULTS
     assert {stage.name: stage.version for stage in registry.STAGES.values()} == {
-        "pseudo_labeler": 1,
-        "pseudo_labels": 1,
-        "warmup": 1,
-        "finetune": 1,
+        "pseudo_labeler": 2,
+        "pseudo_labels": 2,
+        "warmup": 2,
+        "finetune": 2,
     }
 
 
@@ -277,7 +297,7 @@ DEFAULTS = {
         "checkpoint_every": 1000,
         "log_every": 50,
     },
-    "LabelConfig": {"keep": None, "threshold": 0.5, "batch_size": 16, "shard_size": 10_000},
+    "LabelConfig": {"keep": None, "threshold": None, "batch_size": 16, "shard_size": 10_000},
     "PanopticConfig": {"score_threshold": 0.5, "overlap_threshold": 0.5, "min_stuff_area": 64 * 64},
 }
 

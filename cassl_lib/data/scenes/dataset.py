@@ -25,19 +25,23 @@ from tqdm import tqdm
 
 from cassl_lib.data.scenes.kinds import NAMED
 from cassl_lib.data.scenes.records import UnitRecords, as_png, panoptic_segments
-from cassl_lib.data.scenes.scene import LABELED, PARTS, UNITS, Scene, SceneSpec, draw_scene
+from cassl_lib.data.scenes.scene import LABELED, POOLS, UNITS, Scene, SceneSpec, draw_scene
 from cassl_lib.errors import SceneError
 from cassl_lib.files import alone
 
-VERSION = 1  # of the drawing; raise it whenever the same spec gives other pixels or annotations
+VERSION = 2  # of the drawing; raise it whenever the same spec gives other pixels or annotations
 CLASSES = tuple(kind.name for kind in NAMED)
-_PLACES, _OPENIMAGES = (tuple(f"{name}_{part}" for part in range(PARTS)) for name in ("places", "openimages"))
-# UNSTATED: Sec. 4, what small, base and large consist of; inferred from the sizes the paper prints
+_POOLS = tuple(f"pool_{part}" for part in range(POOLS))
+# DEVIATES: each pool contains the smaller ones, at the paper's ratios, 1 : 5.6 : 15 : 31, and all scenes look like the
+# labeled ones, so that only their number differs. The paper's larger pools come from other sources; scenes of other
+# looks are pools of their own, as large as base.
 SPLITS: dict[str, tuple[str, ...]] = {
-    "tiny": ("coco",),
-    "small": ("coco", *_PLACES[:3]),
-    "base": _OPENIMAGES,
-    "large": ("coco", *_PLACES, *_OPENIMAGES),
+    "tiny": _POOLS[:1],
+    "small": _POOLS[:2],
+    "base": _POOLS[:3],
+    "large": _POOLS,
+    "places": ("places",),
+    "openimages": ("openimages",),
 }
 
 
@@ -203,7 +207,7 @@ def _draw_unit(files: SceneFiles, spec: SceneSpec, unit: str, progress: bool) ->
     for path in files._all(unit):
         (path.parent if path.suffix else path).mkdir(parents=True, exist_ok=True)
     digest, records = hashlib.sha256(), UnitRecords(unit)
-    indices = range(_size(spec, unit))
+    indices = range(unit_size(spec, unit))
     for index in tqdm(indices, desc=f"drawing {unit}", unit="scene", mininterval=1, disable=not progress):
         scene = draw_scene(spec, unit, index)
         stem = records.add_image(index, scene)
@@ -225,6 +229,7 @@ def _draw_unit(files: SceneFiles, spec: SceneSpec, unit: str, progress: bool) ->
     return digest.hexdigest()
 
 
-def _size(spec: SceneSpec, unit: str) -> int:
+def unit_size(spec: SceneSpec, unit: str) -> int:
+    """Number of scenes of a unit."""
     name, _, part = unit.partition("_")
-    return asdict(spec)[f"{name}_part" if part else name]
+    return spec.pool[int(part)] if part else getattr(spec, name)

@@ -16,30 +16,26 @@ from cassl_lib.data.scenes.backdrop import SKY, Backdrop, draw_backdrop, noise
 from cassl_lib.data.scenes.kinds import BODY, CORE, DARK, DETAIL, NAMED, SHADE, THIN, UNNAMED, Kind, Pen
 from cassl_lib.data.scenes.layers import Layer, Ownership, make_layer, stamp, window
 
-PARTS = 10  # of places and of openimages each, as in the paper's release
-UNITS = (
-    *("train", "val", "tune", "coco"),
-    *(f"places_{part}" for part in range(PARTS)),
-    *(f"openimages_{part}" for part in range(PARTS)),
-)
+POOLS = 4  # units of unlabeled scenes that look like the labeled ones
+UNITS = ("train", "val", "tune", *(f"pool_{part}" for part in range(POOLS)), "places", "openimages")
 LABELED = UNITS[:3]
 
 
 @dataclass(frozen=True)
 class SceneSpec:
-    """Number and difficulty of the scenes; by default labeled : tiny : small : base : large = 1 : 1 : 5.5 : 15 : 31."""
+    """Number and difficulty of the scenes."""
 
     size: int = 128  # long side, pixels
-    train: int = 500
-    val: int = 300
-    tune: int = 300  # for choosing learning rates, thresholds and the fields below; never reported on
-    coco: int = 500  # unlabeled, drawn like train
-    places_part: int = 750  # per part, of ten: other grounds and walls, a yellow cast, fewer things
-    openimages_part: int = 750  # per part, of ten: night or evening, more clutter, most unnamed things
+    train: int = 500  # labeled scenes, of which a run uses `Config.labeled_images`, drawn by its seed
+    val: int = 1000
+    tune: int = 300  # for choosing learning rates, lengths, thresholds and the fields below; never reported on
+    pool: tuple[int, ...] = (100, 460, 940, 1600)  # unlabeled, drawn like train; the pools add up to 100, 560, ...
+    places: int = 1500  # unlabeled: other grounds and walls, a yellow cast, fewer things
+    openimages: int = 1500  # unlabeled: night or evening, more clutter, most unnamed things
     seed: int = 0
     odd_shapes: float = 0.06  # fraction of scenes that are not square
-    objects: tuple[int, int] = (2, 9)  # minimum and maximum number of things per labeled image
-    radius: tuple[float, float] = (0.045, 0.22)  # of a thing (half its height), as fractions of the long side
+    objects: tuple[int, int] = (2, 8)  # minimum and maximum number of things per labeled image
+    radius: tuple[float, float] = (0.06, 0.3)  # of a thing (half its height), as fractions of the long side
     overlap: float = 0.6  # maximum fraction of a thing that nearer things hide
     camouflage: float = 0.6  # 0: own colors; 1: body and appendages take the colors behind them
     appendages: float = 0.5  # fraction of things with one or two thin appendages, which extend the box
@@ -51,7 +47,7 @@ class SceneSpec:
     detail: float = 0.8  # contrast of the part or pattern that distinguishes the members of a pair
     noise: float = 0.015  # standard deviation of the camera noise; white is 1
     shift: float = 1.0  # strength of the light and color shift of places and openimages
-    unnamed: tuple[float, float, float, float] = (0.02, 0.2, 0.45, 0.55)  # shares in labeled, coco, places, openimages
+    unnamed: tuple[float, float, float, float] = (0.02, 0.1, 0.45, 0.55)  # shares in labeled, pool, places, openimages
 
 
 @dataclass(frozen=True)
@@ -80,12 +76,12 @@ class _Domain:
 
 
 def _domain(spec: SceneSpec, unit: str) -> _Domain:
-    labeled, coco, places, openimages = spec.unnamed
-    if unit.startswith("places"):
+    labeled, pool, places, openimages = spec.unnamed
+    if unit == "places":
         return _Domain("places", places, 0.75, 1.0)
-    if unit.startswith("openimages"):
+    if unit == "openimages":
         return _Domain("openimages", openimages, 1.0, 1.5)
-    return _Domain("home", coco if unit == "coco" else labeled, 1.0, 1.0)
+    return _Domain("home", labeled if unit in LABELED else pool, 1.0, 1.0)
 
 
 def _palette(rng: np.random.Generator, spec: SceneSpec, kind: Kind | None) -> np.ndarray:

@@ -25,6 +25,9 @@ def training_canvas(augment: AugmentConfig, sizes: np.ndarray, batch: int) -> fl
     """
     if augment.crop:
         return canvas([(augment.crop, augment.crop)])
+    if augment.kind == "strong":
+        low, high = augment.strong_sizes
+        return _mean_canvas(augment, sizes, batch, tuple(range(low, high + 1)))
     return _mean_canvas(augment, sizes, batch, augment.sizes)
 
 

@@ -10,6 +10,7 @@ from cassl_lib.errors import ConfigError
 from cassl_lib.labels.store import PseudoLabelStore
 from cassl_lib.runs import environment
 from cassl_lib.stages import graph, requests
+from cassl_lib.stages.pseudo_labels import threshold_of
 from cassl_lib.stages.requests import Request
 from cassl_lib.tools.plan import cost, estimate
 
@@ -48,7 +49,7 @@ def check(config: Config) -> list[Comparison]:
         run = graph.obtain(request)
         compared.append(Comparison(f"{name}, seconds", planned[name].seconds, time.monotonic() - started))
         if name == "pseudo_labels":
-            compared += _of_store(planned[name], PseudoLabelStore(run.store, config.pseudo_labels.threshold))
+            compared += _of_store(planned[name], PseudoLabelStore(run.store, threshold_of(config, run)))
     return compared
 
 

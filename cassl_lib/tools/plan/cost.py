@@ -81,7 +81,7 @@ class Plan:
 def rows_of(
     config: Config, images: dict[str, int], rates: dict[str, Rate], labels: LabelCounts, *, devices: int
 ) -> list[Row]:
-    """The cost of each stage and of the baseline, in the order of `ROWS`.
+    """The cost of each stage and of the baselines, in the order of `ROWS`.
 
     Args:
         images: numbers of images of labeled, pool (to be labeled), warmup (with labels), val.
@@ -90,7 +90,7 @@ def rows_of(
     evaluation = images["val"] * rates["evaluation"].seconds / devices
     over = {"pseudo_labeler": images["labeled"], "warmup": images["warmup"], "finetune": images["labeled"]}
     steps = {name: number_of_steps(getattr(config, name), over[name]) for name in TRAINING_SECTIONS}
-    steps["baseline"] = steps["warmup"] + steps["finetune"]
+    steps["baseline"] = round(sum(config.baseline_lengths) * steps["finetune"])  # all lengths together
     rows = {"pseudo_labels": _labels_row(config, images["pool"], rates["pseudo_labels"], labels, devices)}
     for name, number in steps.items():
         section = "finetune" if name == "baseline" else name

@@ -33,6 +33,7 @@ from cassl_lib.runs import Run, environment
 from cassl_lib.stages import graph, requests
 from cassl_lib.stages.identity import ANNOTATIONS
 from cassl_lib.stages.models import class_agnostic_or_specific_model
+from cassl_lib.stages.pseudo_labels import threshold_of
 from cassl_lib.tools.plan.canvas import evaluation_canvas, training_canvas
 from cassl_lib.tools.plan.cost import Plan, rows_of
 from cassl_lib.tools.plan.synthetic_photos import SyntheticPhotos
@@ -134,11 +135,11 @@ def survey(config: Config) -> Survey:
     if labeled is not None and val is not None:
         labeler = graph.find(requests.pseudo_labeler(config))
     if config.store:
-        store = PseudoLabelStore(config.store, threshold=config.pseudo_labels.threshold)
+        store = PseudoLabelStore(config.store, threshold=threshold_of(config, None))
         images["pool"], where["pool"] = 0, f"nothing to label: {config.store} has labels"
     elif labeler and drawn and pool is not None:
         if run := graph.find(requests.pseudo_labels(config, labeler)):
-            store = PseudoLabelStore(run.store, threshold=config.pseudo_labels.threshold)
+            store = PseudoLabelStore(run.store, threshold=threshold_of(config, run))
     images["warmup"] = len(store) if store else images["pool"]
     notes = tuple(f"{name}: {images[name]:,} images, {place}" for name, place in where.items())
     return Survey(images, labeled, target, pool, labeler, PseudoLabeled(store) if store else None, notes)
@@ -163,8 +164,7 @@ def _drawn(config: Config) -> bool:
 def scene_count(config: Config) -> int:
     """Number of scenes in the pool of `config`, drawn or not."""
     spec = scenes.SceneSpec(**dict(config.scenes))
-    fields = [unit if unit == "coco" else f"{unit.rpartition('_')[0]}_part" for unit in scenes.SPLITS[config.split]]
-    return sum(getattr(spec, field) for field in fields)
+    return sum(scenes.unit_size(spec, unit) for unit in scenes.SPLITS[config.split])
 
 
 def measure(

@@ -26,7 +26,7 @@ from cassl_lib.errors import DataError
 from cassl_lib.evaluation.rle import encode_masks
 from cassl_lib.models import build_detector
 from cassl_lib.runs import Run
-from cassl_lib.stages.pseudo_labels import load_labeler
+from cassl_lib.stages.pseudo_labels import load_labeler, threshold_of
 from cassl_lib.tools.plan.canvas import canvas, evaluation_canvas, labeling_canvas, training_canvas
 from cassl_lib.training import engine
 from cassl_lib.training.distributed import device_of_process, seed_everything
@@ -115,8 +115,13 @@ def _affordable(batch: int, pixels: float, limit: int) -> tuple[int, float]:
 def _shrunk(augment: AugmentConfig, factor: float) -> AugmentConfig:
     if factor == 1:
         return augment
-    sizes = tuple(round(side * factor) for side in augment.sizes)
-    return replace(augment, sizes=sizes, longest=round(augment.longest * factor), crop=round(augment.crop * factor))
+    return replace(
+        augment,
+        sizes=tuple(round(side * factor) for side in augment.sizes),
+        strong_sizes=tuple(round(side * factor) for side in augment.strong_sizes),
+        longest=round(augment.longest * factor),
+        crop=round(augment.crop * factor),
+    )
 
 
 def _train_briefly(
@@ -203,7 +208,7 @@ def _stored(row: dict, detections: dict, keep: float, config: Config) -> tuple[i
     """Labels in the store, labels above the threshold and bytes of one image, masks encoded as labeling does."""
     kept = detections["scores"] >= keep
     rles = encode_masks(detections["masks"][kept]) if "masks" in detections else []
-    stored, used = int(kept.sum()), int((detections["scores"] > config.pseudo_labels.threshold).sum())
+    stored, used = int(kept.sum()), int((detections["scores"] > threshold_of(config, None)).sum())
     masks = sum(len(rle["counts"]) + 4 for rle in rles)
     return stored, used, ROW_BYTES + len(row["path"]) + LABEL_BYTES * stored + masks
 
