@@ -1,6 +1,7 @@
-"""What a generated section is made of, and its Markdown and HTML: sentences, tables, figures.
+"""What a generated section is made of, and its Markdown and HTML: sentences, lists, tables, figures.
 
     Words      a sentence, and the result file that it comes from
+    Items      a list below a sentence
     Layout     a table, `compare.Layout`
     Picture    an image file with alt text and caption
 
@@ -35,7 +36,15 @@ class Picture:
     caption: str
 
 
-Block = Words | Layout | Picture
+@dataclass(frozen=True)
+class Items:
+    """A list with a sentence above it."""
+
+    lead: str
+    lines: tuple[str, ...]
+
+
+Block = Words | Items | Layout | Picture
 NOTHING = (Words("Nothing has been recorded yet."),)
 
 
@@ -55,6 +64,9 @@ def _markdown(block: Block) -> str:
     if isinstance(block, Picture):
         caption = f"\n\n*{escape_markdown(block.caption)}*" if block.caption else ""
         return f"![{escape_markdown(block.alt)}]({quote(block.file)}){caption}"
+    if isinstance(block, Items):
+        lines = "\n".join(f"- {escape_markdown(line)}" for line in block.lines)
+        return f"{escape_markdown(block.lead)}\n\n{lines}"
     text = escape_markdown(block.text)
     return f"{text} ({render.code_markdown(block.file)})." if block.file else text
 
@@ -66,5 +78,8 @@ def _html(block: Block) -> str:
         file, alt = escape_html(quote(block.file)), escape_html(block.alt)
         image = f'<a href="{file}"><img src="{file}" alt="{alt}"></a>'  # small on a phone: a tap opens it
         return f"<figure>{image}<figcaption>{escape_html(block.caption)}</figcaption></figure>"
+    if isinstance(block, Items):
+        lines = "".join(f"<li>{escape_html(line)}</li>" for line in block.lines)
+        return f"<p>{escape_html(block.lead)}</p><ul>{lines}</ul>"
     file = f" (<code>{escape_html(block.file)}</code>)." if block.file else ""
     return f"<p>{escape_html(block.text)}{file}</p>"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from cassl_lib import paths
 from cassl_lib.paper import IMAGES
-from cassl_lib.report.blocks import NOTHING, Block, Words
+from cassl_lib.report.blocks import NOTHING, Block, Picture, Words
+from cassl_lib.report.chain import picture_files
 from cassl_lib.report.tables import profiles
 from cassl_lib.tables import compare, results
 from cassl_lib.tables.compare import Cell, Layout
@@ -26,6 +27,7 @@ QUESTIONS: dict[int | str, str] = {
     9: "Which parts of the warmed-up model should be kept?",
     10: "Does the warm-up transfer to other frameworks and tasks?",
     "threshold": "Which score threshold should pseudo labels have?",
+    "shift": "What if the unlabeled images look different from the labeled ones?",
 }
 
 
@@ -56,8 +58,8 @@ def anchor(heading: str) -> str:
 
 
 def _notebook(table: int | str) -> Cell:
-    """A link to the notebook of a table, numbered 10 + table; empty if there is none."""
-    pattern = f"{10 + table}_*.ipynb" if isinstance(table, int) else f"*_{table}*.ipynb"
+    """A link to the notebook of a table, numbered 10 + table for the paper's; empty if there is none."""
+    pattern = f"{10 + table}_table{table}_*.ipynb" if isinstance(table, int) else f"*_{table}*.ipynb"
     for file in sorted((paths.REPOSITORY / "notebooks").glob(pattern)):
         return Cell(file.stem[:2], link=f"notebooks/{file.name}")
     return Cell()
@@ -72,6 +74,14 @@ def _result_file(table: int | str, names: Sequence[str]) -> Cell:
 def _recorded(collected: dict) -> str:
     count = len(collected["seeds"])
     return f"{count} {'seed' if count == 1 else 'seeds'} at {collected['profile']}"
+
+
+def picture() -> Sequence[Block]:
+    """The first images of the demo's pool with the detections of each stage; nothing without a recorded result."""
+    rows = "ground truth (never used in training), pseudo-labeler detections, pseudo labels, baseline, CA-SSL"
+    alt = "Unlabeled images: ground truth, pseudo labeler, pseudo labels, baseline and CA-SSL."
+    shown = Picture("figures/stages.png", alt, f"Unlabeled images of the demo. Rows: {rows}.")
+    return [shown] if picture_files() else []
 
 
 def plan() -> Sequence[Block]:

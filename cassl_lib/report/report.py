@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cassl_lib import paths
-from cassl_lib.report import blocks, chain, markers, pictures, readme, tables
+from cassl_lib.report import blocks, chain, claims, markers, pictures, readme, tables
 from cassl_lib.tables import compare, results
 
 REPORT = "reports/report.md"
@@ -24,11 +24,18 @@ def _table(number: int | str):
 
 
 GENERATED: dict[str, markers.Sections] = {
-    "README.md": {"results": chain.summary, "tables": readme.paper_tables},
+    "README.md": {
+        "opening": claims.opening,
+        "picture": readme.picture,
+        "results": chain.summary,
+        "tables": readme.paper_tables,
+    },
     "docs/scale.md": {"plan": readme.plan, "store": readme.store},
     "docs/weights.md": {"speed": readme.speed},
     REPORT: {
-        "claims": tables.claims,
+        "opening": claims.opening,
+        "regime": tables.regime,
+        "claims": claims.table,
         "pipeline": pictures.pipeline,
         "chain": chain.seeds,
         **{f"table {table}" if isinstance(table, int) else table: _table(table) for table in compare.LAYOUTS},

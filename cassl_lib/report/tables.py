@@ -1,14 +1,14 @@
-"""Sections of the report about the paper's tables: each table with its chart, the claims, what the runs cost."""
+"""Sections of the report about the paper's tables: the regime, each table with its chart, what the runs cost."""
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 
+from cassl_lib.data.scenes.scene import SceneSpec
 from cassl_lib.profiles import PROFILES
 from cassl_lib.report.blocks import NOTHING, Block, Picture
+from cassl_lib.stages.registry import STAGES
 from cassl_lib.tables import compare, results
-from cassl_lib.tables.compare import Cell, Layout
 from cassl_lib.tools.plan.cost import duration
 
 FIGURES = "../figures"  # from reports/
@@ -19,8 +19,30 @@ def profiles() -> list[str]:
     return [profile for profile in PROFILES if profile != "smoke" and results.recorded(profile)]
 
 
+def regime() -> Sequence[Block]:
+    """The numbers of scenes and the lengths of training of the profiles of scenes."""
+    scenes = {name: SceneSpec(**profile["scenes"]) for name, profile in PROFILES.items() if profile["scenes"]}
+    names = [name for name in scenes if name != "smoke"]
+    body = [
+        ["labeled", *(f"{PROFILES[name]['labeled_images'] or scenes[name].train:,}" for name in names)],
+        *(
+            [f"pool {split}", *(f"{sum(scenes[name].pool[: place + 1]):,}" for name in names)]
+            for place, split in enumerate(("tiny", "small", "base", "large"))
+        ),
+        ["pools that look different, each", *(f"{scenes[name].places:,}" for name in names)],
+        ["validation", *(f"{scenes[name].val:,}" for name in names)],
+        ["tuning", *(f"{scenes[name].tune:,}" for name in names)],
+        ["pixels, long side", *(str(scenes[name].size) for name in names)],
+    ]
+    for stage in ("pseudo_labeler", "warmup", "finetune"):
+        body.append([f"steps, {STAGES[stage].title}", *(f"{PROFILES[name][stage]['steps']:,}" for name in names)])
+    lengths = [", ".join(f"{each:g}x" for each in PROFILES[name]["baseline_lengths"]) for name in names]
+    body.append(["baselines, in lengths of finetuning", *lengths])
+    return [compare.plain("", ["", *(f"profile {name}" for name in names)], body)]
+
+
 def table(number: int | str) -> Sequence[Block]:
-    """A table in the paper's layout and its chart, for every profile that has it."""
+    """A table in the paper's layout, its lengths of training and its chart, for every profile that has it."""
     blocks: list[Block] = []
     for profile in profiles():
         collected = results.recorded(profile).get(number)
@@ -30,33 +52,9 @@ def table(number: int | str) -> Sequence[Block]:
         file = f"{FIGURES}/{results.file_stem(number, profile)}.png"
         both = "our numbers and the paper's" if layout.with_paper else "our numbers"
         title = f"{compare.heading(number)}, profile {profile}"
-        blocks += [layout, Picture(file, f"Chart of the table above: {both}.", f"{title}: {both} on common axes.")]
+        chart = Picture(file, f"Chart of the table above: {both}.", f"{title}: {both} on common axes.")
+        blocks += [layout, *compare.lengths(collected), chart]
     return blocks or NOTHING
-
-
-def claims() -> Sequence[Block]:
-    """The paper's claims, and for each profile the difference of the two cells and the verdict."""
-    judged = {profile: compare.claims(results.recorded(profile)) for profile in profiles()}
-    if not judged:
-        return NOTHING
-    groups = [Cell(), Cell(), Cell("paper"), *(Cell(f"ours, profile {profile}", span=2) for profile in judged)]
-    names = [Cell("table"), Cell("claim"), Cell("difference"), *(Cell("difference"), Cell("verdict")) * len(judged)]
-    body = []
-    for lines in zip(*judged.values(), strict=True):
-        theirs = "" if lines[0]["paper"] is None else f"{lines[0]['paper']:+.1f}"
-        words = [str(lines[0]["table"]), lines[0]["claim"], theirs]
-        for claim in lines:
-            words += [difference(claim["differences"]), claim["verdict"]]
-        body.append(tuple(map(Cell, words)))
-    return [Layout("", (tuple(groups), tuple(names)), tuple(body))]
-
-
-def difference(differences: Sequence[float]) -> str:
-    """Mean and standard deviation of paired differences: `+0.9 ± 0.1`; empty without any."""
-    if not differences:
-        return ""
-    std = f" ± {statistics.stdev(differences):.1f}" if len(differences) > 1 else ""
-    return f"{statistics.mean(differences):+.1f}{std}"
 
 
 def curves() -> Sequence[Block]:

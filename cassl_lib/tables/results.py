@@ -1,6 +1,6 @@
 """The tracked results under `reports/results/`: recording them, and reading them back.
 
-File names say what the results are of: `table3_demo.json`, `chain_demo_tiny_seed0.json`. The report is generated from
+File names say what the results are of: `table3_demo.json`, `chain_demo_large_seed0.json`. The report is generated from
 these files alone.
 """
 
