@@ -31,7 +31,7 @@ from cassl_lib.plotting.overlays import (
     show_enlarged,
     write_name,
 )
-from cassl_lib.plotting.style import BLACK, COLORS, GRAY, TEXT, WIDTH, Figure, as_array
+from cassl_lib.plotting.style import BLACK, COLORS, GRAY, PICTURE, TEXT, WIDTH, Figure, as_array
 
 LEFT, GAP = 0.3, 0.05  # inches: for the names of the rows, between images
 LEGEND = 0.34  # inches below the images
@@ -83,7 +83,7 @@ def _tiles(images: Sequence[np.ndarray], rows: int, below: float) -> tuple[Figur
     wide = (WIDTH - LEFT - GAP * (len(images) - 1)) / len(images)
     high = wide * float(np.median([image.shape[1] / image.shape[2] for image in images]))
     height = rows * (high + GAP) + LEGEND + below
-    figure = Figure(figsize=(WIDTH, height))
+    figure = Figure(figsize=(WIDTH, height), **PICTURE)
     axes = []
     for row in range(rows):
         bottom = height - (row + 1) * high - row * GAP
@@ -186,13 +186,38 @@ class _Beside(HandlerTuple):
         return super().create_artists(legend, orig_handle, *args)
 
 
-def bars(axis: Axes, numbers: Mapping[str, float], colors: Mapping[str, str]) -> None:
-    """Horizontal bars with their values, from top to bottom; bars not in `colors` are gray."""
+def demo_picture(
+    images: Sequence,
+    rows: Mapping[str, Sequence[Mapping]],
+    *,
+    names: Sequence[str],
+    aps: Mapping[str, float],
+    title: str,
+) -> Figure:
+    """`compare_detections` above bars of the APs of the detectors.
+
+    Args:
+        aps: by name, in percent, from top to bottom; those of the names of the last two rows are in color.
+        title: what the bars show.
+    """
+    below = 0.5 + 0.24 * len(aps)
+    figure = compare_detections(images, rows, names=names, below=below)
+    height = figure.get_figheight()
+    axis = figure.add_axes((0.2, 0.1 / height, 0.72, (below - 0.45) / height))
+    before, after = list(rows)[-2:]
+    draw_bars(axis, aps, {after: COLORS[2], before: GRAY})
+    figure.text(0.2, (below - 0.25) / height, title, ha="left", va="center", fontsize=TEXT + 1, weight="bold")
+    return figure
+
+
+def draw_bars(axis: Axes, numbers: Mapping[str, float], colors: Mapping[str, str]) -> None:
+    """Horizontal bars with their values, from top to bottom; a bar has the color whose name its name starts with."""
     for place, (name, value) in enumerate(numbers.items()):
-        axis.barh(place, value, height=0.68, color=colors.get(name, "#C9C9C9"))
+        color = next((color for start, color in colors.items() if name.startswith(start)), COLORS[5])
+        axis.barh(place, value, height=0.7, color=color)
         axis.text(value, place, f" {value:.1f}", va="center", fontsize=TEXT, color=BLACK)
     axis.set_yticks(range(len(numbers)), list(numbers))
-    axis.set(ylim=(len(numbers) - 0.5, -0.5), xlim=(0, 1.12 * max([*numbers.values(), 1e-9])))
+    axis.set(ylim=(len(numbers) - 0.5, -0.5), xlim=(0, 1.1 * max([*numbers.values(), 1e-9])))
     axis.tick_params(labelsize=TEXT, length=0)
     axis.spines[["top", "right", "bottom"]].set_visible(False)
     axis.spines["left"].set_color(GRAY)

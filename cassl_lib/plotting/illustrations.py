@@ -21,7 +21,7 @@ from cassl_lib.plotting.overlays import (
     write_name,
 )
 from cassl_lib.plotting.pipeline import MODEL, arrow
-from cassl_lib.plotting.style import BLACK, COLORS, GRAY, TEXT, WIDTH, YELLOW, Figure, as_array
+from cassl_lib.plotting.style import BLACK, COLORS, GRAY, PICTURE, TEXT, WIDTH, YELLOW, Figure, as_array
 
 HEIGHT = 4.05  # inches of the figure of the stages; its axes have ten units per inch
 SIDE, BOTTOM = 17.0, 17.8  # of the images
@@ -52,7 +52,7 @@ def stages_figure(*, labeled: Example, pseudo_labeled: Example, result: Example,
         result: an image with what the finetuned detector detects.
         names: the name of each label.
     """
-    figure = Figure(figsize=(WIDTH, HEIGHT))
+    figure = Figure(figsize=(WIDTH, HEIGHT), **PICTURE)
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set(xlim=(0, 10 * WIDTH), ylim=(0, 10 * HEIGHT))
     axis.set_axis_off()
@@ -142,7 +142,7 @@ def entities_figure(image: np.ndarray, objects: Mapping, entities: Mapping, *, n
     image, width = as_array(image), 0.75 * WIDTH
     wide, title = (width - 0.1) / 2, 0.34
     high = wide * image.shape[1] / image.shape[2]
-    figure = Figure(figsize=(width, high + title))
+    figure = Figure(figsize=(width, high + title), **PICTURE)
     count = len(objects["masks"])
     titles = (
         f"objects: {count} annotation{'s' * (count != 1)}, with a class",

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Circle, FancyBboxPatch, Polygon, Rectangle
 
 from cassl_lib.plotting.pipeline import DATA, MODEL, arrow
-from cassl_lib.plotting.style import BLACK, COLORS, GRAY, TEXT, WIDTH, Figure
+from cassl_lib.plotting.style import BLACK, COLORS, GRAY, PICTURE, TEXT, WIDTH, Figure
 
 HEIGHT = 4.3  # inches; the axes have ten units per inch
 BLUE, GREEN, RED = COLORS[0], COLORS[2], COLORS[3]
@@ -40,7 +40,7 @@ STAGE_WIDTH = 15
 
 def joint_training_figure() -> Figure:
     """Teacher and student trained on one mixed loss, as Soft Teacher does, and the stages of CA-SSL (Sec. 1)."""
-    figure = Figure(figsize=(WIDTH, HEIGHT))
+    figure = Figure(figsize=(WIDTH, HEIGHT), **PICTURE)
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set(xlim=(0, 10 * WIDTH), ylim=(0, 10 * HEIGHT))
     axis.set_axis_off()
@@ -105,7 +105,8 @@ def draw_stack(axis: Axes, left: float, bottom: float, labels: str) -> None:
     """A stack of images, 10 wide and 8 high, with two objects and what is known about them.
 
     Args:
-        labels: "none", "class-agnostic" (boxes in one color), "pseudo" (the same, dashed), "classes" (a color per class).
+        labels: "none", "class-agnostic" (boxes in one color), "pseudo" (the same, dashed) or "classes" (a color per
+            class).
     """
     for shift in (1.4, 0.7, 0):
         axis.add_patch(Rectangle((left + shift, bottom + shift), 8.6, 6.6, facecolor="white", edgecolor=GRAY, lw=0.9))

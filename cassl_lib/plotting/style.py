@@ -13,6 +13,7 @@ from PIL import Image
 
 WIDTH = 10.0  # inches, about a notebook's
 DPI = 100
+PICTURE = {"dpi": 160, "colors": 256}  # of figures with enlarged images
 TEXT = 9  # points
 SMALL = 6.5  # points, for text inside images
 # Okabe and Ito's palette, readable with any color vision; its black is kept for text, and its yellow for pictures,
@@ -27,14 +28,23 @@ TEXT_ON = dict(zip(COLORS, ("white", "black", "white", "white", "black", "black"
 class Figure(matplotlib.figure.Figure):
     """A matplotlib Figure with a PNG repr, so notebooks display it without importing pyplot."""
 
+    def __init__(self, *args, dpi: float = DPI, colors: int = 128, **kwargs):
+        """As matplotlib's, but `dpi` is independent of a notebook's settings; `colors`: size of the PNG's palette."""
+        super().__init__(*args, dpi=dpi, **kwargs)
+        self.colors = colors
+
     def _repr_png_(self) -> bytes:
         return png_bytes(self)
 
 
-def png_bytes(figure: matplotlib.figure.Figure, *, dpi: int = DPI, colors: int = 128) -> bytes:
-    """Render a figure as a palette PNG, about a quarter of the size of a true-color one."""
+def png_bytes(figure: matplotlib.figure.Figure, *, dpi: int | None = None, colors: int | None = None) -> bytes:
+    """Render a figure as a palette PNG, about a quarter of the size of a true-color one.
+
+    `dpi` and `colors` of None are the figure's own.
+    """
     rendered, encoded = BytesIO(), BytesIO()
-    figure.savefig(rendered, format="png", dpi=dpi)
+    figure.savefig(rendered, format="png", dpi=dpi or figure.dpi)
+    colors = colors or getattr(figure, "colors", 128)
     _with_palette(Image.open(rendered).convert("RGB"), colors).save(encoded, format="PNG", optimize=True)
     return encoded.getvalue()
 
@@ -57,7 +67,9 @@ def _with_palette(image: Image.Image, colors: int) -> Image.Image:
     return quantized
 
 
-def save_png(figure: matplotlib.figure.Figure, path: Path, *, dpi: int = DPI, colors: int = 128) -> None:
+def save_png(
+    figure: matplotlib.figure.Figure, path: Path, *, dpi: int | None = None, colors: int | None = None
+) -> None:
     """Write `png_bytes` to a file."""
     path.write_bytes(png_bytes(figure, dpi=dpi, colors=colors))
 

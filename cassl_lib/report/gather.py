@@ -1,27 +1,29 @@
-"""Detections of each stage of a finished chain on the first images of its pool and of validation."""
+"""Detections of each stage of a finished chain on the first images of its pool and of validation.
+
+The images are the first ones of each set, in the order of the data, so that nothing is chosen by its result.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
-from torchvision.ops import masks_to_boxes
 
 from cassl_lib import inspection, paths
 from cassl_lib.config import Config
 from cassl_lib.data import datasets
 from cassl_lib.data.coco import CocoImages
 from cassl_lib.data.pseudo_labeled import PseudoLabeled
-from cassl_lib.data.scenes.scene import Scene
+from cassl_lib.data.source import ImageSource
 from cassl_lib.evaluation.rle import encode_masks
 from cassl_lib.labels.store import PseudoLabelStore
-from cassl_lib.report.pictures import images_of, scene_of
+from cassl_lib.report.pictures import MIN_SCORE, ground_truth, images_of, scene_of
 from cassl_lib.runs import Run
+from cassl_lib.stages.pseudo_labels import threshold_of
 from cassl_lib.tables import summary
 
-IMAGES = 6  # the first ones, not chosen
-MIN_SCORE = 0.4  # of a detection that is shown
+IMAGES = 5  # per set
 DIGITS = {"boxes": 1, "scores": 3, "labels": 0}  # of the stored numbers; boxes in pixels
 
 
@@ -31,7 +33,7 @@ def gather(config: Config) -> dict:
     Returns:
         `classes`, `runs`, `profile`, `split`, `seed`, `environment`, and `pictures`: by name, `images` (file names as
         `paths.portable` writes them), `rows` (by name, the instances of each image) and `scenes` (the scenes' settings;
-        None for other images).
+        None for other images). The pictures are `labeled`, `stages` (on the pool) and `detections` (on validation).
 
     Raises:
         MissingRun: a run of the chain is missing.
@@ -39,7 +41,8 @@ def gather(config: Config) -> dict:
     runs, validation = summary.chain_runs(config), datasets.validation_set(config)
     finetuned = {"baseline": runs["baseline"], "CA-SSL": runs["cassl"]}
     pictures = {
-        "stages": _on_pool(config, runs, finetuned),
+        "labeled": _labeled(config),
+        "stages": _on_pool(config, runs, finetuned, validation.classes),
         "detections": _on_validation(config, validation, finetuned),
     }
     for picture in pictures.values():
@@ -55,17 +58,27 @@ def gather(config: Config) -> dict:
     }
 
 
-def _on_pool(config: Config, runs: Mapping[str, Run], finetuned: Mapping[str, Run]) -> dict:
+def _labeled(config: Config) -> dict:
+    """The first labeled images of this seed with their annotation."""
+    labeled = datasets.labeled_set(config, "objects")
+    shown = range(min(IMAGES, len(labeled)))
+    picture = {"images": [paths.portable(labeled.image_path(index)) for index in shown]}
+    picture["scenes"] = dict(config.scenes) if config.labeled == "scenes" else None
+    return picture | {"rows": {"ground truth": _annotations(labeled, shown, masks=config.model.masks)}}
+
+
+def _on_pool(config: Config, runs: Mapping[str, Run], finetuned: Mapping[str, Run], classes: Sequence[str]) -> dict:
     """Unlabeled images with the output of every stage and, for scenes, the ground truth that no stage sees."""
-    store = PseudoLabelStore(runs["pseudo_labels"].store).at(config.pseudo_labels.threshold)
+    labels = runs["pseudo_labels"]
+    store = PseudoLabelStore(labels.store, threshold=threshold_of(config, labels))
     labeled, shown = PseudoLabeled(store), range(min(IMAGES, len(store)))
-    pseudo_labels = [labeled.annotations(index, masks=store.has_masks) for index in shown]
     picture = {"images": [store.file_name(index) for index in shown]}
     picture["scenes"] = dict(config.scenes) if config.unlabeled == "scenes" else None
     rows = {}
     if picture["scenes"] is not None:
-        rows["ground truth"] = [_ground_truth(scene_of(picture, name)) for name in picture["images"]]
+        rows["ground truth"] = [ground_truth(scene_of(picture, name), classes) for name in picture["images"]]
     rows["pseudo labeler"] = [_without(each, "labels") for each in _detections(runs["pseudo_labeler"], picture)]
+    pseudo_labels = _annotations(labeled, shown, masks=store.has_masks)
     rows["pseudo labels"] = [_without(each, "labels") for each in pseudo_labels]
     return picture | {"rows": rows | {name: _detections(run, picture) for name, run in finetuned.items()}}
 
@@ -74,19 +87,16 @@ def _on_validation(config: Config, validation: CocoImages, finetuned: Mapping[st
     shown = range(min(IMAGES, len(validation)))
     picture = {"images": [paths.portable(validation.image_path(index)) for index in shown]}
     picture["scenes"] = dict(config.scenes) if config.val == "scenes" else None
-    rows = {"ground truth": [validation.annotations(index, masks=config.model.masks) for index in shown]}
+    rows = {"ground truth": _annotations(validation, shown, masks=config.model.masks)}
     return picture | {"rows": rows | {name: _detections(run, picture) for name, run in finetuned.items()}}
 
 
+def _annotations(source: ImageSource, shown: Iterable[int], *, masks: bool) -> list[dict]:
+    return [dict(source.annotations(index, masks=masks)) for index in shown]
+
+
 def _detections(run: Run, picture: Mapping) -> list[dict]:
-    """A run's detections without their scores, for which images of an inch have no room."""
-    return [_without(each, "scores") for each in inspection.detections(run, images_of(picture), above=MIN_SCORE)]
-
-
-def _ground_truth(scene: Scene) -> dict:
-    masks = torch.from_numpy(np.array([thing.mask for thing in scene.things], bool).reshape(-1, *scene.stuff.shape))
-    boxes = masks_to_boxes(masks) + torch.tensor([0, 0, 1, 1])  # ends behind the last pixel, as in COCO
-    return {"boxes": boxes.numpy(), "masks": masks.numpy()}
+    return inspection.detections(run, images_of(picture), above=MIN_SCORE)
 
 
 def _without(instances: Mapping, part: str) -> dict:
