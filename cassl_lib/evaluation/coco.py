@@ -185,14 +185,15 @@ def _load_results(results, images: list[dict], iou_type: str) -> list[dict]:
     for number, entry in enumerate(results, start=1):
         area_field = area_field or _area_field(entry)
         _check_result(entry, known, area_field, iou_type)
-        box = entry["bbox"] if area_field == "bbox" else _box(entry, area_field)
+        by_mask = area_field == "segmentation"
+        box = None if by_mask and field != "bbox" else _box(entry, area_field)  # of masks it takes long
         kept.append(
             {
                 "id": number,
                 "image_id": entry["image_id"],
                 "category_id": entry["category_id"],
                 "score": entry["score"],
-                "area": int(mask_api.area(entry[area_field])) if area_field == "segmentation" else box[2] * box[3],
+                "area": int(mask_api.area(entry[area_field])) if by_mask else box[2] * box[3],
                 field: box if field == "bbox" else entry[field],
             }
         )
@@ -222,7 +223,9 @@ def _check_result(entry: Mapping, known: set[int], area_field: str, iou_type: st
 
 
 def _box(entry: Mapping, area_field: str) -> list:
-    """The xywh box that pycocotools gives a result without one."""
+    """The xywh box of a result; without one, the one that pycocotools gives it."""
+    if area_field == "bbox":
+        return entry["bbox"]
     if area_field == "segmentation":
         return mask_api.toBbox(entry["segmentation"]).tolist()
     x, y = _keypoints(entry)[0::3], _keypoints(entry)[1::3]

@@ -108,7 +108,7 @@ def _ap_and_ar(
     results: StoredResults, ground_truth: dict, *, with_masks: bool, classes: bool, side: int | None
 ) -> dict[str, dict]:
     """The numbers of `evaluate` for boxes and masks: class-agnostic and, with classes, per class."""
-    metrics = {}
+    metrics, results = {}, list(results)  # parsed once
     for name, iou_type in (("box", "bbox"), ("mask", "segm")) if with_masks else (("box", "bbox"),):
         for class_agnostic in (False, True) if classes else (True,):
             kind = f"{name}_agnostic" if class_agnostic else name

@@ -17,10 +17,17 @@ def encode_masks(masks: torch.Tensor) -> list[dict]:
         return []
     size = list(masks.shape[1:])
     edges = edges_of(masks.numpy()) if masks.device.type == "cpu" else edges_on_device(masks)
-    counts = [np.diff(each, prepend=0, append=size[0] * size[1]) for each in edges]
+    counts = [run_lengths(each, size[0] * size[1]) for each in edges]
     # An empty last run is not written; an empty first one is.
     counts = [each[: len(each) - (each[-1] == 0)].tolist() for each in counts]
     return coco_mask.frPyObjects([{"size": size, "counts": each} for each in counts], *size)
+
+
+def run_lengths(edges: np.ndarray, pixels: int) -> np.ndarray:
+    """Lengths (E + 1,) of the runs between 0, the ascending edges (E,) and `pixels`; faster than np.diff."""
+    lengths = np.append(edges, pixels)
+    lengths[1:] -= edges
+    return lengths
 
 
 def edges_of(masks: np.ndarray) -> list[np.ndarray]:
@@ -36,11 +43,14 @@ def edges_of(masks: np.ndarray) -> list[np.ndarray]:
         part = np.zeros((columns[-1] + 1 - left, high + 2), np.int8)
         part[:, 1:-1] = mask[top : top + high, left : columns[-1] + 1].T
         # Find the edges in it, as positions in the whole mask
-        column, row = np.divmod(np.diff(part.reshape(-1)).nonzero()[0], high + 2)
+        flat = part.reshape(-1)
+        column, row = np.divmod((flat[1:] != flat[:-1]).nonzero()[0], high + 2)
         own = (column + left) * height + row + top
         # Join runs that continue from the bottom of a column to the top of the next
         joined = (own[1:-1:2] == own[2::2]).nonzero()[0]
-        edges.append(np.delete(own, np.concatenate([2 * joined + 1, 2 * joined + 2])))
+        kept = np.ones(len(own), bool)
+        kept[2 * joined + 1] = kept[2 * joined + 2] = False
+        edges.append(own[kept])
     return edges
 
 
