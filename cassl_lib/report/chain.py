@@ -1,4 +1,4 @@
-"""Sections about the chain of stages and its parts: results over seeds, pictures, pseudo labels, operating point."""
+"""Sections about the chain of stages and its parts: results over seeds, pseudo labels, operating point."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from cassl_lib import paper
-from cassl_lib.report.blocks import NOTHING, Block, Picture, Words
-from cassl_lib.report.tables import FIGURES, profiles
+from cassl_lib.report.blocks import NOTHING, Block, Words
+from cassl_lib.report.tables import profiles
 from cassl_lib.tables import compare, results
 from cassl_lib.tables import operating_point as point
 from cassl_lib.tables.compare import Cell, Layout, Number
@@ -99,35 +99,6 @@ def _origin(chains: Sequence[Mapping]) -> str:
 def _with_mean(numbers: Sequence[float], form: str) -> list[str]:
     std = form.replace("+", "").format(statistics.stdev(numbers))
     return [*map(form.format, numbers), form.format(statistics.mean(numbers)), std]
-
-
-def pictures() -> Sequence[Block]:
-    """Detections of each stage on the same images."""
-    blocks: list[Block] = []
-    rows = "ground truth (never used in training), pseudo labeler, pseudo labels after thresholding, baseline, CA-SSL"
-    for file in picture_files():
-        result = results.read(file)
-        origin = f"Profile {result['profile']}, pool {result['split']}, seed {result['seed']}, {_made(result)}"
-        scale = f"profile {result['profile']}, seed {result['seed']}"
-        blocks += [
-            Words(origin, _name(file)),
-            Picture(
-                f"{FIGURES}/stages.png",
-                f"Six unlabeled images in five rows: {rows}.",
-                f"Unlabeled images, {scale}. Rows: {rows}.",
-            ),
-            Picture(
-                f"{FIGURES}/detections.png",
-                "Six validation images in three rows: ground truth, baseline, CA-SSL.",
-                f"Validation images, {scale}. Rows: ground truth, baseline, CA-SSL.",
-            ),
-        ]
-    return blocks or NOTHING
-
-
-def picture_files() -> list:
-    """The recorded detections that the report shows: those of the demo."""
-    return sorted(results.RESULTS.glob("pictures_demo_large_seed0.json"))
 
 
 def pseudo_labels() -> Sequence[Block]:

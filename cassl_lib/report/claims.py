@@ -56,9 +56,8 @@ def opening() -> Sequence[Block]:
 def _scale(profile: str) -> str:
     if PROFILES[profile]["scenes"] is None:
         return f"Results of the profile {profile}."
-    return (
-        f"Small-scale results (profile {profile}: drawn scenes, a small model); only the order of rows can be compared."
-    )
+    scale = f"Small-scale results (profile {profile}: drawn scenes, a small model)"
+    return f"{scale}: only the order of rows can be compared with the paper."
 
 
 def _counts(claims: Sequence[Claim]) -> str:

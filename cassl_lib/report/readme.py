@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from cassl_lib import paths
 from cassl_lib.paper import IMAGES
-from cassl_lib.report.blocks import NOTHING, Block, Picture, Words
-from cassl_lib.report.chain import picture_files
+from cassl_lib.report.blocks import NOTHING, Block, Words
+from cassl_lib.report.pictures import comparisons, recorded
 from cassl_lib.report.tables import profiles
 from cassl_lib.tables import compare, results
 from cassl_lib.tables.compare import Cell, Layout
@@ -78,10 +79,7 @@ def _recorded(collected: dict) -> str:
 
 def picture() -> Sequence[Block]:
     """The first images of the demo's pool with the detections of each stage; nothing without a recorded result."""
-    rows = "ground truth (never used in training), pseudo-labeler detections, pseudo labels, baseline, CA-SSL"
-    alt = "Unlabeled images: ground truth, pseudo labeler, pseudo labels, baseline and CA-SSL."
-    shown = Picture("figures/stages.png", alt, f"Unlabeled images of the demo. Rows: {rows}.")
-    return [shown] if picture_files() else []
+    return [replace(comparisons()[0], file="figures/stages.png")] if recorded() else []
 
 
 def plan() -> Sequence[Block]:

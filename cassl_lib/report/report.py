@@ -36,11 +36,14 @@ GENERATED: dict[str, markers.Sections] = {
         "opening": claims.opening,
         "regime": tables.regime,
         "claims": claims.table,
+        "joint training": pictures.joint_training,
         "pipeline": pictures.pipeline,
+        "entities": pictures.entities,
         "chain": chain.seeds,
+        "lengths": tables.baseline_lengths,
         **{f"table {table}" if isinstance(table, int) else table: _table(table) for table in compare.LAYOUTS},
         "curves": tables.curves,
-        "pictures": chain.pictures,
+        "pictures": pictures.comparisons,
         "operating point": chain.operating_point,
         "pseudo labels": chain.pseudo_labels,
         "cost": tables.cost,
@@ -116,15 +119,17 @@ def csv_text(collected: Mapping) -> str:
 
 
 def figures() -> dict:
-    """Every figure of the report, by name: the three stages, the curves, the tables, detections on the same images."""
+    """Every figure of the report, by name: Figs. 1 to 3 of the paper, curves, tables, detections on the same images."""
     from cassl_lib import plotting
 
-    drawn = {"pipeline": plotting.pipeline_figure()}
+    drawn = pictures.paper_figures()
     for profile in tables.profiles():
         recorded = results.recorded(profile)
         drawn[f"curves_{profile}"] = plotting.table_curves(compare.curves(recorded))
         for table, collected in recorded.items():
             drawn[results.file_stem(table, profile)] = plotting.table_chart(*compare.chart_data(collected))
-    for file in chain.picture_files():
+    for profile, name in tables.length_names().items():
+        drawn[name] = pictures.length_figure(results.recorded(profile)[2])
+    for file in pictures.recorded():
         drawn |= pictures.draw(results.read(file))
     return drawn

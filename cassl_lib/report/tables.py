@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from cassl_lib.data.scenes.scene import SceneSpec
 from cassl_lib.profiles import PROFILES
 from cassl_lib.report.blocks import NOTHING, Block, Picture
+from cassl_lib.report.pictures import length_figure
 from cassl_lib.stages.registry import STAGES
 from cassl_lib.tables import compare, results
 from cassl_lib.tools.plan.cost import duration
@@ -36,7 +37,7 @@ def regime() -> Sequence[Block]:
     ]
     for stage in ("pseudo_labeler", "warmup", "finetune"):
         body.append([f"steps, {STAGES[stage].title}", *(f"{PROFILES[name][stage]['steps']:,}" for name in names)])
-    lengths = [", ".join(f"{each:g}x" for each in PROFILES[name]["baseline_lengths"]) for name in names]
+    lengths = [", ".join(f"{each:g}" for each in PROFILES[name]["baseline_lengths"]) for name in names]
     body.append(["baselines, in lengths of finetuning", *lengths])
     return [compare.plain("", ["", *(f"profile {name}" for name in names)], body)]
 
@@ -63,6 +64,23 @@ def curves() -> Sequence[Block]:
     alt = "Four panels of AP over warm-up length, pool size, pseudo labeler AP and threshold, ours and the paper's."
     pictures = [Picture(f"{FIGURES}/curves_{name}.png", alt, caption.format(name)) for name in profiles()]
     return pictures or NOTHING
+
+
+def baseline_lengths() -> Sequence[Block]:
+    """One figure per profile: the baseline over its length, beside the detectors that were warmed up."""
+    alt = "AP of the baseline over its number of training steps, with lines for Objects (G,A) and CA-SSL."
+    caption = "Box AP over the length of training, profile {}: mean ± std over seeds (Table 2)."
+    return [
+        Picture(f"{FIGURES}/{name}.png", alt, caption.format(profile)) for profile, name in length_names().items()
+    ] or NOTHING
+
+
+def length_names() -> dict[str, str]:
+    """By profile, the name of that figure; without profiles whose Table 2 is not complete enough for it."""
+    tables = {profile: results.recorded(profile).get(2) for profile in profiles()}
+    return {
+        profile: f"lengths_{profile}" for profile, collected in tables.items() if collected and length_figure(collected)
+    }
 
 
 def cost() -> Sequence[Block]:

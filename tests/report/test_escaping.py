@@ -89,6 +89,16 @@ def test_text_survives_html_as_it_is(text):
     assert "".join(reader.words).count(text) == 6  # words, file, caption, head, name, caption of the picture
 
 
+@pytest.mark.parametrize("text", HOSTILE)
+def test_lists_survive_markdown_and_html_as_they_are(text):
+    items = blocks.Items(text, (text, text))
+    read = mistune.create_markdown(escape=False, plugins=["table", "strikethrough"])
+    for html in (read(blocks.markdown([items])), blocks.html([items])):
+        reader = Reader(html)
+        assert reader.tags == ["p", "ul", "li", "li"]
+        assert " ".join("".join(reader.words).split()).count(" ".join(text.split())) == 3
+
+
 def test_code_spans_may_hold_backticks_and_pipes():
     assert render.code_markdown("a`b|c") == "`` a`b\\|c ``"
     assert render.code_markdown("plain_name.json") == "`plain_name.json`"
