@@ -34,9 +34,8 @@ class Progress:
 def save(run: Run, procedure: Procedure, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
     """Replace the run's checkpoint atomically. Every process calls this; the first one writes."""
     rank, world = distributed.rank_and_world()
-    # Make model and progress equal in all processes
-    share(procedure.model, progress)
     # Collect what differs between the processes
+    progress.unreadable = set().union(*distributed.of_all_processes(progress.unreadable, world))
     random_states = distributed.of_all_processes(_random_state(), world)
     procedure_states = _in_first_process(_packed(procedure.state_dict()), rank, world)
     if rank:
@@ -74,13 +73,6 @@ def resume(run: Run, procedure: Procedure, optimizer: torch.optim.Optimizer) -> 
         run.forget_log_after(saved["step"])
         logger.info("%s: resuming at step %d", run.id, saved["step"])
     return Progress(step=saved["step"], seconds=saved["seconds"], unreadable=saved["unreadable"])
-
-
-def share(model: torch.nn.Module, progress: Progress) -> None:
-    """Average BatchNorm's statistics over the processes, and unite the names of their unreadable images."""
-    world = distributed.rank_and_world()[1]
-    distributed.average_buffers(model)
-    progress.unreadable = set().union(*distributed.of_all_processes(progress.unreadable, world))
 
 
 def _in_first_process(value: bytes, rank: int, world: int) -> list[bytes] | None:

@@ -75,7 +75,7 @@ def parallel(procedure: Procedure, device: torch.device) -> nn.Module:
     if rank_and_world()[1] == 1:
         return losses
     ids = [device.index] if device.type == "cuda" else None
-    # Buffers are not broadcast: each process keeps the statistics of its own images until a checkpoint averages them.
+    # Buffers are not broadcast, which would keep the first process's alone: the loop averages them after each step.
     return DistributedDataParallel(losses, device_ids=ids, broadcast_buffers=False)
 
 
@@ -87,18 +87,22 @@ def of_all_processes(value, world: int) -> list:
     return values
 
 
+@torch.no_grad()
 def average_buffers(model: nn.Module) -> None:
-    """Average the float buffers of a model over all processes, in place.
+    """Average the float buffers of a model over all processes, in place, so that they are equal in all of them.
 
     Gradients keep the parameters equal, but each process updates BatchNorm's running statistics from its own images.
     """
     world = rank_and_world()[1]
-    if world == 1:
+    buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+    if world == 1 or not buffers:
         return
-    for buffer in model.buffers():
-        if buffer.is_floating_point():
-            dist.all_reduce(buffer)
-            buffer /= world
+    # One transfer for all of them. In float64, where a sum of equal float32 values is exact: constants stay constant.
+    joined = torch.cat([buffer.double().flatten() for buffer in buffers])
+    dist.all_reduce(joined)
+    joined /= world
+    for buffer, mean in zip(buffers, joined.split([buffer.numel() for buffer in buffers]), strict=True):
+        buffer.copy_(mean.view(buffer.shape))
 
 
 def quiet(rank: int) -> bool | None:

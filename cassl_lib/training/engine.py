@@ -19,7 +19,7 @@ from cassl_lib.files import write_atomically
 from cassl_lib.runs import Run
 from cassl_lib.training import checkpoint
 from cassl_lib.training.checkpoint import Progress
-from cassl_lib.training.distributed import parallel, quiet, rank_and_world
+from cassl_lib.training.distributed import average_buffers, parallel, quiet, rank_and_world
 from cassl_lib.training.optimizer import autocast, build_optimizer, learning_rate
 from cassl_lib.training.procedure import Batch, Procedure
 
@@ -52,6 +52,7 @@ def train(
             # Update the model, then whatever follows it
             batch = Batch(*loaded).to(device)
             losses = train_step(losses_of, optimizer, batch, step=progress.step, steps=steps, config=config)
+            average_buffers(procedure.model)
             procedure.after_step(progress.step)
             # Count, log, save
             progress.unreadable |= set(batch.unreadable)

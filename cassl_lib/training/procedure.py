@@ -55,7 +55,10 @@ class Procedure(Protocol):
         ...
 
     def after_step(self, step: int) -> None:
-        """Called after the optimizer update of `step`, before its checkpoint. An EMA teacher is updated here."""
+        """Called after the optimizer update of `step`, before its checkpoint. An EMA teacher is updated here.
+
+        Parameters and buffers of `model` are then equal in all processes: BatchNorm's statistics have been averaged.
+        """
         ...
 
     def state_dict(self) -> dict:

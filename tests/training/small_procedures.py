@@ -2,8 +2,9 @@
 
     [torchrun] small_procedures.py FOLDER TASK ...
 
-Tasks: `gradient` takes one step without BatchNorm and saves the gradients; `whole` trains to the end; `killed` dies by
-SIGKILL between two checkpoints; `resumed` trains the killed run to the end. Weights are saved per process.
+Tasks: `gradient` takes one step without BatchNorm and saves the gradients; `whole` trains to the end; `frequent` and
+`rare` too, with a checkpoint at every step and at the last one alone; `killed` dies by SIGKILL between two checkpoints;
+`resumed` trains the killed run to the end. Weights are saved per process.
 """
 
 import os
@@ -51,16 +52,21 @@ WITHOUT_BATCHNORM = replace(DETECTOR, backbone_norm="gn", mask_norm="gn")
 
 
 class MeanTeacher:
-    """Losses on labeled images, and on unlabeled ones with noise, whose targets are an EMA teacher's detections."""
+    """Losses on labeled images, and on unlabeled ones with noise, whose targets are an EMA teacher's detections.
+
+    `seen`, the mean of this process's last unlabeled images, stands for state that differs between the processes.
+    """
 
     def __init__(self, model: nn.Module, *, unlabeled_from, noise: float = 0.1):
         self.model, self.teacher = model, ExponentialMovingAverage(model, momentum=0.9)
+        self.seen = self.mean_seen = torch.zeros(())
         self.unlabeled_from, self.unlabeled, self.noise = unlabeled_from, None, noise
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         if self.unlabeled is None:
             self.unlabeled = iter(self.unlabeled_from(step))
         unlabeled = Batch(*next(self.unlabeled)).to(batch.images[0].device)
+        self.mean_seen = torch.stack(unlabeled.images).mean().cpu()
         targets = self.teacher.model.predict(unlabeled.images)
         noisy = [image + self.noise * torch.rand_like(image) for image in unlabeled.images]
         weighted = {f"{name}_unlabeled": loss / 2 for name, loss in self.model(noisy, targets).items()}
@@ -68,12 +74,14 @@ class MeanTeacher:
 
     def after_step(self, step: int) -> None:
         self.teacher.update(self.model)
+        self.seen = self.mean_seen
 
     def state_dict(self) -> dict:
-        return {"teacher": self.teacher.state_dict()}
+        return {"teacher": self.teacher.state_dict(), "seen": self.seen}
 
     def load_state_dict(self, state: dict) -> None:
         self.teacher.load_state_dict(state["teacher"])
+        self.seen = state["seen"]
 
 
 def batches_from(seed: int, *, steps: int = STEPS, kill_at: int | None = None):
@@ -142,8 +150,9 @@ def main(folder: Path, tasks: list[str]) -> None:
         if task == "gradient":
             result = gradients(folder / "gradient")
         else:
-            run = folder / ("whole" if task == "whole" else "parts")
-            result = train(mean_teacher(), run, kill_at=KILLED_AT if task == "killed" else None)
+            run = folder / (task if task in ("whole", "frequent", "rare") else "parts")
+            config = replace(TRAIN, checkpoint_every={"frequent": 1, "rare": STEPS}.get(task, TRAIN.checkpoint_every))
+            result = train(mean_teacher(), run, kill_at=KILLED_AT if task == "killed" else None, config=config)
         torch.save(result, folder / f"{task}-{distributed.rank_and_world()[0]}.pt")
 
 

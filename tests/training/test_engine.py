@@ -152,19 +152,47 @@ def test_seconds_include_those_before_an_interruption(tmp_path):
     assert go(Line(), [1, 2, 3, 4, 5, 6], tmp_path)["seconds"] > 1000
 
 
-def test_processes_average_batchnorm_statistics_and_unite_names_of_unreadable_images(monkeypatch):
+def test_processes_average_batchnorm_statistics(monkeypatch):
     """Each process saw other images: weights are equal, but BatchNorm's running statistics are not."""
     model, other = torch.nn.BatchNorm2d(2), torch.nn.BatchNorm2d(2)
     model.running_mean[:], other.running_mean[:] = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 6.0])
     model.num_batches_tracked += 5
-    theirs = iter(copy.deepcopy([buffer for buffer in other.buffers() if buffer.is_floating_point()]))
+    theirs = torch.cat([other.running_mean, other.running_var]).double()
     monkeypatch.setattr(distributed, "rank_and_world", lambda: (0, 2))
-    monkeypatch.setattr(distributed.dist, "all_reduce", lambda mine: mine.add_(next(theirs)))
-    monkeypatch.setattr(distributed.dist, "all_gather_object", lambda values, mine: values.__setitem__(1, {"b"}))
-    progress = checkpoint.Progress(unreadable={"a"})
-    checkpoint.share(model, progress)
+    monkeypatch.setattr(distributed.dist, "all_reduce", lambda mine: mine.add_(theirs))  # a single transfer
+    distributed.average_buffers(model)
     assert model.running_mean.tolist() == [2, 4] and model.running_var.tolist() == [1, 1]
-    assert model.num_batches_tracked == 5 and progress.unreadable == {"a", "b"}
+    assert model.num_batches_tracked == 5 and model.running_mean.dtype == torch.float32
+
+
+@pytest.mark.parametrize("world", [3, 7, 48])
+def test_averaging_equal_buffers_never_changes_them(monkeypatch, world):
+    """Such as pixel means: in float32, the average of equal values may differ from them by rounding."""
+    model, values = torch.nn.Module(), torch.rand(1000, generator=torch.Generator().manual_seed(0)) / 3
+    model.register_buffer("constant", values.clone())
+
+    def sum_one_by_one(mine):
+        own = mine.clone()
+        for _ in range(world - 1):
+            mine += own
+
+    monkeypatch.setattr(distributed, "rank_and_world", lambda: (0, world))
+    monkeypatch.setattr(distributed.dist, "all_reduce", sum_one_by_one)
+    distributed.average_buffers(model)
+    assert torch.equal(model.constant, values)
+
+
+def test_processes_unite_the_names_of_unreadable_images_at_a_checkpoint(tmp_path, monkeypatch):
+    procedure = Supervised(Line())
+    gathered = {"unreadable": {"b"}}
+    monkeypatch.setattr(distributed, "rank_and_world", lambda: (1, 2))
+    monkeypatch.setattr(
+        distributed, "of_all_processes", lambda mine, world: [mine, gathered["unreadable"] if mine == {"a"} else mine]
+    )
+    monkeypatch.setattr(checkpoint, "_in_first_process", lambda *_: None)
+    progress = checkpoint.Progress(unreadable={"a"})
+    checkpoint.save(Run(tmp_path), procedure, torch.optim.SGD(procedure.model.parameters()), progress)
+    assert progress.unreadable == {"a", "b"} and not (tmp_path / "checkpoint.pt").exists()  # the first process writes
 
 
 def test_weights_are_written_atomically_with_their_metadata(tmp_path):
