@@ -39,18 +39,28 @@ def table() -> Sequence[Block]:
     return blocks or NOTHING
 
 
-def opening() -> Sequence[Block]:
-    """What holds, what does not and what is undecided, in words, with the main chain's numbers; none if unrecorded."""
+def opening(named: Sequence[str] = tuple(VERDICTS)) -> Sequence[Block]:
+    """What holds, what does not and what is undecided, in words, with the main chain's numbers; none if unrecorded.
+
+    Args:
+        named: the verdicts whose claims are listed; the others are only counted.
+    """
     blocks: list[Block] = []
     for profile, claims in judged().items():
         blocks.append(Words(f"{_scale(profile)} Of {len(claims)} claims, {_counts(claims)}."))
         chains = results.chains(profile, PROFILES[profile]["split"])
         blocks += [Words(_main_chain(chains))] if chains else []
-        for verdict, (*_, heading) in VERDICTS.items():
+        for verdict in named:
+            heading = VERDICTS[verdict][2]
             lines = [_line(claim) for claim in claims if heading and claim.verdict.startswith(verdict)]
             if lines:
                 blocks.append(Items(f"{heading}:", tuple(lines)))
     return blocks
+
+
+def short() -> Sequence[Block]:
+    """The same for the README: counts, the main chain, and the claims that do not hold."""
+    return opening(("does not hold",))
 
 
 def _scale(profile: str) -> str:
@@ -73,9 +83,9 @@ def _line(claim: Claim) -> str:
     """A claim with its place, mean difference, interval, seeds, and the paper's difference."""
     place = "main chain" if claim.table == "chain" else f"Table {claim.table}"
     seeds = "1 seed" if len(claim.by_seed) == 1 else f"{len(claim.by_seed)} seeds"
-    ends = "" if claim.interval is None else ", 95% interval {:+.1f} to {:+.1f}".format(*claim.interval)
+    ends = "" if claim.interval is None else f", 95% interval {claim.interval_text}"
     theirs = "" if claim.paper is None else f"; paper {claim.paper:+.1f}"
-    return f"{claim.text} ({place}: {claim.mean:+.1f}{ends}, {seeds}{theirs})"
+    return f"{claim.text} ({place}: {claim.mean_text}{ends}, {seeds}{theirs})"
 
 
 def _main_chain(chains: Sequence[Mapping]) -> str:

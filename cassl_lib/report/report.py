@@ -25,7 +25,7 @@ def _table(number: int | str):
 
 GENERATED: dict[str, markers.Sections] = {
     "README.md": {
-        "opening": claims.opening,
+        "opening": claims.short,
         "picture": readme.picture,
         "results": chain.summary,
         "tables": readme.paper_tables,

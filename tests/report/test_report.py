@@ -82,7 +82,7 @@ def test_claims_are_judged_by_paired_differences(recorded):
     assert lines[2] == "| table | claim | compared | seeds | mean | std | 95% interval | paper | verdict |"
     # 45 - 40 and 47 - 42: no standard deviation, so the interval is a point
     claim = "initializing the backbone alone improves over the best baseline | backbone minus nothing, AP"
-    assert f"| 9 | {claim} | 2 | +5.0 | 0.0 | +5.0 to +5.0 | +3.8 | holds |" in lines
+    assert f"| 9 | {claim} | 2 | +5.0 | 0.0 | +5.00 to +5.00 | +3.8 | holds |" in lines
     claim = "initializing neck and head adds to initializing the backbone | backbone, neck, head minus backbone, AP"
     assert f"| 9 | {claim} | 1 | +1.0 |  |  | +0.9 | undecided: one seed |" in lines
     claim = "more unlabeled images (large against tiny) improve the warmed-up model"
@@ -119,15 +119,16 @@ def test_the_report_opens_with_what_holds(recorded):
     assert lines[4:8] == [
         "Holds:",
         "",
-        "- initializing the backbone alone improves over the best baseline (Table 9: +5.0, 95% interval +5.0 to +5.0, "
-        "2 seeds; paper +3.8)",
+        "- initializing the backbone alone improves over the best baseline (Table 9: +5.0, 95% interval +5.00 to "
+        "+5.00, 2 seeds; paper +3.8)",
         "",
     ]
     assert lines[8] == "Undecided:" and "Does not hold:" not in lines
     assert lines[-1] == (
         "- the warmed-up model is better than its pseudo labeler, in class-agnostic AP (main chain: +1.5, 95% interval "
-        "-4.9 to +7.9, 2 seeds; paper -0.1)"
+        "-4.85 to +7.85, 2 seeds; paper -0.1)"
     )
+    assert lines_of(claims.short()) == lines[:3]  # the README: no claim fails
     shown = blocks.html(claims.opening())
     assert "<p>Holds:</p><ul><li>initializing the backbone" in shown and shown.count("<li>") == 3
 
@@ -137,7 +138,10 @@ def test_a_claim_that_fails_is_named_in_the_opening(recorded):
     (recorded / "table9_demo.json").write_text(json.dumps(collected(9, rows)))
     lines = lines_of(claims.opening())
     assert " claims, 1 does not hold and " in lines[0] and "Holds:" not in lines
-    assert lines[2] == "Does not hold:" and "-10.0, 95% interval -10.0 to -10.0, 2 seeds" in lines[4]
+    assert lines_of(claims.short()) == lines[: len(lines_of(claims.short()))] and "Does not hold:" in lines_of(
+        claims.short()
+    )
+    assert lines[2] == "Does not hold:" and "-10.0, 95% interval -10.00 to -10.00, 2 seeds" in lines[4]
 
 
 def test_revisions_of_the_code_are_named_in_the_opening_and_the_chain(recorded):

@@ -66,7 +66,7 @@ def test_the_quantiles_leave_two_and_a_half_percent_on_each_side(freedom, quanti
 
 
 def test_a_claim_names_cells_seeds_difference_interval_and_verdict():
-    """By hand: differences 3, 4 and 5, mean 4, std 1, half width 4.303 / sqrt(3) = 2.48."""
+    """By hand: differences 3, 4 and 5, mean 4, std 1, half width 4.303 / sqrt(3) = 2.484."""
     seeds = {"0": (0.35, 0.32), "1": (0.36, 0.32), "2": (0.36, 0.31), "3": (0.4, None)}
     rows = {row: {compare.DET: {}} for row in ("Objects (P,A)", "ImageNet")}
     for seed, values in seeds.items():
@@ -75,12 +75,22 @@ def test_a_claim_names_cells_seeds_difference_interval_and_verdict():
     claim = next(each for each in compare.claims({2: {"rows": rows}}, 2) if each.text.endswith("of any length"))
     assert claim.by_seed == pytest.approx({"0": 3, "1": 4, "2": 5})
     assert claim.cells[1:] == [
-        *("Objects (P,A) minus ImageNet, finetuned det AP", "3", "+4.0", "1.0", "+1.5 to +6.5", "+1.3", "holds"),
+        *("Objects (P,A) minus ImageNet, finetuned det AP", "3", "+4.0", "1.0", "+1.52 to +6.48", "+1.3", "holds"),
     ]
     assert len(claim.cells) == len(compare.CLAIM_COLUMNS)
     compared = {each.compared for each in compare.claims({})}
-    assert "strong, warm-up entity AP minus weak, warm-up entity AP, row weak" in compared
+    assert "warm-up strong, warm-up entity AP minus warm-up weak, warm-up entity AP, finetuning weak" in compared
+    assert "warm-up 5x, finetuned det AP minus warm-up 1x, finetuned det AP, finetuning 3x" in compared
+    assert any(
+        each.startswith("finetuning strong, warm-up strong, finetuned det AP, minus finetuning") for each in compared
+    )
     assert len(compared) == len(compare.CLAIMS)
+
+
+def test_zero_has_a_plus_sign_and_an_end_next_to_zero_shows_its_side():
+    """By hand: differences -0.1 and 0.06, mean -0.02; 1 and 1.08, mean 1.04, half width 12.706 * 0.04 = 0.508."""
+    assert compare.Claim("chain", "a", "b", {"0": -0.1, "1": 0.06}).mean_text == "+0.0"
+    assert compare.Claim("chain", "a", "b", {"0": 1.0, "1": 1.08}).interval_text == "+0.53 to +1.55"
 
 
 def test_claims_about_the_main_chain_are_of_its_summaries():

@@ -86,10 +86,15 @@ def _number(text: str) -> float | None:
 def chart_data(collected: Mapping) -> tuple[dict, dict]:
     """The two arguments of `plotting.table_chart`: by row and column our numbers, and the paper's, in percent."""
     table, rows = collected["table"], collected["rows"]
-    names = {name: COLUMNS.get(table, "{}").format(name) for name in columns(table, rows)}
     ours, theirs = {}, {}
     for row, cells in rows.items():
+        names = {name: written_out(table, row, name) for name in columns(table, rows)}
         shown = ROWS.get(table, "{}").format(row)
-        ours[shown] = {names[name]: values(cells.get(name, {})) for name in names}
-        theirs[shown] = {names[name]: printed(table, row, name) for name in names}
+        ours[shown] = {title: values(cells.get(name, {})) for name, (_, title) in names.items()}
+        theirs[shown] = {title: printed(table, row, name) for name, (_, title) in names.items()}
     return ours, theirs
+
+
+def written_out(table: int | str, row: str, column: str) -> tuple[str, str]:
+    """Row and column as charts and claims name them, where the table's own names are mere numbers."""
+    return ROWS.get(table, "{}").format(row), COLUMNS.get(table, "{}").format(column)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from cassl_lib import paper
 from cassl_lib.tables.compare.cells import DET, WARM, printed
+from cassl_lib.tables.compare.charts import written_out
 
 MASK, PQ = "finetuned mask AP", "finetuned PQ"
 
@@ -104,11 +105,20 @@ class Claim:
         return verdict(self.differences)
 
     @property
+    def mean_text(self) -> str:
+        return _signed(self.mean)
+
+    @property
+    def interval_text(self) -> str:
+        """`+0.02 to +1.87`: two decimals, so that an end next to zero shows its side."""
+        return "" if self.interval is None else " to ".join(_signed(end, 2) for end in self.interval)
+
+    @property
     def cells(self) -> list[str]:
         """What tables of claims show, see `CLAIM_COLUMNS`."""
-        ends = "" if self.interval is None else "{:+.1f} to {:+.1f}".format(*self.interval)
-        numbers = [str(len(self.by_seed)), _shown(self.mean, "{:+.1f}"), _shown(self.std, "{:.1f}"), ends]
-        return [self.text, self.compared, *numbers, _shown(self.paper, "{:+.1f}"), self.verdict]
+        std = "" if self.std is None else f"{self.std:.1f}"
+        numbers = [str(len(self.by_seed)), self.mean_text, std, self.interval_text, _signed(self.paper)]
+        return [self.text, self.compared, *numbers, self.verdict]
 
 
 CLAIM_COLUMNS = ["claim", "compared", "seeds", "mean", "std", "95% interval", "paper", "verdict"]
@@ -161,7 +171,7 @@ def claims(collected: Mapping[int | str, Mapping], only: int | str | None = None
             rows = collected.get(table, {}).get("rows", {})
             differences = paired(rows, higher, lower) if higher else gap_differences(rows)
             theirs = _papers_difference(table, higher, lower)
-            judged.append(Claim(table, text, _compared(higher, lower), differences, theirs))
+            judged.append(Claim(table, text, _compared(table, higher, lower), differences, theirs))
     return judged
 
 
@@ -189,20 +199,21 @@ def gap_differences(rows: Mapping) -> dict[str, float]:
     return {seed: specific[seed] - agnostic[seed] for seed in specific if seed in agnostic}
 
 
-def _shown(value: float | None, form: str) -> str:
-    return "" if value is None else form.format(value)
+def _signed(value: float | None, digits: int = 1) -> str:
+    """`+0.4`; zero has a plus sign."""
+    return "" if value is None else f"{round(value, digits) + 0.0:+.{digits}f}"
 
 
-def _compared(higher: tuple[str, str] | None, lower: tuple[str, str] | None) -> str:
+def _compared(table: int, higher: tuple[str, str] | None, lower: tuple[str, str] | None) -> str:
     """Two cells in words; a row or column that both share is named once."""
     if higher is None or lower is None:
         return "class-specific gap minus class-agnostic gap"
-    (row, column), (other_row, other_column) = higher, lower
+    (row, column), (other_row, other_column) = (written_out(table, *cell) for cell in (higher, lower))
     if column == other_column:
         return f"{row} minus {other_row}, {column}"
     if row == other_row:
-        return f"{column} minus {other_column}, row {row}"
-    return f"{column}, row {row}, minus {other_column}, row {other_row}"
+        return f"{column} minus {other_column}, {row}"
+    return f"{row}, {column}, minus {other_row}, {other_column}"
 
 
 def _papers_difference(table: int, higher: tuple[str, str] | None, lower: tuple[str, str] | None) -> float | None:
