@@ -23,6 +23,7 @@ def test_the_paper_profile_has_the_values_of_the_paper():
     assert (config.model.channels, config.model.tower_convs, config.model.strides) == (256, 4, (8, 16, 32, 64, 128))
     # "3x" is 270,000 steps; the rate falls at 180,000 and 250,000
     assert [round(share * 270_000) for share in config.finetune.milestones] == [180_000, 250_000]
+    assert config.annotation == "entities" and config.baseline_lengths == (1, 2)
     assert not config.make_inputs and not config.scenes and config.unlabeled == "split"
 
 
@@ -40,6 +41,7 @@ BAD = [
     ({"seed": -1}, "seed=-1", "0 to 2147483647"),
     ({"seed": 1.0}, "seed=1.0", "integer"),
     ({"seed": True}, "seed=True", "integer"),
+    ({"annotation": 1}, "annotation=1", "objects, entities"),
     ({"annotation": "entity"}, "annotation='entity'", "objects"),
     ({"annotation": "stuff"}, "annotation='stuff'", "entities"),
     ({"target": "objects"}, "target='objects'", "instances, panoptic"),
@@ -58,11 +60,27 @@ BAD = [
     ({"store": 3}, "store=3", "path"),
     ({"class_specific": None}, "class_specific=None", "True or False"),
     ({"class_specific": "yes"}, "class_specific='yes'", "True or False"),
+    ({"make_inputs": "yes"}, "make_inputs='yes'", "True or False"),
     ({"stage": "pseudo_labels"}, "stage='pseudo_labels'", "pseudo_labeler, warmup, finetune"),
     ({"epochs": 3}, "epochs=3", "pseudo_labeler, warmup, finetune"),
     ({"epochs": 0, "stage": "warmup"}, "epochs=0", "more than 0 to 10000"),
     ({"epochs": float("nan"), "stage": "warmup"}, "epochs=nan", "10000"),
     ({"epochs": "3", "stage": "warmup"}, "epochs='3'", "number"),
+    ({"steps": 3}, "steps=3", "pseudo_labeler, warmup, finetune"),
+    ({"steps": 0, "stage": "warmup"}, "steps=0", "1 to 1000000000"),
+    ({"steps": 2.5, "stage": "warmup"}, "steps=2.5", "integer"),
+    ({"steps": 3, "epochs": 2, "stage": "warmup"}, "steps=3 and epochs=2", "leave one of them out"),
+    ({"learning_rate": 0}, "learning_rate=0", "more than 0 to 10"),
+    ({"learning_rate": -1e-4, "stage": "warmup"}, "learning_rate=-0.0001", "more than 0 to 10"),
+    ({"learning_rate": "1e-4"}, "learning_rate='1e-4'", "number"),
+    ({"weight_decay": -0.1}, "weight_decay=-0.1", "0 to 1"),
+    ({"weight_decay": True}, "weight_decay=True", "number"),
+    ({"backbone": "resnet5"}, "backbone='resnet5'", "near names: resnet50"),
+    ({"backbone": "swin_tiny_patch4"}, "backbone='swin_tiny_patch4'", "swin_tiny_patch4_window7_224"),
+    ({"backbone": 50}, "backbone=50", "near names: resnet50"),
+    ({"backbone": "resnet50.in99k"}, "backbone='resnet50.in99k'", "near names: resnet50."),
+    ({"backbone": "vit_base_patch16_224"}, "backbone='vit_base_patch16_224'", "strides 4, 8, 16, 32"),
+    ({"backbone": "levit_128"}, "backbone='levit_128'", "strides 4, 8, 16, 32"),
     ({"size": 31}, "size=31", "32 to 4096"),
     ({"size": 96.0}, "size=96.0", "integer"),
     ({"pretrained": "absent.pth"}, "pretrained='absent.pth'", "imagenet, none"),
@@ -133,6 +151,14 @@ def test_each_parameter_changes_its_own_settings_and_no_others():
     assert changed(pretrained="imagenet") == {"model.pretrained": True} and changed(pretrained="none") == {}
     assert changed(stage="warmup", epochs=2) == {"warmup.epochs": 2.0, "warmup.steps": 0}
     assert changed(stage="warmup") == {}
+    assert changed(stage="finetune", steps=9) == {"finetune.steps": 9}
+    assert changed(stage="finetune", learning_rate=2e-4) == {"finetune.learning_rate": 2e-4}
+    assert changed(stage="warmup", weight_decay=0) == {"warmup.weight_decay": 0}
+    stages = ("pseudo_labeler", "warmup", "finetune")
+    assert changed(learning_rate=2e-4) == {f"{stage}.learning_rate": 2e-4 for stage in stages}
+    assert changed(weight_decay=0.1) == {f"{stage}.weight_decay": 0.1 for stage in stages}
+    assert changed(make_inputs=False) == {"make_inputs": False} and changed(make_inputs=True) == {}
+    assert changed(annotation="entities") == {"annotation": "entities"} and changed(annotation="objects") == {}
     assert changed(batch_size=4) == {f"{stage}.batch_size": 4 for stage in ("pseudo_labeler", "warmup", "finetune")}
     assert changed(labeled_images=7) == {"labeled_images": 7} and changed(labeled_images=16) == {}
     # Of your own labeled images all are used unless you say otherwise.
@@ -152,13 +178,35 @@ def test_another_size_scales_all_sizes_in_proportion():
     assert changed(size=48) == {
         "augment.sizes": (40, 48, 56),
         "augment.strong_sizes": (24, 72),
-        "augment.strong_sizes": (24, 72),
         "augment.longest": 96,
         "augment.crop": 64,
         "augment.test_size": 48,
     }
     assert resolve(profile="paper", size=400).augment.crop == 0
     assert resolve(profile="paper", size=400).augment.sizes == (320, 336, 352, 368, 384, 400)
+
+
+def test_another_backbone_drops_the_options_of_the_profiles_own():
+    assert changed(backbone="resnet18") == {"model.backbone": "resnet18", "model.backbone_options": ()}
+    assert changed(backbone="resnet10t") == {}  # the profile's own keeps them
+
+
+def test_drop_path_stays_where_the_backbone_is_trained_with_it():
+    """0.2 at the paper profile; DLA does not take the option, and public detectors train ResNets without."""
+    names = {"swin_tiny_patch4_window7_224": 0.2, "swin_small_patch4_window7_224": 0.2, "convnext_tiny": 0.2}
+    names |= {"resnet50": 0, "resnet50.a1_in1k": 0, "dla34": 0}
+    assert {name: resolve(profile="paper", backbone=name).model.drop_path for name in names} == names
+
+
+def test_the_paper_profile_learns_entities_unless_objects_are_asked_for():
+    assert {name: resolve(profile=name).annotation for name in PROFILES} == {
+        "smoke": "objects",
+        "demo": "objects",
+        "gpu": "objects",
+        "paper": "entities",
+    }
+    assert resolve(profile="paper", annotation="objects").annotation == "objects"
+    assert resolve(profile="paper").target == "instances" and resolve(profile="paper").overlap is None
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cassl_lib import paths
 from cassl_lib.cli.pool import check_writable
-from cassl_lib.config import LabelConfig
+from cassl_lib.config import THRESHOLD
 from cassl_lib.data.coco import locate
 from cassl_lib.data.image_files import spread
 from cassl_lib.errors import ConfigError, DataError
@@ -45,10 +45,8 @@ def add_verbs(verbs) -> None:
 
     labels = verbs.add_parser("labels", help="inspect a pseudo-label store, verify it, export part of it")
     labels.set_defaults(act=_labels)
-    labels.add_argument("store", type=Path)
-    labels.add_argument(
-        "--threshold", type=float, default=LabelConfig().threshold, help="of the labels that are drawn and exported"
-    )
+    labels.add_argument("store", type=Path, help="folder of the store")
+    labels.add_argument("--threshold", type=float, default=THRESHOLD, help="of the labels that are drawn and exported")
     labels.add_argument("--images", default=":", metavar="START:STOP", help="which images are drawn and exported")
     labels.add_argument(
         "--picture", type=Path, metavar="FILE.png", help="draw up to 12 of these images with their labels"
@@ -58,7 +56,7 @@ def add_verbs(verbs) -> None:
     imported = verbs.add_parser("import-labels", help="make a store from a COCO JSON or from another model's results")
     imported.set_defaults(act=_import)
     imported.add_argument("coco", metavar="JSON[:FOLDER]", help="COCO instances or image_info JSON, with its images")
-    imported.add_argument("--out", required=True, type=Path, metavar="STORE")
+    imported.add_argument("--out", required=True, type=Path, metavar="STORE", help="folder of the new store")
     imported.add_argument("--results", type=Path, help="COCO results JSON, instead of the annotations")
     imported.add_argument("--labeler", default="imported", help="a name for the model that made the labels")
 

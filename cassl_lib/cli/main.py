@@ -10,7 +10,7 @@ from pathlib import Path
 from cassl_lib import log_to_stderr
 from cassl_lib.cli import labels, pool, table
 from cassl_lib.cli.options import add_config_options, config_of
-from cassl_lib.config import PARTS, TRAINING_SECTIONS
+from cassl_lib.config import PARTS
 from cassl_lib.errors import CasslError, ConfigError
 from cassl_lib.resolve import why_profile
 from cassl_lib.stages.registry import SCRATCH, STAGES
@@ -49,11 +49,11 @@ def _parser() -> argparse.ArgumentParser:
         added = verbs.add_parser(name, help=help, description=help)
         added.set_defaults(act=act)
         if configured:
-            add_config_options(added)
+            add_config_options(added, stage=name != "run")  # whose argument is the stage
         return added
 
     run = verb("run", _run, f"run a stage: {', '.join(STAGES)}")
-    run.add_argument("stage", metavar="STAGE", choices=tuple(STAGES))
+    run.add_argument("stage", metavar="STAGE", choices=tuple(STAGES), help=f"one of {', '.join(STAGES)}")
     starts = (*STAGES["finetune"].starts_from, SCRATCH)
     run.add_argument("--start", choices=starts, help="of finetune: the stage to start from (warmup)")
     run.add_argument("--input", metavar="RUN", help="a finished run to start from instead of the usual one")
@@ -66,7 +66,6 @@ def _parser() -> argparse.ArgumentParser:
 
     plan = verb("plan", _plan, "hours, disk and labels of every stage, from a short measurement on this machine")
     plan.add_argument("--devices", type=int, default=1, help="processes, each on a device like the one measured")
-    plan.add_argument("--stage", choices=TRAINING_SECTIONS, help="the stage that --epochs is for")
     plan.add_argument("--check", action="store_true", help="run the chain too, and compare; takes its whole time")
     plan.add_argument("--out", type=Path, help="write the plan, or the comparison, as JSON")
 
@@ -89,13 +88,15 @@ def _add_benchmarks(verb) -> None:
     bench.add_argument(
         "--sizes", nargs="+", default=["320", "512"], metavar="SIDE", help="SIDE or HEIGHTxWIDTH, pixels"
     )
-    bench.add_argument("--batch", type=int, default=2)
+    bench.add_argument("--batch", type=int, default=2, help="images per step")
     bench.add_argument("--threads", type=int, default=2, help="of the CPU")
-    bench.add_argument("--backbones", nargs="+", default=["resnet50"], choices=("resnet50", "swin_tiny"))
+    bench.add_argument(
+        "--backbones", nargs="+", default=["resnet50"], choices=("resnet50", "swin_tiny"), help="what is measured"
+    )
     bench.add_argument("--steps", type=int, default=9, help="measured steps, after three warm-up steps")
     bench.add_argument("--out", type=Path, help="write the numbers as JSON")
     store = verb("bench-store", _bench_store, "times and memory of a synthetic pseudo-label store", configured=False)
-    store.add_argument("--images", type=int, default=3_660_000)
+    store.add_argument("--images", type=int, default=3_660_000, help="in the store")
     store.add_argument("--labels", type=int, default=9, help="per image")
     store.add_argument("--workers", type=int, default=2, help="processes that load training images")
     store.add_argument("--folder", type=Path, required=True, help="of the store; needs about 3 kB per image")

@@ -1,10 +1,11 @@
-"""The parameters of `resolve` as options of a verb."""
+"""The parameters of `resolve` as options of a verb, with the words of its docstring as their help."""
 
 from __future__ import annotations
 
 import argparse
 import inspect
 import json
+import re
 from pathlib import Path
 
 from cassl_lib.config import SHIFTED, SPLITS, TRAINING_SECTIONS, Config
@@ -12,23 +13,38 @@ from cassl_lib.errors import ConfigError
 from cassl_lib.profiles import PROFILES
 from cassl_lib.resolve import from_json, resolve
 
-SWITCHES = ("masks", "overlap", "rescore", "class_specific")
-CHOICES = {"profile": ("auto", *PROFILES), "split": (*SPLITS, *SHIFTED)}
-TYPES = {"seed": int, "epochs": float, "size": int, "threshold": float, "batch_size": int, "labeled_images": int}
+SWITCHES = ("masks", "overlap", "rescore", "class_specific", "make_inputs")
+CHOICES = {"profile": ("auto", *PROFILES), "split": (*SPLITS, *SHIFTED), "stage": TRAINING_SECTIONS}
+INTEGERS = ("seed", "labeled_images", "steps", "batch_size", "size")
+NUMBERS = ("epochs", "learning_rate", "weight_decay", "threshold")
+TYPES = dict.fromkeys(INTEGERS, int) | dict.fromkeys(NUMBERS, float)
 
 
-def add_config_options(parser: argparse.ArgumentParser) -> None:
-    """The parameters of `resolve` as options; --config replaces them all."""
+def add_config_options(parser: argparse.ArgumentParser, *, stage: bool = True) -> None:
+    """The parameters of `resolve` as options; --config replaces them all.
+
+    Args:
+        stage: False for a verb whose argument is the stage.
+    """
     parser.add_argument("--config", type=Path, help="a run's config.json, instead of the options below")
+    described = descriptions()
     for name, parameter in inspect.signature(resolve).parameters.items():
-        option = f"--{name.replace('_', '-')}"
-        if name == "stage":  # given by the verb
+        option, words = f"--{name.replace('_', '-')}", described[name].replace("%", "%%")
+        if name == "stage" and not stage:
             continue
         if name in SWITCHES:
-            parser.add_argument(option, action=argparse.BooleanOptionalAction, default=parameter.default)
+            switch = argparse.BooleanOptionalAction
+            parser.add_argument(option, action=switch, default=parameter.default, help=words)
         else:
             kind, choices = TYPES.get(name, str), CHOICES.get(name)
-            parser.add_argument(option, type=kind, choices=choices, default=parameter.default)
+            parser.add_argument(option, type=kind, choices=choices, default=parameter.default, help=words)
+
+
+def descriptions() -> dict[str, str]:
+    """What the docstring of `resolve` says of each parameter."""
+    words = inspect.getdoc(resolve).partition("Args:\n")[2].partition("\nRaises:")[0]
+    entries = re.findall(r"^    (\w+): (.+(?:\n     .+)*)", words, re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}
 
 
 def config_of(parsed: argparse.Namespace) -> Config:

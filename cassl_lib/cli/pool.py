@@ -29,7 +29,7 @@ def add_verb(verbs) -> None:
         "with :FOLDER if its images are elsewhere), or an earlier index .parquet; PART@0.3 takes 30 %%",
     )
     pool.add_argument("--split", choices=SPLITS, help="a split of the paper, below $CASSL_DATASETS, instead of parts")
-    pool.add_argument("--out", required=True, type=Path, metavar="FILE.parquet")
+    pool.add_argument("--out", required=True, type=Path, metavar="FILE.parquet", help="the index that is written")
     pool.add_argument("--against", metavar="PART", help="images that the pool must not resemble: validation")
     pool.add_argument(
         "--near", choices=("report", "exclude"), default="report", help="what to do with near-duplicates of them"

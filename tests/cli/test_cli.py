@@ -1,5 +1,6 @@
 """The shell: help, start-up, options, messages, and one line per error that the user can fix."""
 
+import argparse
 import inspect
 import json
 import os
@@ -12,7 +13,9 @@ from dataclasses import replace
 import pytest
 
 from cassl_lib import paths
-from cassl_lib.cli.main import main
+from cassl_lib.cli import options
+from cassl_lib.cli.main import _parser, main
+from cassl_lib.config import THRESHOLD
 from cassl_lib.errors import LaunchError
 from cassl_lib.resolve import resolve, to_json
 from cassl_lib.stages import graph, launch, requests
@@ -30,6 +33,24 @@ def test_help_names_every_verb_and_parameter(capsys):
     assert caught.value.code == 0 and "STAGE" in text
     parameters = {f"--{name.replace('_', '-')}" for name in inspect.signature(resolve).parameters} - {"--stage"}
     assert all(option in text for option in parameters | {"--no-masks", "--config", "--devices", "--start"})
+
+
+def test_every_option_of_every_verb_is_explained():
+    parser = _parser()
+    verbs = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction)).choices
+    unexplained = [(verb, action.dest) for verb, each in verbs.items() for action in each._actions if not action.help]
+    assert unexplained == []
+
+
+def test_the_help_of_a_parameter_is_its_description_in_resolve(capsys):
+    described = options.descriptions()
+    assert described.keys() == inspect.signature(resolve).parameters.keys()
+    assert described["steps"] == "of `stage`, instead of epochs: as many whatever the number of images."
+    assert all("\n" not in words and words.endswith(".") for words in described.values())
+    with pytest.raises(SystemExit):
+        main(["show", "--help"])
+    shown = "".join(capsys.readouterr().out.split())
+    assert all("".join(words.split()) in shown for words in described.values())
 
 
 def test_help_does_not_import_torch():
@@ -79,15 +100,30 @@ def test_epochs_belong_to_the_stage_that_is_run(capsys, monkeypatch):
             main(["run", stage, "--epochs", "2"])
         section = getattr(seen[-1].config, stage)
         assert seen[-1].stage == stage and section.epochs == 2 and section.steps == 0
+        with pytest.raises(ZeroDivisionError):
+            main(["run", stage, "--steps", "7", "--learning-rate", "3e-4"])
+        trained = {name: getattr(seen[-1].config, name) for name in ("pseudo_labeler", "warmup", "finetune")}
+        assert [name for name, each in trained.items() if (each.steps, each.learning_rate) == (7, 3e-4)] == [stage]
     assert main(["run", "pseudo_labels", "--epochs", "2"]) == 2
     assert "epochs=2.0 needs a stage" in capsys.readouterr().err
+
+
+def test_other_verbs_name_the_stage_of_an_option(capsys):
+    assert main(["show", "--stage", "warmup", "--steps", "9", "--weight-decay", "0.1"]) == 0
+    named = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    shown = {name: "steps=9" in line and "weight_decay=0.1" in line for name, line in named.items()}
+    assert [name for name, each in shown.items() if each] == ["warmup"]
+
+
+def test_a_store_is_inspected_at_the_usual_threshold():
+    assert _parser().parse_args(["labels", "STORE"]).threshold == THRESHOLD == 0.5
 
 
 def test_scenes_are_written_and_checked(capsys):
     assert main(["scenes"]) == 0 and main(["scenes", "--verify"]) == 0
     root = capsys.readouterr().out.splitlines()[-1]
     manifest = json.loads(open(os.path.join(root, "manifest.json")).read())
-    assert {"train", "val", "tune", "coco"} <= manifest["units"].keys()
+    assert {"train", "val", "tune", "pool_0"} <= manifest["units"].keys()
 
 
 def one_line_error(capsys, arguments) -> str:
@@ -100,6 +136,8 @@ def one_line_error(capsys, arguments) -> str:
 
 def test_errors_that_the_user_can_fix_are_one_line(capsys, tmp_path):
     assert "size=3 is out of range; use 32 to 4096" in one_line_error(capsys, ["show", "--size", "3"])
+    assert "near names: resnet50" in one_line_error(capsys, ["show", "--backbone", "resnet5"])
+    assert "steps=5 needs a stage" in one_line_error(capsys, ["show", "--steps", "5"])
     assert "gone.json cannot be read" in one_line_error(capsys, ["show", "--config", str(tmp_path / "gone.json")])
     (tmp_path / "other.json").write_text('{"profile": "smoke"}')
     assert "give the config.json of a run" in one_line_error(capsys, ["show", "--config", str(tmp_path / "other.json")])
@@ -158,7 +196,7 @@ def test_messages_are_plain_lines_on_stderr(capsys, tmp_path):
     folder, *metrics = out.splitlines()
     assert folder == str(run.folder) and json.loads("".join(metrics)) == run.result["metrics"]
     assert err.splitlines()[:2] == [  # progress bars may follow, where nbval has loaded ipykernel
-        f"{run.id}: pseudo labeler, 1 steps of 8 images from 24",
+        f"{run.id}: pseudo labeler, 1 steps of 8 images from 16",
         "learning rate 0.002 (setting 0.004 for 16 images, batch 8)",
     ]
     assert "INFO" not in err
