@@ -74,6 +74,7 @@ class TrainConfig:
     epochs: float = 36
     steps: int = 0
     batch_size: int = 16  # over all processes
+    accumulate: int = 1  # parts of a process's batch, one after another, whose gradients are averaged: for few GPUs
     learning_rate: float = 1e-4  # UNSTATED: Entity's Swin configs; for 16 images, scaled linearly
     optimizer: str = "adamw"  # adamw | sgd (momentum 0.9)
     weight_decay: float = 0.05  # UNSTATED: Entity's Swin configs; 0 on norms, biases, position tables
@@ -84,6 +85,8 @@ class TrainConfig:
     workers: int = 4  # loading processes of each training process
     checkpoint_every: int = 1000  # steps
     log_every: int = 50  # steps
+    evaluate_every: int = 0  # steps between evaluations on held-out images; 0: after the last step alone
+    keep: str = "last"  # the run's weights: last | best, those of the evaluation with the highest AP
 
 
 @dataclass(frozen=True)

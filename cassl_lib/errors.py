@@ -48,6 +48,10 @@ class NonFiniteLoss(CasslError, RuntimeError):
     """A loss is NaN or infinite; the message names the step, the losses and the image ids of the batch."""
 
 
+class Stopped(CasslError, RuntimeError):
+    """The deadline has passed; what was done is saved, and the same command resumes it."""
+
+
 @dataclass(frozen=True)
 class LeftOut:
     """What was skipped while reading a source, by reason.

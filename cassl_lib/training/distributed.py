@@ -87,6 +87,14 @@ def of_all_processes(value, world: int) -> list:
     return values
 
 
+def of_first_process(value):
+    """The value of the first process, in all of them."""
+    values = [value]
+    if rank_and_world()[1] > 1:
+        dist.broadcast_object_list(values)
+    return values[0]
+
+
 @torch.no_grad()
 def average_buffers(model: nn.Module) -> None:
     """Average the float buffers of a model over all processes, in place, so that they are equal in all of them.

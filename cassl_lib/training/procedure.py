@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Batch(NamedTuple):
-    """One process's share of a batch, as `data.loader.batches` yields it."""
+    """One process's share of a batch, as `data.loader.batches` yields it, or a part of it."""
 
     images: list[Tensor]  # (3, H, W) RGB, uint8 or float in [0, 1]; sizes may differ
     targets: list[dict[str, Tensor]]  # per image: boxes (N, 4) xyxy pixels, labels (N,), optional masks (N, H, W)
@@ -23,6 +23,13 @@ class Batch(NamedTuple):
             {key: value.to(device, non_blocking=True) for key, value in target.items()} for target in self.targets
         ]
         return self._replace(images=images, targets=targets)
+
+    def parts(self, count: int) -> list[Batch]:
+        """The batch in `count` parts: every count-th image, which `count` times as many processes would get."""
+        return [
+            Batch(self.images[at::count], self.targets[at::count], self.ids[at::count], self.unreadable)
+            for at in range(count)
+        ]
 
 
 @runtime_checkable
@@ -49,7 +56,8 @@ class Procedure(Protocol):
         by `losses.mean_over_processes(count)`, and every trainable parameter takes part at every step.
 
         Args:
-            batch: images and targets are on the device of `model`.
+            batch: images and targets are on the device of `model`. With `TrainConfig.accumulate`, one of the parts of
+                the step's batch: there are as many calls per step, and a second loader must yield as many batches.
             step: from 0; the first call after a restart has the step of the checkpoint.
         """
         ...

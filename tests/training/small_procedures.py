@@ -2,9 +2,9 @@
 
     [torchrun] small_procedures.py FOLDER TASK ...
 
-Tasks: `gradient` takes one step without BatchNorm and saves the gradients; `whole` trains to the end; `frequent` and
-`rare` too, with a checkpoint at every step and at the last one alone; `killed` dies by SIGKILL between two checkpoints;
-`resumed` trains the killed run to the end. Weights are saved per process.
+Tasks: `gradient` takes one step without BatchNorm and saves the gradients, `accumulated` does so in two parts; `whole`
+trains to the end; `frequent` and `rare` too, with a checkpoint at every step and at the last one alone; `killed` dies
+by SIGKILL between two checkpoints; `resumed` trains the killed run to the end. Weights are saved per process.
 """
 
 import os
@@ -138,6 +138,13 @@ def train(procedure, folder: Path, *, kill_at: int | None = None, config: TrainC
     return {"student": procedure.model.state_dict(), **procedure.state_dict()}
 
 
+def accumulated_gradients(folder: Path) -> dict[str, Tensor]:
+    """Gradients of the first step of a supervised detector without BatchNorm, in two parts."""
+    procedure = Supervised(detector(WITHOUT_BATCHNORM))
+    train(procedure, folder, config=replace(TRAIN, steps=1, clip_norm=0.0, accumulate=2))
+    return {name: parameter.grad for name, parameter in procedure.model.named_parameters()}
+
+
 def gradients(folder: Path) -> dict[str, Tensor]:
     """Gradients of the first step of a mean teacher without BatchNorm and noise."""
     procedure = mean_teacher(WITHOUT_BATCHNORM, noise=0.0)
@@ -149,6 +156,8 @@ def main(folder: Path, tasks: list[str]) -> None:
     for task in tasks:
         if task == "gradient":
             result = gradients(folder / "gradient")
+        elif task == "accumulated":
+            result = accumulated_gradients(folder / task)
         else:
             run = folder / (task if task in ("whole", "frequent", "rare") else "parts")
             config = replace(TRAIN, checkpoint_every={"frequent": 1, "rare": STEPS}.get(task, TRAIN.checkpoint_every))

@@ -1,6 +1,5 @@
 """The training loop on a model small enough to compute by hand: updates, log, checkpoints, weights."""
 
-import copy
 import json
 from dataclasses import replace
 
@@ -10,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from cassl_lib.config import TrainConfig
-from cassl_lib.errors import NonFiniteLoss
+from cassl_lib.errors import ConfigError, NonFiniteLoss
 from cassl_lib.runs import Run
 from cassl_lib.training import checkpoint, distributed
 from cassl_lib.training.engine import save_weights, train
@@ -204,3 +203,69 @@ def test_weights_are_written_atomically_with_their_metadata(tmp_path):
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         assert json.loads(file.metadata()["cassl"]) == metadata
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+# ---- gradient accumulation ----
+
+
+class Counted(torch.nn.Module):
+    """Loss w * (sum over images) / (number of positive images): normalized as a detector's, by positives."""
+
+    def __init__(self):
+        super().__init__()
+        self.w, self.calls = torch.nn.Parameter(torch.ones(1)), []
+
+    def forward(self, images, targets):
+        values = torch.stack([image.mean() for image in images])
+        self.calls.append(values.tolist())
+        return {"loss": self.w[0] * values.sum() / (values > 1.5).sum().clamp(min=1)}
+
+
+VALUES = [1.0, 2.0, 3.0, 1.0, 5.0, 6.0]  # of the images of a batch
+
+
+def accumulated(folder, accumulate, *, values=VALUES, **changes):
+    """The model after a step on a batch of these images in `accumulate` parts, and its log."""
+    config = replace(PLAIN, steps=1, batch_size=6, accumulate=accumulate, log_every=1, **changes)
+    folder.mkdir(exist_ok=True)
+    images = [torch.full((3, 2, 2), value) for value in values]
+    model = Counted()
+    loaded = [(images, [{}] * 6, list(range(100, 106)), [])]
+    train(Supervised(model), lambda step: loaded, config=config, steps=1, run=Run(folder), title="parts")
+    return model, Run(folder).history
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 3])
+def test_accumulated_gradients_are_those_of_the_mean_over_the_parts(tmp_path, accumulate):
+    """By hand: every accumulate-th image is a part, each normalized by its own positives."""
+    model, (entry,) = accumulated(tmp_path, accumulate)
+    parts = {1: [VALUES], 2: [[1, 3, 5], [2, 1, 6]], 3: [[1, 1], [2, 5], [3, 6]]}[accumulate]
+    total = 0.0
+    for part in parts:
+        positives = max(1, sum(value > 1.5 for value in part))
+        total += sum(part) / positives
+    expected = {1: 4.5, 2: 4.5, 3: (2 + 3.5 + 4.5) / 3}[accumulate]
+    assert total / accumulate == pytest.approx(expected)
+    assert model.calls == parts and model.w.grad.item() == pytest.approx(expected)
+    rate = 0.1 * 6 / 16
+    assert model.w.item() == pytest.approx(1 - rate * expected) and entry["loss"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_summed_gradient_is_clipped(tmp_path):
+    """Not those of the parts: 2, 3.5 and 4.5 would all be cut to 1."""
+    model, _ = accumulated(tmp_path, 3, clip_norm=3.4)
+    assert model.w.grad.item() == pytest.approx(10 / 3)
+    model, _ = accumulated(tmp_path / "clipped", 3, clip_norm=1.0)
+    assert model.w.grad.item() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_non_finite_loss_of_a_part_names_its_images(tmp_path):
+    with pytest.raises(NonFiniteLoss, match=r"step 0: losses \{'loss': nan\} on images \[101, 103, 105\]"):
+        accumulated(tmp_path, 2, values=[1.0, 2.0, 3.0, float("nan"), 5.0, 6.0])
+
+
+@pytest.mark.parametrize("accumulate", [0, 4, 12])
+def test_parts_must_divide_the_batch(tmp_path, accumulate):
+    message = rf"accumulate={accumulate} does not divide the 6 images of each process \(batch_size=6, 1 processes\)"
+    with pytest.raises(ConfigError, match=message):
+        accumulated(tmp_path, accumulate)

@@ -201,7 +201,7 @@ def test_a_killed_mean_teacher_resumes_bit_for_bit(tmp_path, caplog):
 def two_processes(tmp_path_factory) -> Path:
     """What two processes leave behind: the gradients of a step, whole runs, and one that was killed and resumed."""
     folder = tmp_path_factory.mktemp("two")
-    killed = start(folder, "gradient", "whole", "frequent", "rare", "killed", processes=2)
+    killed = start(folder, "gradient", "accumulated", "whole", "frequent", "rare", "killed", processes=2)
     assert killed.returncode and f"Signal {signal.SIGKILL:d} (SIGKILL)" in killed.stderr, killed.stderr
     assert not (folder / "killed-0.pt").exists()
     assert torch.load(folder / "parts/checkpoint.pt", weights_only=False)["step"] == 4
@@ -252,3 +252,23 @@ def test_gradients_of_two_processes_are_those_of_one_on_the_joint_batch(two_proc
             torch.testing.assert_close(together[name], gradient, rtol=0, atol=1e-4 * gradient.abs().max().item())
     (entry,), (joint,) = log_of(two_processes / "gradient"), log_of(tmp_path)
     assert entry == pytest.approx(joint, rel=1e-4)
+
+
+def test_accumulated_gradients_of_two_processes_by_hand(two_processes):
+    """Process r has images r and r + 2 of the batch of four, one in each part. Parts have a normalizer of their own.
+
+    So each part is the batch (0, 1) or (2, 3) of both processes together, and the gradients of the two are averaged.
+    """
+    images, targets, ids, _ = next(iter(small.batches_from(seed=1)(0)))
+    model, expected = small.detector(small.WITHOUT_BATCHNORM).train(), {}
+    for part in ((0, 1), (2, 3)):
+        model.zero_grad()
+        sum(model([images[at] for at in part], [targets[at] for at in part]).values()).backward()
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                expected[name] = expected.get(name, 0) + parameter.grad / 2
+    for rank in (0, 1):
+        together = torch.load(two_processes / f"accumulated-{rank}.pt")
+        assert {name for name, gradient in together.items() if gradient is not None} == expected.keys()
+        for name, gradient in expected.items():
+            torch.testing.assert_close(together[name], gradient, rtol=0, atol=1e-4 * gradient.abs().max().item())

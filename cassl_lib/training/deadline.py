@@ -1,0 +1,74 @@
+"""A time at which work in progress pauses, so that long work can be done in slices of minutes.
+
+It holds for this process and those that it starts, as a Unix time in the environment variable `CASSL_DEADLINE`. At the
+deadline training saves a checkpoint and raises `Stopped`, and no evaluation and no shard of labels is begun. Those in
+progress have `GRACE` more seconds; after that they raise `Stopped` too, and start from scratch when they are resumed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import time
+
+import torch
+import torch.distributed as dist
+
+from cassl_lib.errors import Stopped
+from cassl_lib.training.distributed import rank_and_world
+
+VARIABLE = "CASSL_DEADLINE"
+GRACE = 10.0  # seconds
+STEPS_BETWEEN = 8  # of several processes, which stop at the same step: a transfer, and on a GPU it waits for the step
+
+
+@contextlib.contextmanager
+def within(minutes: float | None):
+    """Set the deadline for the body, unless an earlier one is in force; None sets none."""
+    before = os.environ.get(VARIABLE)
+    if minutes is not None:
+        os.environ[VARIABLE] = repr(min(_deadline(), time.time() + 60 * minutes))
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(VARIABLE, None)
+        else:
+            os.environ[VARIABLE] = before
+
+
+def in_force() -> bool:
+    return VARIABLE in os.environ
+
+
+def seconds_left() -> float:
+    """Seconds until the deadline, negative after it; infinite without one."""
+    return _deadline() - time.time()
+
+
+def passed() -> bool:
+    return seconds_left() <= 0
+
+
+def check(what: str, *, begun: bool = False) -> None:
+    """Raise Stopped if the deadline has passed; for work that has `begun`, if it passed `GRACE` seconds ago."""
+    if seconds_left() <= (-GRACE if begun else 0):
+        raise Stopped(f"{what}: stopped at the deadline; rerun the same command to resume")
+
+
+def agreed(step: int, device: torch.device) -> bool:
+    """Whether the deadline has passed, the same answer in all processes. They ask each other every few steps."""
+    if not in_force():
+        return False
+    if rank_and_world()[1] == 1:
+        return passed()
+    if step % STEPS_BETWEEN:
+        return False
+    answer = torch.tensor(float(passed()), device=device)
+    dist.all_reduce(answer, op=dist.ReduceOp.MAX)
+    return bool(answer)
+
+
+def _deadline() -> float:
+    return float(os.environ.get(VARIABLE, math.inf))
