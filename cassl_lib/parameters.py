@@ -10,30 +10,52 @@ from typing import Any
 from cassl_lib.config import TRAINING_SECTIONS, AugmentConfig, Config
 from cassl_lib.errors import ConfigError
 
+KEEP = ("last", "best")
+RANGES = {  # kind, lowest and highest value
+    "learning_rate": ((int, float), 0, 10),
+    "weight_decay": ((int, float), 0, 1),
+    "accumulate": (int, 1, 65_536),
+    "evaluate_every": (int, 0, 10**9),
+}
+POSITIVE = ("learning_rate",)  # the lowest value itself is not allowed
 
-def with_training(config: Config, stage: str | None, *, epochs=None, steps=None, batch_size=None, **rates) -> Config:
-    """How long and how fast the stages train.
+
+def with_training(config: Config, stage: str | None, *, epochs=None, steps=None, batch_size=None, **others) -> Config:
+    """How the stages train.
 
     Args:
-        stage: the stage that `epochs` and `steps` are for; the rates are for it, or for every stage if None.
-        rates: learning_rate and weight_decay.
+        stage: the stage that `epochs` and `steps` are for; the others are for it, or for every stage if None.
+        others: fields of `TrainConfig`: learning_rate, weight_decay, accumulate, evaluate_every, keep.
     """
     if stage is not None:
         one_of("stage", stage, TRAINING_SECTIONS)
-    _check_training(stage, epochs, steps, batch_size, rates)
+    _check_length(stage, epochs, steps)
     lengths = {"epochs": float(epochs), "steps": 0} if epochs is not None else {"steps": steps}
-    given = {name: value for name, value in rates.items() if value is not None}
+    given = {name: value for name, value in others.items() if value is not None}
+    for name, value in given.items():
+        one_of(name, value, KEEP) if name == "keep" else number(name, value, *RANGES[name], open_below=name in POSITIVE)
+    if batch_size is not None:
+        number("batch_size", batch_size, int, 1, 65_536)
     for name in TRAINING_SECTIONS:
         own = given if stage in (None, name) else {}
         if stage == name and (epochs, steps) != (None, None):
             own = own | lengths
         if batch_size is not None:
             own = own | {"batch_size": batch_size}
-        config = replace(config, **{name: replace(getattr(config, name), **own)})
+        section = replace(getattr(config, name), **own)
+        if section.batch_size % section.accumulate:
+            raise ConfigError(
+                f"accumulate={section.accumulate} does not divide batch_size={section.batch_size} of {name}; "
+                "change one of them"
+            )
+        for field, off in (("keep", "last"), ("evaluate_every", 0)):
+            if (value := getattr(section, field)) != off and config.heldout is None:
+                raise ConfigError(f"{field}={value!r} needs held-out images to evaluate on; give heldout=JSON[:FOLDER]")
+        config = replace(config, **{name: section})
     return config
 
 
-def _check_training(stage: str | None, epochs, steps, batch_size, rates: dict[str, Any]) -> None:
+def _check_length(stage: str | None, epochs, steps) -> None:
     if epochs is not None:
         number("epochs", epochs, (int, float), 0, 10_000, open_below=True)
     if steps is not None:
@@ -43,12 +65,6 @@ def _check_training(stage: str | None, epochs, steps, batch_size, rates: dict[st
     for name, value in (("epochs", epochs), ("steps", steps)):
         if value is not None and stage is None:
             raise ConfigError(f"{name}={value!r} needs a stage: {', '.join(TRAINING_SECTIONS)}")
-    if batch_size is not None:
-        number("batch_size", batch_size, int, 1, 65_536)
-    if rates["learning_rate"] is not None:
-        number("learning_rate", rates["learning_rate"], (int, float), 0, 10, open_below=True)
-    if rates["weight_decay"] is not None:
-        number("weight_decay", rates["weight_decay"], (int, float), 0, 1)
 
 
 def with_model(config: Config, *, backbone=None, pretrained=None, masks=None, overlap=None, rescore=None) -> Config:

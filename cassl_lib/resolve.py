@@ -53,6 +53,9 @@ def resolve(
     batch_size: int | None = None,
     learning_rate: float | None = None,
     weight_decay: float | None = None,
+    accumulate: int | None = None,
+    evaluate_every: int | None = None,
+    keep: str | None = None,
     size: int | None = None,
     augment: str | None = None,
     backbone: str | None = None,
@@ -87,14 +90,18 @@ def resolve(
             (P,S) of Table 2.
         make_inputs: True makes missing input runs first; False stops with the command that makes them. The profile's
             value is False at paper, True elsewhere.
-        stage: the training stage that epochs, steps, learning_rate and weight_decay are for: pseudo_labeler, warmup or
-            finetune.
+        stage: the training stage that the parameters below speak of: pseudo_labeler, warmup or finetune.
         epochs: of `stage`, passes over its images.
         steps: of `stage`, instead of epochs: as many whatever the number of images.
         batch_size: images per step over all processes, in every stage.
         learning_rate: for 16 images per step, scaled linearly to the batch size; of `stage`, or of every stage without
             one.
         weight_decay: of `stage`, or of every stage without one.
+        accumulate: of `stage`, or of every stage without one: parts of each process's batch that are trained on one
+            after another before each update, for batches that do not fit into memory.
+        evaluate_every: of `stage`, or of every stage without one: steps between evaluations on the held-out images
+            during training; 0 is none.
+        keep: of `stage`, or of every stage without one: weights of the last step or, of those evaluations, of the best.
         size: short side of the images in pixels; training sizes scale in proportion.
         augment: weak (multi-scale and flip) or strong (Table 6), in every stage.
         backbone: a timm name, such as resnet50, with stages at strides 4, 8, 16, 32. Options of the profile's own
@@ -145,6 +152,9 @@ def resolve(
         batch_size=batch_size,
         learning_rate=learning_rate,
         weight_decay=weight_decay,
+        accumulate=accumulate,
+        evaluate_every=evaluate_every,
+        keep=keep,
     )
     return with_labels(config, threshold=threshold)
 

@@ -75,6 +75,15 @@ BAD = [
     ({"learning_rate": "1e-4"}, "learning_rate='1e-4'", "number"),
     ({"weight_decay": -0.1}, "weight_decay=-0.1", "0 to 1"),
     ({"weight_decay": True}, "weight_decay=True", "number"),
+    ({"accumulate": 0}, "accumulate=0", "1 to 65536"),
+    ({"accumulate": 3}, "accumulate=3 does not divide batch_size=8 of pseudo_labeler", "change one of them"),
+    ({"accumulate": 8, "stage": "warmup", "batch_size": 4}, "accumulate=8", "batch_size=4 of warmup"),
+    ({"accumulate": "2"}, "accumulate='2'", "integer"),
+    ({"evaluate_every": -1}, "evaluate_every=-1", "0 to"),
+    ({"evaluate_every": 2.0}, "evaluate_every=2.0", "integer"),
+    ({"keep": "first"}, "keep='first'", "last, best"),
+    ({"evaluate_every": 9, "labeled": "a.json", "val": "b.json"}, "evaluate_every=9", "heldout=JSON[:FOLDER]"),
+    ({"keep": "best", "labeled": "a.json", "val": "b.json"}, "keep='best'", "heldout=JSON[:FOLDER]"),
     ({"backbone": "resnet5"}, "backbone='resnet5'", "near names: resnet50"),
     ({"backbone": "swin_tiny_patch4"}, "backbone='swin_tiny_patch4'", "swin_tiny_patch4_window7_224"),
     ({"backbone": 50}, "backbone=50", "near names: resnet50"),
@@ -157,6 +166,10 @@ def test_each_parameter_changes_its_own_settings_and_no_others():
     stages = ("pseudo_labeler", "warmup", "finetune")
     assert changed(learning_rate=2e-4) == {f"{stage}.learning_rate": 2e-4 for stage in stages}
     assert changed(weight_decay=0.1) == {f"{stage}.weight_decay": 0.1 for stage in stages}
+    for name, value in (("accumulate", 2), ("evaluate_every", 50), ("keep", "best")):
+        assert changed(**{name: value}) == {f"{stage}.{name}": value for stage in stages}
+        assert changed(stage="finetune", **{name: value}) == {f"finetune.{name}": value}
+    assert changed(accumulate=1, evaluate_every=0, keep="last") == {}
     assert changed(make_inputs=False) == {"make_inputs": False} and changed(make_inputs=True) == {}
     assert changed(annotation="entities") == {"annotation": "entities"} and changed(annotation="objects") == {}
     assert changed(batch_size=4) == {f"{stage}.batch_size": 4 for stage in ("pseudo_labeler", "warmup", "finetune")}

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from cassl_lib import log_to_stderr
-from cassl_lib.cli import labels, pool, table
+from cassl_lib.cli import data, labels, pool, table
 from cassl_lib.cli.options import add_config_options, config_of
 from cassl_lib.config import PARTS
 from cassl_lib.errors import CasslError, ConfigError
@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--out", type=Path, help="write the plan, or the comparison, as JSON")
 
     verb("show", _show, "print the resolved configuration")
+    verb("data", data.act, "the data sets that a configuration needs: what is there, what to download, where to put it")
     scenes = verb("scenes", _scenes, "write the embedded scenes of a profile")
     scenes.add_argument("--verify", action="store_true", help="compare the files with their recorded hashes")
     summary = verb("summary", _summary, "the numbers of a finished chain, also as runs/summary.json, and its pictures")
@@ -143,9 +144,14 @@ def _plan(parsed: argparse.Namespace) -> None:
 
 
 def _show(parsed: argparse.Namespace) -> None:
+    from cassl_lib.data import datasets, layout
+
     if not parsed.config:
         print(why_profile(parsed.profile))
-    print(config_of(parsed))
+    config = config_of(parsed)
+    print(config)
+    if words := layout.missing(datasets.needed(config)):
+        print(words)
 
 
 def _scenes(parsed: argparse.Namespace) -> None:

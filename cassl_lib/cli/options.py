@@ -15,7 +15,7 @@ from cassl_lib.resolve import from_json, resolve
 
 SWITCHES = ("masks", "overlap", "rescore", "class_specific", "make_inputs")
 CHOICES = {"profile": ("auto", *PROFILES), "split": (*SPLITS, *SHIFTED), "stage": TRAINING_SECTIONS}
-INTEGERS = ("seed", "labeled_images", "steps", "batch_size", "size")
+INTEGERS = ("seed", "labeled_images", "steps", "batch_size", "accumulate", "evaluate_every", "size")
 NUMBERS = ("epochs", "learning_rate", "weight_decay", "threshold")
 TYPES = dict.fromkeys(INTEGERS, int) | dict.fromkeys(NUMBERS, float)
 

@@ -8,13 +8,15 @@ from pathlib import Path
 
 from cassl_lib import paper, paths
 from cassl_lib.config import Config
-from cassl_lib.data import scenes
+from cassl_lib.data import layout, scenes
 from cassl_lib.data.coco import CocoImages, locate
 from cassl_lib.data.entities import EntityImages
+from cassl_lib.data.panoptic import PanopticError
 from cassl_lib.data.pool.build import build_pool
 from cassl_lib.data.pool.formats import share_of
 from cassl_lib.data.pool.index import REASONS, Pool
 from cassl_lib.errors import DataError
+from cassl_lib.resolve import COCO
 
 COCO_UNLABELED = "coco/annotations/image_info_unlabeled2017.json"
 
@@ -25,14 +27,6 @@ SPLITS = {
     "small": ((COCO_UNLABELED, 1.0), ("places365/data_large", 0.3)),
     "base": (("openimages/train", 1.0),),
     "large": ((COCO_UNLABELED, 1.0), ("places365/data_large", 1.0), ("openimages/train", 1.0)),
-}
-OTHER_FORMS = {  # published forms of the same images, in order of preference, used if the first does not exist
-    "places365/data_large": (
-        "places365/places365_train_standard.txt",
-        "places365/train_large_places365standard.tar",
-        "places365/data_256",
-    ),
-    "openimages/train": ("openimages/train-images-boxable-with-rotation.csv",),
 }
 EXPECTED = {  # published number of images
     COCO_UNLABELED: paper.SOURCES["coco_unlabeled"],
@@ -108,14 +102,46 @@ def _coco(
         drawn: number of images that are used, 0 for all, and the seed that draws them.
     """
     entities = (annotation or config.annotation) == "entities"
-    if spec == "scenes":
-        files = scene_files(config, (unit,))
-        path, folder = files.panoptic(unit)[0] if entities else files.instances(unit), files.images(unit)
-    else:
-        path, folder = locate(spec)
-        path = sibling(path, "panoptic" if entities else "instances")
-    stamps = tuple((each.stat().st_mtime_ns, each.stat().st_size) for each in (path, folder) if each.exists())
-    return _read(path, folder, config.crowd if entities else None, stamps, drawn if drawn[0] else None)
+    try:
+        if spec == "scenes":
+            files = scene_files(config, (unit,))
+            path, folder = files.panoptic(unit)[0] if entities else files.instances(unit), files.images(unit)
+        else:
+            path, folder = locate(spec)
+            path = sibling(path, "panoptic" if entities else "instances")
+        stamps = tuple((each.stat().st_mtime_ns, each.stat().st_size) for each in (path, folder) if each.exists())
+        return _read(path, folder, config.crowd if entities else None, stamps, drawn if drawn[0] else None)
+    except DataError as error:
+        if words := _remedy(error, config, spec):
+            raise DataError(words) from error
+        raise
+
+
+def _remedy(error: DataError, config: Config, spec: str) -> str | None:
+    """What to do about an unreadable labeled set: download it, or train on objects; None where neither helps."""
+    if spec in (own_labeled("labeled"), own_labeled("val")) and (words := layout.missing(needed(config))):
+        return words
+    if isinstance(error, PanopticError) and spec != "scenes":
+        return f"{error}; without panoptic annotations use annotation=objects, and target=instances"
+    return None
+
+
+def own_labeled(name: str) -> str | None:
+    """Where the paper's labeled set of a name, labeled or val, belongs; None for other names."""
+    return str(paths.datasets() / COCO[name]) if name in COCO else None
+
+
+def needed(config: Config) -> list[str]:
+    """The parts of the paper's data sets that the stages of a configuration read, as keys of `layout.PARTS`."""
+    annotations = {config.annotation, "entities" if config.target == "panoptic" else "objects"}
+    names: list[str] = []
+    for name, unit in (("labeled", "train2017"), ("val", "val2017")):
+        if getattr(config, name) == own_labeled(name):
+            names += layout.coco_names(unit, annotations)
+    if config.unlabeled == "split" and not config.store:
+        for part, _ in SPLITS[config.split]:
+            names += ["coco/unlabeled2017", part] if part == COCO_UNLABELED else [part]
+    return names
 
 
 @functools.lru_cache(maxsize=8)
@@ -144,6 +170,7 @@ def sibling(path: Path, kind: str) -> Path:
     if not beside.is_file():
         raise DataError(
             f"{beside}: no such file, and {path.name} has no {kind} annotations; put it there, or give a {kind} JSON"
+            + (", or use annotation=objects and target=instances, which need none" if kind == "panoptic" else "")
         )
     return beside
 
@@ -191,7 +218,7 @@ def _expected(part: str) -> int | None:
     """Published number of images of a part, times its share; None if unknown."""
     whole, share = share_of(part)
     for name, count in EXPECTED.items():
-        if paths.file_and_folder(whole)[0] in (name, *OTHER_FORMS.get(name, ())):
+        if paths.file_and_folder(whole)[0] in (name, *layout.PARTS[name].other_places):
             return int(count * share)
     return None
 
@@ -223,11 +250,8 @@ def paper_parts(split: str) -> list[str]:
     root = paths.datasets()
     parts = []
     for name, share in SPLITS[split]:
-        existing = [form for form in (name, *OTHER_FORMS.get(name, ())) if (root / form).exists()]
-        if not existing:
-            raise DataError(
-                f"split={split!r} needs {root / name}, which does not exist; download it, set CASSL_DATASETS to the "
-                "folder that holds coco/, places365/ and openimages/, or give your own images with unlabeled=FOLDER"
-            )
-        parts.append(str(root / existing[0]) if share == 1 else f"{root / existing[0]}@{share}")
+        if words := layout.missing([name]):
+            raise DataError(f"split={split!r}: {words}")
+        existing = root / layout.PARTS[name].there
+        parts.append(str(existing) if share == 1 else f"{existing}@{share}")
     return parts

@@ -16,6 +16,7 @@ from cassl_lib import paths
 from cassl_lib.cli import options
 from cassl_lib.cli.main import _parser, main
 from cassl_lib.config import THRESHOLD
+from cassl_lib.data import layout
 from cassl_lib.errors import LaunchError
 from cassl_lib.resolve import resolve, to_json
 from cassl_lib.stages import graph, launch, requests
@@ -209,6 +210,75 @@ def test_unknown_words_print_the_usage_and_exit_with_2(capsys, arguments):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2 and "usage: cassl" in capsys.readouterr().err
+
+
+@pytest.fixture
+def empty_root(monkeypatch, tmp_path):
+    """A data root and a run store with nothing in them."""
+    monkeypatch.setenv("CASSL_DATASETS", str(tmp_path / "datasets"))
+    monkeypatch.setenv("CASSL_RUNS", str(tmp_path / "runs"))
+    return tmp_path / "datasets"
+
+
+@pytest.mark.parametrize("stage", ["pseudo_labeler", "pseudo_labels", "warmup", "finetune"])
+@pytest.mark.parametrize("more", [[], ["--make-inputs", "--target", "panoptic"]])
+def test_missing_published_data_are_one_line_that_says_where_they_belong(stage, more, empty_root, capsys):
+    error = one_line_error(capsys, ["run", stage, "--profile", "paper", "--split", "base", *more])
+    assert error == (
+        f"error: missing data: {empty_root}/coco/train2017 and 8 more parts; unpack train2017.zip (18 GB, "
+        "cocodataset.org) there, or set CASSL_DATASETS to the folder that holds it (`cassl data` with the same options "
+        "lists every part)\n"
+    )
+
+
+def test_the_parts_of_the_published_data_are_listed(empty_root, capsys):
+    asked = ["data", "--profile", "paper", "--split", "large"]
+    assert main(asked) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"below {empty_root}:" and lines[-1] == "12 of 12 parts missing; see docs/data.md"
+    assert "  MISSING  openimages/train: unpack train_0.tar.gz to train_f.tar.gz (513 GB, " in "\n".join(lines)
+    for part in layout.PARTS.values():
+        (empty_root / (part.other_places or (part.place,))[0]).mkdir(parents=True)
+    assert main(asked) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 13 and all(line.startswith("  there    ") for line in lines[1:])
+    assert "  there    places365/places365_train_standard.txt" in lines
+
+
+def test_objects_need_no_panoptic_files(empty_root, capsys):
+    assert main(["data", "--profile", "paper", "--annotation", "objects"]) == 1
+    out = capsys.readouterr().out
+    assert "panoptic_train" not in out and "6 of 6 parts missing" in out
+    assert main(["data", "--profile", "paper", "--annotation", "objects", "--target", "panoptic"]) == 1
+    assert "10 of 10 parts missing" in capsys.readouterr().out
+
+
+def test_embedded_scenes_and_own_data_need_no_download(empty_root, capsys):
+    assert main(["data", "--profile", "demo"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "labeled: embedded scenes, which need no download"
+    own = ["--labeled", "a.json", "--val", "b.json", "--unlabeled", "pictures"]
+    assert main(["data", "--profile", "paper", *own]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "labeled: your own, a.json",
+        "val: your own, b.json",
+        "unlabeled: your own, pictures",
+    ]
+
+
+def test_the_settings_end_with_the_data_that_are_missing(empty_root, capsys):
+    assert main(["show", "--profile", "paper"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"missing data: {empty_root}/coco/train2017 and 9 more")
+
+
+@pytest.mark.parametrize("name", ["instances_mine.json", "mine.json"])
+def test_entities_of_own_data_without_panoptic_annotations_are_an_error_that_names_objects(
+    name, empty_root, capsys, tmp_path
+):
+    (tmp_path / "images").mkdir()
+    (tmp_path / name).write_text('{"images": [], "categories": [], "annotations": []}')
+    own = ["--labeled", str(tmp_path / name), "--val", str(tmp_path / name), "--unlabeled", str(tmp_path / "images")]
+    error = one_line_error(capsys, ["run", "pseudo_labeler", "--profile", "paper", *own])
+    assert "mine.json" in error and "annotation=objects" in error and "target=instances" in error
 
 
 def test_the_module_is_the_same_command():

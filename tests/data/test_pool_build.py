@@ -385,7 +385,7 @@ def test_the_images_of_a_split_are_compared_with_the_published_numbers(tmp_path,
     assert coco["why"] == "123,401 fewer listed than published, 1 missing"
     assert places["part"] == "places365/data_large@0.3" and (places["expected"], places["images"]) == (541_038, 3)
     assert (whole["part"], whole["expected"], whole["listed"], whole["images"]) == ("all", 664_441, 5, 4)
-    with pytest.raises(DataError, match="split='base' needs .*openimages/train"):
+    with pytest.raises(DataError, match="split='base': missing data: .*openimages/train; unpack train_0.tar.gz"):
         datasets.paper_parts("base")
     (tmp_path / "openimages").mkdir()
     listing = tmp_path / "openimages/train-images-boxable-with-rotation.csv"

@@ -13,10 +13,10 @@ from cassl_lib.config import AugmentConfig
 from cassl_lib.data.loader import Samples
 from cassl_lib.errors import ConfigError, DataError
 from cassl_lib.labels.store import PseudoLabelStore
+from cassl_lib.profiles import PROFILES
 from cassl_lib.resolve import resolve
 from cassl_lib.stages import graph, requests
-from cassl_lib.stages.finetune import baseline_steps
-from cassl_lib.stages.pseudo_labels import judge
+from cassl_lib.stages.pseudo_labels import judge, threshold_of
 from cassl_lib.tools.plan import canvas, cost, estimate, throughput
 from cassl_lib.tools.plan.cost import Plan, Row
 from cassl_lib.tools.plan.synthetic_photos import SyntheticPhotos
@@ -43,7 +43,8 @@ def small():
 def rows_of(config, devices=1) -> dict[str, Row]:
     labels = LabelCounts(stored=4, used=2, bytes=100)
     rows = cost.rows_of(config, IMAGES, RATES, labels, devices=devices)
-    assert [row.stage for row in rows] == ["pseudo_labeler", "pseudo_labels", "warmup", "finetune", "baseline"]
+    names = ["pseudo_labeler", "pseudo_labels", "warmup", "finetune", "baseline_1x", "baseline_2x"]
+    assert [row.stage for row in rows] == names
     return {row.stage: row for row in rows}
 
 
@@ -54,7 +55,8 @@ def test_time_is_start_and_images_and_evaluation(small):
         "pseudo_labeler": (5, 20),
         "warmup": (18, 72),
         "finetune": (7, 56),
-        "baseline": (25, 200),
+        "baseline_1x": (7, 56),
+        "baseline_2x": (14, 112),
     }
     assert {row.evaluation for row in trained.values()} == {2.0}  # 8 images of 0.25 s
     # 3 + 2 * images + 2; labeling 1 + 25 * 0.5
@@ -63,9 +65,37 @@ def test_time_is_start_and_images_and_evaluation(small):
         "pseudo_labels": 13.5,
         "warmup": 149,
         "finetune": 117,
-        "baseline": 405,
+        "baseline_1x": 117,
+        "baseline_2x": 229,
     }
-    assert rows["baseline"].hours == 405 / 3600
+    assert rows["baseline_2x"].hours == 229 / 3600
+
+
+def test_every_baseline_is_a_run_of_its_own_with_a_start_and_an_evaluation(small):
+    """Lengths in epochs are rounded up to whole batches, as those of the run are: 1.5 * 2 * 10 / 8 = 3.75."""
+    config = replace(small, baseline_lengths=(1.5,), finetune=replace(small.finetune, steps=0, epochs=2))
+    labels = LabelCounts(stored=4, used=2, bytes=100)
+    *_, row = cost.rows_of(config, IMAGES, RATES, labels, devices=1)
+    assert (row.stage, row.title, row.steps) == ("baseline_1.5x", "baseline 1.5x", 4)
+    assert row.seconds == 3 + 4 * 8 * 2 + 2
+
+
+def test_the_baselines_rows_are_the_runs_of_the_chain():
+    for profile in ("smoke", "demo", "paper"):
+        config = resolve(profile=profile)
+        chain = requests.chain(config)
+        for name in cost.row_names(config):
+            request = chain["cassl" if name == "finetune" else name]
+            assert request.is_baseline == name.startswith("baseline") and request.stage in (name, "finetune")
+
+
+def test_evaluation_during_training_is_part_of_the_time(small):
+    """It is due after 5, 10, 15 and all 18 steps, four times 4 held-out images of 0.25 s; then come 8 images."""
+    config = replace(small, warmup=replace(small.warmup, evaluate_every=5))
+    labels = LabelCounts(stored=4, used=2, bytes=100)
+    rows = {row.stage: row for row in cost.rows_of(config, IMAGES | {"heldout": 4}, RATES, labels, devices=1)}
+    assert rows["warmup"].evaluation == 4 * 4 * 0.25 + 2 and rows["finetune"].evaluation == 2
+    assert rows["warmup"].seconds == 149 + 4
 
 
 def test_devices_share_images_but_not_shards(small):
@@ -78,25 +108,54 @@ def test_devices_share_images_but_not_shards(small):
 
 def test_disk_and_labels(small):
     rows = rows_of(small)
-    assert {row.kept for name, row in rows.items() if name != "pseudo_labels"} == {100}
+    assert [row.kept for name, row in rows.items() if name != "pseudo_labels"] == [100] * 5
     assert rows["pseudo_labels"].kept == 25 * (100 + 60)  # store and index
     assert (rows["pseudo_labels"].labels, rows["pseudo_labels"].labels_used) == (100, 50)
-    plan = Plan("", tuple(rows.values()), (), "/runs", free=5000)
-    assert plan.needed == 4 * 100 + 4000 + 2 * 300  # a checkpoint and its successor
+    plan = Plan("", tuple(rows.values()), (), "/runs", free=5100)
+    assert plan.needed == 5 * 100 + 4000 + 2 * 300  # a checkpoint and its successor
     text = cost.table(plan)
-    assert "disk: 5.0 kB needed at most, 5.0 kB free in /runs" in text and "NOT ENOUGH" not in text
+    assert "disk: 5.1 kB needed at most, 5.1 kB free in /runs" in text and "NOT ENOUGH" not in text
     lines = cost.table(replace(plan, free=3000)).splitlines()
     short = [line for line in lines if line.startswith("NOT ENOUGH DISK")]
-    assert short == ["NOT ENOUGH DISK: free 2.0 kB more in /runs, or set CASSL_RUNS to another disk"]
+    assert short == ["NOT ENOUGH DISK: free 2.1 kB more in /runs, or set CASSL_RUNS to another disk"]
 
 
-def test_the_table_sums_the_chain_without_the_baseline(small):
+def test_the_table_sums_the_chain_without_the_baselines(small):
     lines = cost.table(Plan("title", tuple(rows_of(small).values()), ("a: b",), "/runs", 10**9)).splitlines()
     assert lines[0] == "title" and lines[-1] == "- a: b"
     cells = {line[:16].strip(): line[16:].split() for line in lines if line}
     assert cells["CA-SSL"] == ["5.4", "min", "4.3", "kB"]  # 45 + 13.5 + 149 + 117 = 324.5 s; 4,000 + 300 bytes
     assert cells["pseudo labeler"] == ["20", "5", "45", "s", "2.0", "s", "0.1", "kB"]
+    assert cells["baseline 2x"] == ["112", "14", "3.8", "min", "2.0", "s", "0.1", "kB"]
     assert "labels: 100 in the store, 50 above the threshold" in lines
+    assert not any("does not state" in line for line in lines)
+
+
+def test_both_lengths_of_a_warmup_above_tiny_are_printed_with_their_hours():
+    """Base is Open Images: 60 * 1,743,042 / 16 = 6,536,407.5 steps, against 60 * 123,403 / 16 = 462,761.25."""
+    config, images = resolve(profile="paper", split="base"), IMAGES | {"warmup": 1_743_042}
+    epochs, fixed = cost.schedules_of(config, images, RATES, devices=8)
+    assert (epochs.steps, fixed.steps) == (6_536_408, 462_762)
+    # 3 s, 16 images of 2 s per step on eight devices, 8 images of 0.25 s
+    assert epochs.seconds == 3 + 6_536_408 * 16 * 2 / 8 + 8 * 0.25 / 8
+    assert fixed.seconds == 3 + 462_762 * 16 * 2 / 8 + 8 * 0.25 / 8
+    plan = Plan("", tuple(rows_of(config).values()), (), "/runs", free=10, schedules=(epochs, fixed))
+    assert cost.table(plan).splitlines()[-6:-1] == [
+        "",
+        "The paper does not state how long it warms up on more images than tiny's:",
+        "- 60 epochs of this pool: 6,536,408 steps, 7,262.7 h (--stage warmup --epochs 60)",
+        "- as many steps as 60 epochs of tiny: 462,762 steps, 514.2 h (--stage warmup --steps 462762)",
+        "",
+    ]
+    assert "514.2 h" in plan._repr_html_()
+    chosen = resolve(profile="paper", split="base", stage="warmup", steps=fixed.steps)
+    assert cost.schedules_of(chosen, images, RATES, devices=8) == (epochs, fixed)  # whichever is chosen
+    assert rows_of(chosen)["warmup"].steps == 462_762
+
+
+def test_up_to_tiny_there_is_one_length():
+    config = resolve(profile="paper")
+    assert cost.schedules_of(config, IMAGES | {"warmup": 123_403}, RATES, devices=1) == ()
 
 
 @pytest.mark.parametrize(
@@ -159,10 +218,18 @@ def test_the_canvas_holds_all_images_of_a_batch():
     assert canvas.training_canvas(replace(augment, crop=90), mixed, 2) == 96 * 96
 
 
+def test_strong_augmentation_draws_any_side_of_its_range():
+    """Squares of 32 to 64 pixels, alone: a side of 32 has a canvas of 32 * 32, the 32 others of 64 * 64."""
+    augment = AugmentConfig(kind="strong", sizes=(1000,), strong_sizes=(32, 64), longest=1000)
+    expected = (32 * 32 + 32 * 64 * 64) / 33  # 4,003
+    assert canvas.training_canvas(augment, np.array([(48, 48)]), 1) == pytest.approx(expected, rel=0.03)
+    assert canvas.training_canvas(replace(augment, kind="weak"), np.array([(48, 48)]), 1) == 1024 * 1024
+
+
 def test_large_images_are_shrunk_on_a_cpu_and_their_time_is_scaled_back(monkeypatch, small):
     measured = {}
 
-    def train(config, model, train, source, *, classes, batch):
+    def train(config, model, train, source, *, classes, pseudo_labeled, batch):
         measured.update(sizes=config.augment.sizes, longest=config.augment.longest, batch=batch)
         return 1e-6, 1.0, {"weights": 1, "checkpoint": 2}
 
@@ -170,7 +237,9 @@ def test_large_images_are_shrunk_on_a_cpu_and_their_time_is_scaled_back(monkeypa
     monkeypatch.setattr(throughput, "device_of_process", lambda: torch.device("cpu"))
     config = replace(small, augment=AugmentConfig(sizes=(1024,), longest=2048))
     sizes = np.array([(480, 480)])
-    rate, note = throughput.training_rate(config, config.model, small.finetune, None, sizes, classes=True, devices=1)
+    rate, note = throughput.training_rate(
+        config, config.model, small.finetune, None, sizes, classes=True, pseudo_labeled=False, devices=1
+    )
     assert measured == {"sizes": (512,), "longest": 1024, "batch": 1}  # 512 * 512 = 2**18
     assert rate.seconds == pytest.approx(1e-6 * 1024**2)
     assert "shrunk to 50% of their training size" in note and "DO NOT FIT" not in note
@@ -179,7 +248,7 @@ def test_large_images_are_shrunk_on_a_cpu_and_their_time_is_scaled_back(monkeypa
 def test_a_batch_that_does_not_fit_into_memory_is_halved(monkeypatch, small):
     tried = []
 
-    def train(config, model, train, source, *, classes, batch):
+    def train(config, model, train, source, *, classes, pseudo_labeled, batch):
         tried.append(batch)
         if batch > 2:
             raise torch.OutOfMemoryError("full")
@@ -188,9 +257,21 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved(monkeypatch, small):
     monkeypatch.setattr(throughput, "_train_briefly", train)
     monkeypatch.setattr(throughput, "device_of_process", lambda: torch.device("cuda"))
     sizes = np.array([(96, 96)])
-    rate, note = throughput.training_rate(small, small.model, small.finetune, None, sizes, classes=True, devices=1)
+
+    def rate_with(accumulate):
+        tried.clear()
+        section = replace(small.finetune, accumulate=accumulate)
+        return throughput.training_rate(
+            small, small.model, section, None, sizes, classes=True, pseudo_labeled=False, devices=1
+        )
+
+    rate, note = rate_with(1)
     assert tried == [8, 4, 2] and rate.seconds == 0.5 * 96 * 96
-    assert "2 images at a time" in note and "8 IMAGES DO NOT FIT INTO ITS MEMORY" in note
+    assert "2 images at a time" in note and "8 IMAGES DO NOT FIT INTO ITS MEMORY: use accumulate=4" in note
+    _, note = rate_with(2)
+    assert tried == [4, 2] and "4 IMAGES DO NOT FIT INTO ITS MEMORY: use accumulate=4" in note
+    _, note = rate_with(4)
+    assert tried == [2] and "DO NOT FIT" not in note
 
 
 @pytest.fixture
@@ -203,7 +284,7 @@ def nothing_on_disk(monkeypatch, tmp_path):
 def test_without_data_the_papers_chain_has_the_papers_numbers_of_images(monkeypatch, nothing_on_disk):
     measured = {}
 
-    def training_rate(config, model, train, source, sizes, *, classes, devices):
+    def training_rate(config, model, train, source, sizes, *, classes, pseudo_labeled, devices):
         measured[model.num_classes] = (type(source), classes, devices)
         return Rate(1e-6, 1e6), "so"
 
@@ -214,7 +295,9 @@ def test_without_data_the_papers_chain_has_the_papers_numbers_of_images(monkeypa
     assert measured == {1: (SyntheticPhotos, False, 8), 80: (SyntheticPhotos, True, 8)}
     # 36 * 118,287 / 16 and 60 * 3,669,905 / 16, rounded up
     assert [rows[stage].steps for stage in TRAINING] == [266_146, 13_762_144, 266_146]
-    assert rows["baseline"].steps == 13_762_144 + 266_146
+    # 36 and 72 epochs: 532,291.5 steps
+    assert (rows["baseline_1x"].steps, rows["baseline_2x"].steps) == (266_146, 532_292)
+    assert [each.steps for each in plan.schedules] == [13_762_144, 462_762]
     # One second per image, eight devices.
     assert rows["pseudo_labeler"].seconds - rows["pseudo_labeler"].evaluation == 266_146 * 16 / 8
     # 367 shards of 10,000: 46 for the busiest device, half a second per image
@@ -223,6 +306,8 @@ def test_without_data_the_papers_chain_has_the_papers_numbers_of_images(monkeypa
     assert labels.labels == 366_990_500 and labels.labels_used == round(3_669_905 * 860_001 / 118_287)
     note = "pool: 3,669,905 images, not on disk: the paper's number, synthetic photographs measured"
     assert note in plan.notes
+    data = str(nothing_on_disk / "datasets")
+    assert any(note.startswith(f"missing data: {data}/coco/train2017 and 11 more parts") for note in plan.notes)
     assert any("no communication cost assumed" in note for note in plan.notes)
     assert any("share its cores" in note for note in plan.notes) == (not torch.cuda.is_available())
     assert not (nothing_on_disk / "runs").exists()
@@ -263,7 +348,7 @@ def test_a_real_chain_costs_what_was_planned(trained):
         rows = {row.stage: row for row in plan.rows}
         assert 0.4 < rows["pseudo_labeler"].seconds / labeler.result["seconds"] < 2.5
         assert rows["pseudo_labeler"].kept == pytest.approx(labeler.weights.stat().st_size, rel=0.05)
-        assert rows["baseline"].steps == baseline_steps(config)
+        assert [rows[name].steps for name in ("finetune", "baseline_1x", "baseline_2x")] == [24, 24, 48]
     assert any(note.startswith("warmup: no finished labels") for note in before.notes)
     assert any(note.startswith("warmup: 2 images at a time") for note in after.notes)
 
@@ -271,8 +356,8 @@ def test_a_real_chain_costs_what_was_planned(trained):
 def test_labels_are_counted_with_the_finished_pseudo_labeler(trained):
     config, _, after, labeler, labels = trained
     row = next(row for row in after.rows if row.stage == "pseudo_labels")
-    store = PseudoLabelStore(labels.store, threshold=config.pseudo_labels.threshold)
-    assert row.images == len(store) == 16
+    store = PseudoLabelStore(labels.store, threshold=threshold_of(config, labels))
+    assert row.images == len(store) == PROFILES["smoke"]["scenes"]["pool"][0]
     # Batches are composed differently, which moves scores a little.
     assert row.labels == pytest.approx(store.manifest["labels"], rel=0.1, abs=2)
     assert row.labels_used == pytest.approx(judge(config, store)["labels"], rel=0.1, abs=2)
@@ -288,7 +373,7 @@ def test_a_plan_is_checked_by_making_the_chain(tmp_path, monkeypatch, capsys):
     command = ["plan", "--profile", "smoke", "--batch-size", "2", "--check", "--out", str(tmp_path / "check.json")]
     assert main(command) == 0
     rows = {row["name"]: row for row in json.loads((tmp_path / "check.json").read_text())["rows"]}
-    times = {f"{stage}, seconds" for stage in (*TRAINING, "pseudo_labels", "baseline")}
+    times = {f"{stage}, seconds" for stage in (*TRAINING, "pseudo_labels", "baseline_1x", "baseline_2x")}
     assert rows.keys() == times | {"labels in the store", "labels above the threshold", "bytes of the store"}
     config = resolve(profile="smoke", batch_size=2)
     run = graph.require(requests.pseudo_labels(config))
@@ -301,13 +386,14 @@ def test_a_plan_is_checked_by_making_the_chain(tmp_path, monkeypatch, capsys):
     assert main([*command, "--devices", "2"]) == 2
 
 
-@pytest.mark.parametrize(("split", "count"), [("tiny", 16), ("small", 34), ("base", 60), ("large", 136)])
-def test_scenes_are_counted_before_they_are_drawn(split, count, nothing_on_disk):
-    """The smoke profile: 16 scenes, and ten parts of 6 each from two other sources."""
-    config = resolve(profile="smoke", split=split)
+@pytest.mark.parametrize(("split", "parts"), [("tiny", 1), ("small", 2), ("base", 3), ("large", 4)])
+def test_scenes_are_counted_before_they_are_drawn(split, parts, nothing_on_disk):
+    """Of the smoke profile's four parts of one pool, tiny is the first and large is all of them."""
+    config, sizes = resolve(profile="smoke", split=split), PROFILES["smoke"]["scenes"]["pool"]
+    count = sum(sizes[:parts])
     data = estimate.survey(config)
     assert estimate.scene_count(config) == data.images["pool"] == data.images["warmup"] == count
-    assert len(data.pool) == 16 and ("not drawn yet" in data.notes[1]) == (split != "tiny")
+    assert len(data.pool) == sizes[0] and ("not drawn yet" in data.notes[1]) == (split != "tiny")
 
 
 def test_synthetic_photos_are_training_samples(tmp_path):
@@ -330,6 +416,10 @@ def test_impossible_numbers_of_devices_raise():
             estimate.estimate(config, devices=devices)
     with pytest.raises(ConfigError, match="devices=3 does not divide batch_size=8 of pseudo_labeler"):
         estimate.estimate(config, devices=3)
+    parts = replace(config, warmup=replace(config.warmup, accumulate=4))
+    with pytest.raises(ConfigError, match="accumulate=4 of warmup does not divide the 2 images of each of 4 device"):
+        estimate.check_devices(parts, 4)
+    estimate.check_devices(parts, 2)
 
 
 def test_missing_data_that_was_named_is_an_error(nothing_on_disk, capsys):

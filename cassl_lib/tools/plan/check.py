@@ -30,7 +30,7 @@ class Comparison:
 
 
 def check(config: Config) -> list[Comparison]:
-    """Plan, make the chain and the baseline in this process, and compare.
+    """Plan, make the chain and the baselines in this process, and compare.
 
     Labeling is planned again once there is a pseudo labeler: the first estimate is an upper bound.
 
@@ -56,7 +56,7 @@ def check(config: Config) -> list[Comparison]:
 def _requests(config: Config) -> dict[str, Request]:
     """By the names of the plan's rows, in the order in which they are made."""
     chain = requests.chain(config)
-    return {name: chain["cassl" if name == "finetune" else name] for name in cost.ROWS}
+    return {name: chain["cassl" if name == "finetune" else name] for name in cost.row_names(config)}
 
 
 def _planned(config: Config) -> dict[str, cost.Row]:

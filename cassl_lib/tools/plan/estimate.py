@@ -20,7 +20,7 @@ import torch
 
 from cassl_lib import paths
 from cassl_lib.config import TRAINING_SECTIONS, Config
-from cassl_lib.data import datasets, scenes
+from cassl_lib.data import datasets, layout, scenes
 from cassl_lib.data.coco import CocoImages
 from cassl_lib.data.pool.index import Pool
 from cassl_lib.data.pseudo_labeled import PseudoLabeled
@@ -35,7 +35,7 @@ from cassl_lib.stages.identity import ANNOTATIONS
 from cassl_lib.stages.models import class_agnostic_or_specific_model
 from cassl_lib.stages.pseudo_labels import threshold_of
 from cassl_lib.tools.plan.canvas import evaluation_canvas, training_canvas
-from cassl_lib.tools.plan.cost import Plan, rows_of
+from cassl_lib.tools.plan.cost import Plan, rows_of, schedules_of
 from cassl_lib.tools.plan.synthetic_photos import SyntheticPhotos
 from cassl_lib.tools.plan.throughput import (
     LABEL_BYTES,
@@ -43,6 +43,7 @@ from cassl_lib.tools.plan.throughput import (
     LabelCounts,
     PoolSample,
     Rate,
+    at_once,
     labeling_rate,
     training_rate,
 )
@@ -60,7 +61,7 @@ PATH_BYTES = 40  # of an image below the data root
 class Survey:
     """What a configuration works on; None for what is not on disk or not finished."""
 
-    images: dict[str, int]  # numbers of labeled, pool, val, warmup; the paper's for what is not on disk
+    images: dict[str, int]  # numbers of labeled, pool, val, warmup, heldout; the paper's for what is not on disk
     labeled: CocoImages | None = None  # as stage 1 reads them
     target: CocoImages | None = None  # as finetuning reads them
     pool: Pool | None = None
@@ -70,7 +71,7 @@ class Survey:
 
 
 def estimate(config: Config, *, devices: int = 1) -> Plan:
-    """The cost of chain and baseline on `devices` devices like the present one.
+    """The cost of chain and baselines on `devices` devices like the present one.
 
     Takes seconds at the demo profile, less than two minutes at the paper's on a CPU. Downloads and trains nothing;
     the profile's own data need not be there. Finished runs are not subtracted.
@@ -91,17 +92,26 @@ def estimate(config: Config, *, devices: int = 1) -> Plan:
     machine = f"{where['device']}, {precision_of(config.pseudo_labeler, device)}"
     machine += f", {where['threads']} threads" if device.type == "cpu" else ""
     title = f"profile {config.profile}, split {config.split}, {devices} device(s) like the one measured ({machine})"
-    notes = (*data.notes, *notes, *_assumptions(devices, device))
-    return Plan(title, tuple(rows), notes, str(paths.runs()), _free(paths.runs()))
+    notes = (*data.notes, *notes, *_assumptions(config, devices, device))
+    schedules = schedules_of(config, data.images, rates, devices=devices)
+    return Plan(title, tuple(rows), notes, str(paths.runs()), _free(paths.runs()), schedules)
 
 
 def check_devices(config: Config, devices: int) -> None:
-    """Raise ConfigError unless `devices` is a positive integer that divides every stage's batch size."""
+    """Raise ConfigError unless `devices` is a positive integer that divides every stage's batches into equal parts."""
     if not isinstance(devices, int) or isinstance(devices, bool) or devices < 1:
         raise ConfigError(f"devices={devices!r} is not a number of processes; use an integer from 1")
     for name in TRAINING_SECTIONS:
-        if (batch := getattr(config, name).batch_size) % devices:
-            raise ConfigError(f"devices={devices} does not divide batch_size={batch} of {name}; change one of them")
+        section = getattr(config, name)
+        if section.batch_size % devices:
+            raise ConfigError(
+                f"devices={devices} does not divide batch_size={section.batch_size} of {name}; change one of them"
+            )
+        if section.batch_size // devices % section.accumulate:
+            raise ConfigError(
+                f"accumulate={section.accumulate} of {name} does not divide the {section.batch_size // devices} images "
+                f"of each of {devices} device(s); change one of them"
+            )
 
 
 def survey(config: Config) -> Survey:
@@ -141,7 +151,12 @@ def survey(config: Config) -> Survey:
         if run := graph.find(requests.pseudo_labels(config, labeler)):
             store = PseudoLabelStore(run.store, threshold=threshold_of(config, run))
     images["warmup"] = len(store) if store else images["pool"]
+    if any(getattr(config, name).evaluate_every for name in TRAINING_SECTIONS) and config.heldout:
+        held = _if_there(lambda: datasets.heldout_set(config), all(own.values()))
+        images["heldout"] = len(held) if held else 0
     notes = tuple(f"{name}: {images[name]:,} images, {place}" for name, place in where.items())
+    if words := layout.missing(datasets.needed(config)):
+        notes += (words,)
     return Survey(images, labeled, target, pool, labeler, PseudoLabeled(store) if store else None, notes)
 
 
@@ -181,14 +196,17 @@ def measure(
     def train(name: str, model, source, sizes, classes: bool) -> None:
         section = getattr(config, name)
         rates[name], notes[name] = training_rate(
-            config, model, section, source, sizes, classes=classes, devices=devices
+            config, model, section, source, sizes, classes=classes, pseudo_labeled=name == "warmup", devices=devices
         )
 
     train("pseudo_labeler", warmed_up, labeled, of_labeled, config.class_specific)
     if data.pseudo and len(data.pseudo):
         train("warmup", warmed_up, data.pseudo, of_pool, config.class_specific)
+    elif config.augment.kind == "strong":  # which moves pseudo-labeled images only, and takes longer for it
+        train("warmup", warmed_up, labeled, of_pool, config.class_specific)
+        notes["warmup"] += "; no finished labels to train on: labeled images, augmented as pseudo-labeled ones"
     else:
-        pixels = training_canvas(config.augment, of_pool, config.warmup.batch_size // devices)
+        pixels = training_canvas(config.augment, of_pool, at_once(config.warmup, devices))
         rates["warmup"] = replace(rates["pseudo_labeler"], pixels=pixels)
         notes["warmup"] = "no finished labels to train on: as fast as the pseudo labeler, on images of the pool's sizes"
     train("finetune", finetuned, target, of_labeled, True)
@@ -209,12 +227,13 @@ def assumed_labels(config: Config, data: Survey) -> tuple[LabelCounts, str]:
     return LabelCounts(stored, used, stored * each + ROW_BYTES + PATH_BYTES), note
 
 
-def _assumptions(devices: int, device: torch.device) -> list[str]:
+def _assumptions(config: Config, devices: int, device: torch.device) -> list[str]:
+    lengths = ", ".join(f"{length:g}x" for length in config.baseline_lengths)
     notes = [
         "time: of the stages' own loops including loading; grows with the pixels of a padded batch",
         "evaluation: detection on the validation images, at the rate of labeling; computing AP is left out",
         "loading: as fast as in this measurement; a disk slower than the page cache takes longer",
-        "baseline: the steps of warm-up and finetuning together",
+        f"baselines: from scratch, {lengths} as long as finetuning; the best on held-out images is compared",
         "disk: weights of each stage, the pseudo-label store, the pool's index; two checkpoints while a stage trains",
         "finished runs: not subtracted; a stage whose run is finished costs nothing again",
     ]

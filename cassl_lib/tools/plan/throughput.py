@@ -75,6 +75,7 @@ def training_rate(
     sizes: np.ndarray,
     *,
     classes: bool,
+    pseudo_labeled: bool,
     devices: int,
 ) -> tuple[Rate, str]:
     """The rate of a training stage, and how it was measured.
@@ -83,26 +84,35 @@ def training_rate(
         source: of the stage's samples.
         sizes: (N, 2) height and width of images like those that the stage trains on.
         classes: whether the stage learns classes.
+        pseudo_labeled: whether the images are augmented as pseudo-labeled ones.
         devices: number of devices that share the stage's batch.
     """
-    own = train.batch_size // devices
+    own = at_once(train, devices)
     pixels = training_canvas(config.augment, sizes, own)
-    at_once, small = _affordable(own, training_canvas(config.augment, sizes, 1), TRAIN_PIXELS)
+    batch, small = _affordable(own, training_canvas(config.augment, sizes, 1), TRAIN_PIXELS)
     measured = replace(config, augment=_shrunk(config.augment, small))
     while True:
         try:
-            per_pixel, start, size = _train_briefly(measured, model, train, source, classes=classes, batch=at_once)
+            per_pixel, start, size = _train_briefly(
+                measured, model, train, source, classes=classes, pseudo_labeled=pseudo_labeled, batch=batch
+            )
             break
         except torch.OutOfMemoryError:
-            if at_once == 1:
+            if batch == 1:
                 raise
-        at_once //= 2
-    note = f"{at_once} images at a time" + (f", shrunk to {small:.0%} of their training size" if small < 1 else "")
-    if at_once < own:
+        batch //= 2
+    note = f"{batch} images at a time" + (f", shrunk to {small:.0%} of their training size" if small < 1 else "")
+    if batch < own:
         note += f", scaled to batches of {own}, padded to {pixels / 1e6:.2f} million pixels per image"
         if device_of_process().type != "cpu":
-            note += f"; {own} IMAGES DO NOT FIT INTO ITS MEMORY: use more devices or a smaller batch_size"
+            parts = own // batch * train.accumulate
+            note += f"; {own} IMAGES DO NOT FIT INTO ITS MEMORY: use accumulate={parts}, or more devices"
     return Rate(per_pixel, pixels, start, weights=size["weights"], checkpoint=size["checkpoint"]), note
+
+
+def at_once(train: TrainConfig, devices: int) -> int:
+    """Images in a forward pass: a device's share of the batch, in `accumulate` parts."""
+    return train.batch_size // devices // train.accumulate
 
 
 def _affordable(batch: int, pixels: float, limit: int) -> tuple[int, float]:
@@ -125,15 +135,23 @@ def _shrunk(augment: AugmentConfig, factor: float) -> AugmentConfig:
 
 
 def _train_briefly(
-    config: Config, model: ModelConfig, train: TrainConfig, source: ImageSource, *, classes: bool, batch: int
+    config: Config,
+    model: ModelConfig,
+    train: TrainConfig,
+    source: ImageSource,
+    *,
+    classes: bool,
+    pseudo_labeled: bool,
+    batch: int,
 ) -> tuple[float, float, dict[str, int]]:
     """Seconds per pixel, seconds of the start, and bytes of weights and checkpoint, of `engine.train` itself."""
     began, device = time.perf_counter(), device_of_process()
     seed_everything(config.seed)
     detector = build_detector(replace(model, pretrained=False)).to(device, memory_format=torch.channels_last)
     # A learning rate of 0 takes as long, and no loss can diverge.
-    steps, train = UNCOUNTED + COUNTED, replace(train, batch_size=batch, learning_rate=0.0)
-    transform = training_transform(config.augment)
+    steps = UNCOUNTED + COUNTED
+    train = replace(train, batch_size=batch, learning_rate=0.0, accumulate=1, evaluate_every=0, keep="last")
+    transform = training_transform(config.augment, pseudo_labeled=pseudo_labeled)
     samples = Samples(source, transform, masks=model.masks, classes=classes, seed=config.seed)
     order = Order(len(samples), batch_size=batch, start=0, stop=steps + 1, seed=config.seed)
     loader = batches(samples, order, workers=train.workers)
@@ -168,9 +186,9 @@ def labeling_rate(
     detector = detector.to(device, memory_format=torch.channels_last)
     some, own = PoolSample(pool), config.pseudo_labels.batch_size
     keep = (config.pseudo_labels.keep or 0.0) if labeler else 0.0
-    at_once, _ = _affordable(own, evaluation_canvas(config.augment, some.sizes, 1), LABEL_PIXELS)
+    batch, _ = _affordable(own, evaluation_canvas(config.augment, some.sizes, 1), LABEL_PIXELS)
     samples = Samples(some, test_transform(config.augment), masks=False, classes=False, replace=False)
-    loader = batches(samples, some.tickets(at_once), workers=config.pseudo_labeler.workers)
+    loader = batches(samples, some.tickets(batch), workers=config.pseudo_labeler.workers)
     ticks: list[tuple[float, int]] = []
     detections = engine.predict(
         detector,
@@ -186,7 +204,7 @@ def labeling_rate(
         )
     per_pixel, start = rate_of(ticks, began)
     labels = LabelCounts(*(statistics.fmean(values) for values in zip(*counts, strict=True)))
-    note = f"{len(counts)} images, {at_once} at a time, by "
+    note = f"{len(counts)} images, {batch} at a time, by "
     if labeler:
         note += f"the finished {labeler.id}"
     else:
