@@ -48,7 +48,7 @@ PROFILES: dict[str, dict] = {
         "split": "tiny",  # unless one is asked for
         "labeled_images": 16,
         "baseline_lengths": (1, 2),  # in lengths of finetuning
-        "scenes": dict(train=24, val=12, tune=4, pool=(8, 8, 8, 8), places=8, openimages=8, size=96),
+        "scenes": dict(train=24, val=12, tune=4, pool=(16, 8, 8, 8), places=8, openimages=8, size=96),
         "overlap": SMALL_OVERLAP,
         "model": SMALL_MODEL | dict(channels=32, mask_channels=16),
         "augment": dict(sizes=(80, 96, 112), strong_sizes=(48, 144), longest=192, crop=96, test_size=96),

@@ -16,13 +16,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from cassl_lib.config import LabelConfig
+from cassl_lib.config import THRESHOLD
 from cassl_lib.errors import PseudoLabelError
 from cassl_lib.labels.mapped import MappedShard, open_shard
 from cassl_lib.labels.shards import PER_LABEL, read_manifest
 from cassl_lib.labels.summary import store_html
 
-DEFAULT_THRESHOLD = LabelConfig().threshold
 AREA_LIMITS = (32**2, 96**2)  # pixels; COCO's small, medium and large
 OPEN_SHARDS = 400  # at most, each a file handle; enough for 4 million images
 WORTH_A_BAR = 4 << 30  # bytes; checking more takes longer than a few seconds
@@ -38,13 +37,13 @@ class PseudoLabelStore:
 
     Args:
         folder: of the store.
-        threshold: labels must score above it; by default the `threshold` of `LabelConfig`.
+        threshold: labels must score above it; by default `config.THRESHOLD`.
 
     Raises:
         PseudoLabelError: the store is missing, unfinished or damaged.
     """
 
-    def __init__(self, folder: str | Path, threshold: float = DEFAULT_THRESHOLD):
+    def __init__(self, folder: str | Path, threshold: float = THRESHOLD):
         self.folder, self.threshold = Path(folder), threshold
         self.manifest = read_manifest(self.folder)
         self._first_rows = np.cumsum([0] + [entry["rows"] for entry in self.manifest["shards"]])

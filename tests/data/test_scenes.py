@@ -19,12 +19,12 @@ from cassl_lib.data.scenes.kinds import NAMED, UNNAMED
 from cassl_lib.errors import SceneError
 
 # half of the things are unnamed even in the labeled units, so that a test sees whether they are left out
-SPEC = SceneSpec(size=64, train=12, val=6, tune=3, coco=10, places_part=4, openimages_part=4, unnamed=(0.5,) * 4)
+SPEC = SceneSpec(size=64, train=12, val=6, tune=3, pool=(10, 4, 4, 4), places=4, openimages=4, unnamed=(0.5,) * 4)
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    return prepare(tmp_path_factory.mktemp("scenes"), SPEC, ["train", "coco", "openimages_9"], progress=False)
+    return prepare(tmp_path_factory.mktemp("scenes"), SPEC, ["train", "pool_0", "openimages"], progress=False)
 
 
 def contents(root):
@@ -32,29 +32,36 @@ def contents(root):
 
 
 def test_scenes_do_not_depend_on_order_or_on_other_units(files, tmp_path):
-    again = prepare(tmp_path, SPEC, ["openimages_9", "val", "train"], progress=False)
-    for unit in ("train", "openimages_9"):
+    again = prepare(tmp_path, SPEC, ["openimages", "val", "train"], progress=False)
+    for unit in ("train", "openimages"):
         assert again.fingerprint(unit) == files.fingerprint(unit)
     rewritten, first = contents(again.root), contents(files.root)
-    common = [name for name in first if "_9" in name or "train" in name]
+    common = [name for name in first if "openimages" in name or "train" in name]
     assert len(common) == (12 + 1 + 1 + 12) + (4 + 1 + 1)
     assert all(rewritten[name] == first[name] for name in common)
 
 
 def test_scenes_differ_by_seed_unit_and_index(tmp_path):
-    images = [scene.draw_scene(SPEC, unit, index).image for unit in ("train", "val", "places_3") for index in (0, 1)]
+    images = [scene.draw_scene(SPEC, unit, index).image for unit in ("train", "val", "places") for index in (0, 1)]
     images.append(scene.draw_scene(SceneSpec(size=64, seed=1), "train", 0).image)
     assert len({image.tobytes() for image in images}) == 7
 
 
 def test_pool_sizes_have_the_ratios_of_the_paper():
-    sizes = {split: sum(scenes._size(SceneSpec(), unit) for unit in units) for split, units in scenes.SPLITS.items()}
-    assert sizes == {"tiny": 500, "small": 2750, "base": 7500, "large": 15500}  # 1 : 5.5 : 15 : 31, as 123K to 3.66M
-    assert scenes._size(SceneSpec(), "train") == 500
+    spec = SceneSpec()
+    sizes = {split: sum(scenes.unit_size(spec, unit) for unit in units) for split, units in scenes.SPLITS.items()}
+    pools = {"tiny": 100, "small": 560, "base": 1500, "large": 3100}  # 1 : 5.6 : 15 : 31, as 123K to 3.66M
+    assert sizes == pools | {"places": 1500, "openimages": 1500}  # a shifted pool is as large as base
+    assert scenes.unit_size(spec, "train") == 500 and scenes.unit_size(spec, "val") == 1000
+
+
+def test_each_pool_contains_the_smaller_ones():
+    tiny, small, base, large = (set(scenes.SPLITS[split]) for split in ("tiny", "small", "base", "large"))
+    assert tiny < small < base < large
 
 
 @pytest.mark.parametrize(
-    ("unit", "file"), [("train", "instances"), ("coco", "ground_truth"), ("openimages_9", "ground_truth")]
+    ("unit", "file"), [("train", "instances"), ("pool_0", "ground_truth"), ("openimages", "ground_truth")]
 )
 def test_instances_are_valid_coco(files, unit, file, capsys):
     coco = COCO(getattr(files, file)(unit))
@@ -80,7 +87,7 @@ def test_category_ids_have_gaps_and_image_ids_are_unique_over_units(files):
     ids = sorted(kind.id for kind in NAMED)
     assert len(ids) == len(set(ids)) == 12 and ids[-1] > 12
     images = [json.loads(files.instances("train").read_text())["images"]]
-    images += [json.loads(files.image_info(unit).read_text())["images"] for unit in ("coco", "openimages_9")]
+    images += [json.loads(files.image_info(unit).read_text())["images"] for unit in ("pool_0", "openimages")]
     assert len({image["id"] for unit in images for image in unit}) == 12 + 10 + 4
 
 
@@ -117,8 +124,8 @@ def test_unnamed_kinds_are_annotated_only_in_the_hidden_ground_truth(files):
     assert not unnamed & {category["id"] for category in instances["categories"]}
     assert not unnamed & {annotation["category_id"] for annotation in instances["annotations"]}
     assert any(not t.kind.named for i in range(12) for t in scene.draw_scene(SPEC, "train", i).things)
-    assert "annotations" not in json.loads(files.image_info("coco").read_text())
-    ground_truth = json.loads(files.ground_truth("coco").read_text())
+    assert "annotations" not in json.loads(files.image_info("pool_0").read_text())
+    ground_truth = json.loads(files.ground_truth("pool_0").read_text())
     assert unnamed & {annotation["category_id"] for annotation in ground_truth["annotations"]}
     assert {c["id"] for c in ground_truth["categories"] if c["supercategory"] == "unnamed"} == unnamed
 
@@ -128,9 +135,9 @@ def test_unnamed_kinds_increase_from_labeled_to_openimages():
         named = [t.kind.named for i in range(40) for t in scene.draw_scene(SceneSpec(size=64), unit, i).things]
         return 1 - np.mean(named)
 
-    train, coco, places, openimages = (share(unit) for unit in ("train", "coco", "places_0", "openimages_0"))
+    train, pool, places, openimages = (share(unit) for unit in ("train", "pool_0", "places", "openimages"))
     # about 220 things each: standard deviation 0.01, 0.03, 0.04, 0.035
-    assert train < 0.06 and 0.1 < coco < 0.3 and 0.3 < places < 0.6 and 0.42 < openimages < 0.68
+    assert train < 0.06 and 0.04 < pool < 0.18 and 0.3 < places < 0.6 and 0.42 < openimages < 0.68
 
 
 def test_camouflage_changes_colors_and_not_positions(monkeypatch):
@@ -222,7 +229,7 @@ scenes.draw_scene = together
 
 
 def test_damaged_units_are_detected_and_rewritten(tmp_path):
-    files = prepare(tmp_path, SPEC, ["tune", "places_1"], progress=False)
+    files = prepare(tmp_path, SPEC, ["tune", "places"], progress=False)
     before, fingerprint = contents(tmp_path), files.fingerprint("tune")
     picture = sorted(files.images("tune").iterdir())[1]
     damaged = bytearray(picture.read_bytes())
@@ -230,8 +237,8 @@ def test_damaged_units_are_detected_and_rewritten(tmp_path):
     picture.write_bytes(damaged)
     with pytest.raises(SceneError, match=r"damaged: tune\. Rewrite"):
         verify(tmp_path)
-    prepare(tmp_path, SPEC, ["tune", "places_1"], progress=False, verify=True)
-    assert sorted(verify(tmp_path)) == ["places_1", "tune"]
+    prepare(tmp_path, SPEC, ["tune", "places"], progress=False, verify=True)
+    assert sorted(verify(tmp_path)) == ["places", "tune"]
     assert {name: data for name, data in contents(tmp_path).items() if name != "manifest.json"} == {
         name: data for name, data in before.items() if name != "manifest.json"
     }
@@ -240,18 +247,18 @@ def test_damaged_units_are_detected_and_rewritten(tmp_path):
 
 @pytest.mark.parametrize("lost", ["images", "ground_truth", "image_info"])
 def test_a_missing_file_is_rewritten_without_verify(tmp_path, lost):
-    files = prepare(tmp_path, SPEC, ["places_0"], progress=False)
-    path = getattr(files, lost)("places_0")
+    files = prepare(tmp_path, SPEC, ["places"], progress=False)
+    path = getattr(files, lost)("places")
     path = next(path.iterdir()) if path.is_dir() else path
     path.unlink()
-    prepare(tmp_path, SPEC, ["places_0"], progress=False)
-    assert path.exists() and verify(tmp_path) == ["places_0"]
+    prepare(tmp_path, SPEC, ["places"], progress=False)
+    assert path.exists() and verify(tmp_path) == ["places"]
 
 
 def test_finished_units_are_neither_drawn_nor_locked(files, monkeypatch):
     monkeypatch.setattr(scenes, "draw_scene", None)
     monkeypatch.setattr(scenes, "alone", None)
-    assert prepare(files.root, SPEC, ["coco", "train"]) == files
+    assert prepare(files.root, SPEC, ["pool_0", "train"]) == files
 
 
 def test_another_spec_or_an_unknown_unit_raises(files):

@@ -1,5 +1,6 @@
 """The stages end to end at the smallest profile: found again, killed and resumed, started from one another."""
 
+import itertools
 import json
 import logging
 import os
@@ -29,8 +30,7 @@ from cassl_lib.report import pictures
 from cassl_lib.report.gather import gather
 from cassl_lib.resolve import resolve, to_json
 from cassl_lib.runs import Run
-from cassl_lib.stages import graph, pseudo_labels, requests
-from cassl_lib.stages.finetune import baseline_steps
+from cassl_lib.stages import choice, graph, pseudo_labels, requests
 from cassl_lib.stages.graph import find, obtain, require
 from cassl_lib.stages.models import check_trained, class_agnostic_model, load_detector, model_config
 from cassl_lib.tables import summary
@@ -64,7 +64,8 @@ def chain(config, tmp_path_factory) -> dict[str, Run]:
         patch.setenv("CASSL_RUNS", str(tmp_path_factory.mktemp("chain")))
         cassl = obtain(requests.finetune(config))  # makes its inputs on the way
         obtain(requests.finetune(config, requests.pseudo_labeler(config)))
-        obtain(requests.baseline(config))
+        for baseline in requests.baselines(config):
+            obtain(baseline)
         return summary.chain_runs(config) | {"cassl": cassl}
 
 
@@ -99,16 +100,16 @@ def test_every_stage_leaves_a_result(chain, config):
     )
     assert list(results["warmup"]["metrics"]) == ["box_agnostic", "mask_agnostic"]
     assert list(results["cassl"]["metrics"]) == ["box", "box_agnostic", "mask", "mask_agnostic"]
-    assert {
-        name: results[name]["steps"] for name in ("pseudo_labeler", "warmup", "cassl", "objects_ga", "baseline")
-    } == {
+    assert {name: result["steps"] for name, result in results.items() if name not in ("pseudo_labels", "baseline")} == {
         "pseudo_labeler": 30,
         "warmup": 12,
         "cassl": 3,
         "objects_ga": 3,
-        "baseline": 15,  # warm-up and finetuning together
+        "baseline_1x": 3,
+        "baseline_2x": 6,
     }
-    assert results["pseudo_labels"]["images"] == results["warmup"]["images"] == 16 and results["cassl"]["images"] == 24
+    assert results["baseline"] in (results["baseline_1x"], results["baseline_2x"])
+    assert results["pseudo_labels"]["images"] == results["warmup"]["images"] == 16 and results["cassl"]["images"] == 16
     assert results["pseudo_labels"]["unreadable"] == [] and results["cassl"]["learning_rate"] == 0.002  # 0.004 * 8 / 16
 
 
@@ -126,8 +127,9 @@ def test_the_pseudo_labels_are_worth_training_on(chain):
 
 
 def test_a_run_can_be_made_again_from_what_it_wrote(chain, config):
-    for run in chain.values():
-        assert run.config == config
+    for name, run in chain.items():
+        assert name.startswith("baseline") or run.config == config
+    assert chain["baseline_2x"].config == requests.longer(config, "finetune", 2)
     model = load_detector(chain["cassl"])
     weights = load_file(chain["cassl"].weights)
     assert (
@@ -145,7 +147,7 @@ def test_the_same_request_finds_the_finished_run(chain, config, in_chain, monkey
     before = {path: path.stat().st_mtime_ns for path in in_chain.rglob("result.json")}
     assert obtain(requests.finetune(config)) == chain["cassl"]
     assert obtain(requests.finetune(config, requests.pseudo_labeler(config))) == chain["objects_ga"]
-    assert require(requests.baseline(config)) == chain["baseline"]
+    assert require(requests.baseline(config)) == chain["baseline_1x"]
     assert require(requests.warmup(config)) == chain["warmup"]
     assert obtain(requests.pseudo_labels(replace(config, make_inputs=False))) == chain["pseudo_labels"]
     assert {path: path.stat().st_mtime_ns for path in in_chain.rglob("result.json")} == before
@@ -201,7 +203,7 @@ def test_finetuning_starts_from_its_input(chain, config, in_chain):
     assert parts_equal(scratch, warmed) == parts_equal(scratch, labeler) == set()
     default = weights_at_the_start(requests.finetune(config, chain["warmup"]))
     assert parts_equal(default, warmed) == {"backbone", "neck", "head"}  # twelve classes: the classifier is new
-    assert parts_equal(default, scratch) == {"classifier"}
+    assert parts_equal(default, scratch) == {"classifier"}  # finetuning and baseline share their random streams
     from_labeler = weights_at_the_start(requests.finetune(config, chain["pseudo_labeler"]))
     assert parts_equal(from_labeler, labeler) == {"backbone", "neck", "head"}
     backbone = weights_at_the_start(requests.finetune(config, chain["warmup"], parts=("backbone",)))
@@ -211,14 +213,63 @@ def test_finetuning_starts_from_its_input(chain, config, in_chain):
     assert weight.shape[0] == 12 and torch.equal(weight, warmed["head.class_logits.weight"].expand_as(weight))
 
 
-def test_pseudo_labeler_and_warm_up_start_alike_but_not_from_each_other(chain, config, in_chain):
-    starts = [
-        weights_at_the_start(request)
-        for request in (requests.pseudo_labeler(config), requests.warmup(config, chain["pseudo_labels"]))
-    ]
-    trained = load_file(chain["pseudo_labeler"].weights)
-    assert parts_equal(*starts) == {"backbone", "neck", "head", "classifier"}
-    assert parts_equal(starts[0], trained) == set()
+def test_every_stage_starts_from_random_weights_of_its_own(chain, config, in_chain):
+    requested = (
+        requests.pseudo_labeler(config),
+        requests.warmup(config, chain["pseudo_labels"]),
+        requests.baseline(config),
+    )
+    starts = [weights_at_the_start(request) for request in requested]
+    for first, second in itertools.combinations(starts, 2):
+        assert parts_equal(first, second) == set()
+    assert parts_equal(starts[1], load_file(chain["pseudo_labeler"].weights)) == set()
+    again = weights_at_the_start(requested[0])
+    assert parts_equal(starts[0], again) == {"backbone", "neck", "head", "classifier"}
+
+
+def first_samples(request) -> list[tuple[list[int], list[torch.Tensor]]]:
+    """Ids and images of the first two batches that the stage would be trained on."""
+
+    def train(procedure, loader_from, **_):
+        raise Caught([(ids, images) for images, _, ids, _ in itertools.islice(loader_from(0), 2)])
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Caught) as caught:
+        patch.setattr(engine, "train", train)
+        patch.setenv("CASSL_RUNS", str(paths.runs() / "probe"))
+        obtain(request)
+    return caught.value.args[0]
+
+
+def test_finetuning_does_not_repeat_the_samples_of_the_pseudo_labeler(chain, config, in_chain):
+    labeler = first_samples(requests.pseudo_labeler(config))
+    finetuned = first_samples(requests.finetune(config, chain["warmup"]))
+    assert [ids for ids, _ in labeler] != [ids for ids, _ in finetuned]
+    drawn = [{image.numpy().tobytes() for _, images in batches for image in images} for batches in (labeler, finetuned)]
+    assert not drawn[0] & drawn[1]  # the same images, but no sample is augmented alike
+    baseline = first_samples(requests.baseline(config))
+    assert [ids for ids, _ in baseline] == [ids for ids, _ in finetuned]  # so that the two are compared in pairs
+
+
+def test_a_seed_draws_its_own_labeled_images(config):
+    chosen = [set(datasets.labeled_set(replace(config, seed=seed)).ids.tolist()) for seed in range(3)]
+    whole = set(datasets.labeled_set(replace(config, labeled_images=0)).ids.tolist())
+    assert [len(ids) for ids in chosen] == [16] * 3 and len(whole) == 24
+    assert all(ids < whole for ids in chosen) and len(set(map(frozenset, chosen))) == 3
+    entities = datasets.labeled_set(config, "entities")
+    assert set(entities.ids.tolist()) == chosen[0]  # the same images, whatever is learned of them
+    objects = datasets.labeled_set(config)
+    whole_set = datasets.labeled_set(replace(config, labeled_images=0))
+    for drawn, every in (
+        (objects, whole_set),
+        (entities, datasets.labeled_set(replace(config, labeled_images=0), "entities")),
+    ):
+        for index in range(len(drawn)):
+            row = every.ids.tolist().index(drawn.image_id(index))
+            ours, theirs = drawn.annotations(index), every.annotations(row)
+            assert all(np.array_equal(ours[key], theirs[key]) for key in ("boxes", "labels", "masks"))
+            assert drawn.image_path(index) == every.image_path(row)
+    with pytest.raises(DataError, match="labeled_images=25, but it has 24 images; ask for fewer"):
+        datasets.labeled_set(replace(config, labeled_images=25))
 
 
 def test_unknown_stages_starts_inputs_and_parts_are_rejected(chain, config, in_chain):
@@ -392,7 +443,7 @@ def test_a_damaged_training_image_is_skipped_and_named(chain, config, elsewhere,
     name = str(labeled.names[5])
     (tmp_path / "images" / name).write_text("no image")
     val = datasets.validation_set(config)
-    own = replace(config, labeled=str(labels), val=f"{val.path}{os.pathsep}{val.folder}")
+    own = replace(config, labeled=str(labels), val=f"{val.path}{os.pathsep}{val.folder}", labeled_images=0)
     result = obtain(requests.baseline(own)).result
     assert len(result["unreadable"]) == 1 and name in result["unreadable"][0]
 
@@ -479,7 +530,7 @@ def test_a_warm_up_on_entities_is_one_word_away(config, chain, monkeypatch):
     truth = datasets.validation_set(entities)
     assert len(truth.boxes) > len(datasets.validation_set(config).boxes)  # things and stuff
     # What is learned from scratch with classes does not depend on what the warm-up would have been.
-    assert obtain(requests.baseline(entities)).id == chain["baseline"].id
+    assert obtain(requests.baseline(entities)).id == chain["baseline_1x"].id
 
 
 # ---- labels of others, labels with classes (Table 2) ----
@@ -516,11 +567,30 @@ def test_a_store_of_this_run_store_is_known_as_its_run(chain, config, in_chain):
     shutil.rmtree(in_chain / "pseudo_labels-0")
 
 
-def test_the_baseline_is_as_long_as_a_warm_up_on_the_store(chain, config, in_chain):
-    """16 images in the store, 24 labeled; 3 epochs in batches of 8 are 6 and 9 steps."""
-    epochs = {name: replace(getattr(config, name), steps=0, epochs=3) for name in ("warmup", "finetune")}
-    own = replace(config, **epochs, store=str(chain["pseudo_labels"].store), unlabeled="/no/such/pool")
-    assert baseline_steps(own) == 6 + 9
+def test_the_length_of_a_baseline_does_not_depend_on_the_pool(config):
+    """Warm-up and finetuning together would be 1,897 epochs of COCO at the paper profile, split large."""
+    own = replace(config, finetune=replace(config.finetune, steps=0, epochs=36.0), baseline_lengths=(1, 2))
+    assert [each.config.finetune.epochs for each in requests.baselines(own)] == [36, 72]
+    assert [each.key for each in requests.baselines(own)] == [
+        each.key for each in requests.baselines(replace(own, split="large"))
+    ]
+
+
+def test_the_best_baseline_on_held_out_images_is_compared(chain, config, in_chain, monkeypatch):
+    runs = [chain["baseline_1x"], chain["baseline_2x"]]
+    for better in (0, 1):
+        numbers = {run.id: {"box": {"AP": float(place == better)}} for place, run in enumerate(runs)}
+        monkeypatch.setattr(choice, "heldout_metrics", lambda run, config: numbers[run.id])  # noqa: B023
+        assert choice.best_of(runs, config) == runs[better]
+    assert choice.best_of(runs, replace(config, heldout=None)) == runs[0]  # nothing to choose on: finetuning's length
+    assert choice.best_of([runs[0], None], config) is None and choice.best_of(runs[:1], config) == runs[0]
+
+
+def test_numbers_on_held_out_images_are_computed_once(chain, config, in_chain, monkeypatch):
+    run = chain["baseline_1x"]
+    first = choice.heldout_metrics(run, config)
+    monkeypatch.setattr(choice, "evaluate_detector", None)
+    assert choice.heldout_metrics(run, config) == first and first["box"].keys() >= {"AP", "AP75"}
 
 
 def test_labels_that_cannot_be_trained_on_are_rejected_at_once(chain, config, elsewhere, tmp_path):
