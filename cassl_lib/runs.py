@@ -7,6 +7,7 @@ A run is a folder `<stage>-<identity>`. The identity is a hash of everything tha
     config.json         the whole configuration
     log.jsonl           one line per logged step
     checkpoint.pt       the newest training state, replaced atomically
+    best-STEP.pt        during training, the weights of the best evaluation so far, if those are asked for
     model.safetensors   the weights, with the model's settings as metadata
     result.json         written last: the run is finished when it exists
 """
@@ -150,6 +151,8 @@ class Run:
         whole = {"run": self.id, **request, **result, "environment": environment()}
         write_atomically(self.folder / "result.json", json.dumps(whole, indent=1).encode())
         self.checkpoint.unlink(missing_ok=True)
+        for weights in self.folder.glob("best-*.pt"):
+            weights.unlink()
 
     def __str__(self) -> str:
         """One line: name, amount of work and time, and how many images could not be read."""

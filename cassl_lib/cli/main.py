@@ -11,7 +11,7 @@ from cassl_lib import log_to_stderr
 from cassl_lib.cli import data, labels, pool, table
 from cassl_lib.cli.options import add_config_options, config_of
 from cassl_lib.config import PARTS
-from cassl_lib.errors import CasslError, ConfigError
+from cassl_lib.errors import CasslError, ConfigError, Stopped
 from cassl_lib.resolve import why_profile
 from cassl_lib.stages.registry import SCRATCH, STAGES
 
@@ -20,12 +20,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Parse and act; errors that a person can act on are printed without a traceback.
 
     Returns:
-        The exit status: 0; 1 if some runs of a table failed; 2 after an error; 130 after an interrupt.
+        The exit status: 0; 1 if some runs of a table failed; 2 after an error; 3 if the deadline came before the work
+        was done; 130 after an interrupt.
     """
     parsed = _parser().parse_args(arguments)
     log_to_stderr()
     try:
         return parsed.act(parsed) or 0
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return 3
     except CasslError as error:
         # DataLoader re-raises worker errors with the worker's traceback in the message; keep only the last part.
         message = str(error).rpartition(f"{type(error).__name__}: ")[2].strip()
@@ -108,6 +112,7 @@ def _run(parsed: argparse.Namespace) -> int | None:
     from cassl_lib.errors import LaunchError
     from cassl_lib.runs import find_run
     from cassl_lib.stages import graph, requests
+    from cassl_lib.training import deadline
     from cassl_lib.training.distributed import processes, rank_and_world
 
     with processes():
@@ -118,6 +123,8 @@ def _run(parsed: argparse.Namespace) -> int | None:
             )
             run = graph.obtain(request, devices=parsed.devices)
         except LaunchError as error:
+            if deadline.passed():  # torchrun reports every status of its processes as 1
+                raise Stopped("stopped at the deadline; rerun the same command to resume") from error
             print(f"error: {str(error).splitlines()[0]} their messages are above", file=sys.stderr)
             return 2
         if rank_and_world()[0] == 0:

@@ -16,15 +16,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, help="how many, starting from --seed (the profile's number)")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side on this machine")
     parser.add_argument("--devices", type=int, default=1, help="processes per run; more than one starts torchrun")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        help="work for so many minutes, stop at checkpoints and show the results so far; it ends within half a minute "
+        "more. The exit status is 3 if work is left (the same command resumes it), 1 if only runs that failed are "
+        "missing, 0 if all is done",
+    )
     parser.add_argument("--dry-run", action="store_true", help="list finished and missing runs, with their cost")
     parser.add_argument("--record", action="store_true", help="keep the numbers under reports/results/")
     parser.set_defaults(annotation="entities")  # Tables 3 to 7 and 9 are of entities (Sec. 4); 1 and 2 set their own
 
 
 def act(parsed: argparse.Namespace) -> int:
-    """Make what is missing (or list it) and print the tables; 1 if a run failed."""
-    from cassl_lib.tables import compare, results, runner, status
+    """Make what is missing (or list it) and print the tables; 3 if work is left, 1 if only failed runs are missing."""
+    from cassl_lib.tables import runner, status
     from cassl_lib.tables.definitions import requests_of
+    from cassl_lib.training import deadline
 
     config = config_of(parsed)
     status.check_no_store(config)
@@ -32,20 +40,42 @@ def act(parsed: argparse.Namespace) -> int:
         check_usual(config)
     if parsed.jobs < 1:
         raise ConfigError(f"--jobs {parsed.jobs} is out of range; use 1 or more")
-    tables, seeds = status.tables_named(parsed.tables), status.seeds_of(config, parsed.seeds)
+    if parsed.minutes is not None and parsed.minutes <= 0:
+        raise ConfigError(f"--minutes {parsed.minutes:g} is out of range; use a positive number")
+    tables, seeds = status.tables_named(parsed.tables, config), status.seeds_of(config, parsed.seeds)
     needed = requests_of([row for table in tables for row in runner.rows_of(table, config, seeds)])
     if parsed.dry_run:
         print(status.listing(needed, config))
         return 0
-    failures = runner.make(needed, jobs=parsed.jobs, devices=parsed.devices)
-    for table in tables:
-        collected = runner.collect(table, config, seeds)
-        print(compare.text(collected), end="\n\n")
-        if parsed.record:
-            print(results.record_table(collected), end="\n\n")
-    for failure in failures:
-        print(f"FAILED: {failure.request.title}: {failure.reason}", file=sys.stderr)
-    return 1 if failures else 0
+    with deadline.within(parsed.minutes):  # of choosing the best lengths too
+        missing = runner.make(needed, jobs=parsed.jobs, devices=parsed.devices)
+        left = sum(each.left for each in missing)
+        for table in tables:
+            collected = runner.collect(table, config, seeds)
+            left += runner.undecided(collected)
+            _show(collected, record=parsed.record, partial=bool(left))
+    for failure in missing:
+        if not failure.left:
+            print(f"FAILED: {failure.request.title}: {failure.reason}", file=sys.stderr)
+    if left:
+        print("work is left; rerun the same command to resume", file=sys.stderr)
+        return deadline.STATUS
+    return 1 if missing else 0
+
+
+def _show(collected: dict, *, record: bool, partial: bool) -> None:
+    """Print a table, and record it; a partial one does not replace a recorded one with more numbers."""
+    from cassl_lib.tables import compare, results
+
+    print(compare.text(collected), end="\n\n")
+    if not record:
+        return
+    try:
+        print(results.record_table(collected), end="\n\n")
+    except ConfigError as error:
+        if not partial:
+            raise
+        print(f"not recorded yet: {error}", file=sys.stderr)
 
 
 def check_usual(config: Config) -> None:

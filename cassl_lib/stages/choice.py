@@ -14,6 +14,7 @@ from cassl_lib.files import write_atomically
 from cassl_lib.runs import Run
 from cassl_lib.stages.identity import ANNOTATIONS
 from cassl_lib.stages.models import load_detector
+from cassl_lib.training import deadline
 
 
 def best_of(runs: Sequence[Run | None], config: Config, *, kind: str = "box", name: str = "AP") -> Run | None:
@@ -38,6 +39,7 @@ def heldout_metrics(run: Run, config: Config) -> dict:
     file = run.folder / f"heldout-{images.fingerprint}.json"
     if file.exists():
         return json.loads(file.read_text())
+    deadline.check(f"{run.id} on held-out images")
     with TemporaryDirectory() as folder:
         metrics = evaluate_detector(
             load_detector(run),

@@ -2,83 +2,97 @@
 
 If a run fails, only the runs that start from it are skipped. The same command resumes at any time. Several processes,
 on one machine or many, coordinate through the run store alone: each starts a run that no other is working on.
+
+With a deadline (`training/deadline.py`) no run is begun after it, and those in progress stop at a checkpoint.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import logging
-import os
-import shlex
-import subprocess
-import sys
 import time
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from cassl_lib import paths
 from cassl_lib.config import Config
-from cassl_lib.data.processes import cores
-from cassl_lib.errors import CasslError
-from cassl_lib.files import locked, write_atomically
+from cassl_lib.errors import CasslError, Stopped
+from cassl_lib.files import locked
 from cassl_lib.resolve import to_json
 from cassl_lib.runs import Run, environment
-from cassl_lib.stages import choice, graph, launch
+from cassl_lib.stages import choice, graph
 from cassl_lib.stages.requests import Request, describe, length
+from cassl_lib.tables.child import folder, make_in_process
 from cassl_lib.tables.definitions import ROWS, Cell, Row, requests_of
+from cassl_lib.training import deadline
 
 logger = logging.getLogger(__name__)
 
 NO_INPUT = "the run that it starts from could not be made"
+NOT_BEGUN = "not begun before the deadline; rerun the same command"
+SECONDS_BETWEEN_TRIES = 1.0  # to claim a run that another process is making, where there is a deadline
 FinishedRuns = dict[Request, Run | None]  # the finished run of each request
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A run that could not be made, with the end of its process's messages."""
+    """A run that was not made, with the end of its process's messages."""
 
     request: Request
     reason: str
+    left: bool = False  # it did not fail: the deadline came first
 
 
 def make(
-    requests: Sequence[Request], *, jobs: int = 1, devices: int = 1, separate_processes: bool = True
+    requests: Sequence[Request],
+    *,
+    jobs: int = 1,
+    devices: int = 1,
+    separate_processes: bool = True,
+    minutes: float | None = None,
 ) -> list[Failure]:
     """Make every run that is missing, each as soon as its input is finished, at most `jobs` at a time.
+
+    Returns:
+        The runs that failed, and those that are left because the deadline came first.
 
     Args:
         requests: those that others start from come first, as of `requests.with_inputs`.
         separate_processes: each run in a process of its own, whose messages go to `runs/tables/log.txt`. False, for one
             job on one device, makes them in this process with their progress bars, as notebooks do; faster for short
             runs.
+        minutes: after which work stops at a checkpoint; None for no limit, unless a deadline is in force already.
     """
+    with deadline.within(minutes):
+        return _make(requests, jobs, devices, separate_processes)
+
+
+def _make(requests: Sequence[Request], jobs: int, devices: int, separate_processes: bool) -> list[Failure]:
     found = graph.find_all(requests)
     todo = [request for request in requests if found[request] is None]
     logger.info("%d runs are needed, %d are finished", len(requests), len(requests) - len(todo))
     if separate_processes or jobs > 1 or devices > 1:
         return _make_in_processes(todo, found, jobs, devices)
     failures: list[Failure] = []
-    while picked := _pick(todo, found, wait=True):
+    while not deadline.passed() and (picked := _pick(todo, found, wait=True)):
         request, claim = picked
         with claim:
             _take(_make_here(request.with_runs(found.get)), request, found, failures)
-    return failures + [Failure(request, NO_INPUT) for request in todo]
+    return failures + _not_made(todo, failures)
 
 
 def _make_in_processes(todo: list[Request], found: FinishedRuns, jobs: int, devices: int) -> list[Failure]:
     failures, running, started = [], {}, time.monotonic()
     with ThreadPoolExecutor(jobs) as threads:
         while todo or running:
-            while len(running) < jobs and (picked := _pick(todo, found, wait=not running)):
+            free = jobs - len(running) if not deadline.passed() else 0
+            while free and (picked := _pick(todo, found, wait=not running)):
                 request, claim = picked
-                running[threads.submit(_make_in_process, request.with_runs(found.get), jobs, devices)] = request, claim
-            if not running:  # what is left starts from a run that failed
-                failures += [Failure(request, NO_INPUT) for request in todo]
+                running[threads.submit(make_in_process, request.with_runs(found.get), jobs, devices)] = request, claim
+                free -= 1
+            if not running:
+                failures += _not_made(todo, failures)
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 request, claim = running.pop(future)
@@ -88,20 +102,37 @@ def _make_in_processes(todo: list[Request], found: FinishedRuns, jobs: int, devi
     return failures
 
 
+def _not_made(todo: list[Request], failures: list[Failure]) -> list[Failure]:
+    """The runs that were not begun: what they start from failed, or the deadline came first."""
+    lost = {failure.request for failure in failures if not failure.left}
+    not_made = []
+    for request in todo:  # each after those that it starts from
+        if any(each in lost for each in request.inputs):
+            lost.add(request)
+            not_made.append(Failure(request, NO_INPUT))
+        else:
+            not_made.append(Failure(request, NOT_BEGUN, left=True))
+    return not_made
+
+
 def _pick(todo: list[Request], found: FinishedRuns, *, wait: bool) -> tuple[Request, contextlib.ExitStack] | None:
     """Take the next request whose inputs are finished out of `todo`, with a claim on it, to be closed when it is made.
 
     Those that another process is making are passed over. None if none can start or, without `wait`, none is free.
     """
     ready = [request for request in todo if request.with_runs(found.get)]
-    attempts = [(request, False) for request in ready] + [(request, True) for request in ready[:1] if wait]
-    for request, waiting in attempts:
-        claim = contextlib.ExitStack()
-        if claim.enter_context(_claimed(request.with_runs(found.get), wait=waiting)):
-            todo.remove(request)
-            return request, claim
-        claim.close()
-    return None
+    while True:
+        blocking = wait and not deadline.in_force()
+        attempts = [(request, False) for request in ready] + [(request, True) for request in ready[:1] if blocking]
+        for request, waiting in attempts:
+            claim = contextlib.ExitStack()
+            if claim.enter_context(_claimed(request.with_runs(found.get), wait=waiting)):
+                todo.remove(request)
+                return request, claim
+            claim.close()
+        if not (ready and wait) or deadline.passed():
+            return None
+        time.sleep(SECONDS_BETWEEN_TRIES)
 
 
 @contextlib.contextmanager
@@ -111,7 +142,7 @@ def _claimed(request: Request, *, wait: bool):
     if run is None:
         yield True
         return
-    with locked(_folder() / f"{run.id}.claim", wait=wait) as held:
+    with locked(folder() / f"{run.id}.claim", wait=wait) as held:
         yield held
 
 
@@ -124,42 +155,23 @@ def _unfinished(request: Request) -> Run | None:
     return None if run.finished else run
 
 
-def _folder() -> Path:
-    folder = paths.runs() / "tables"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 def _take(outcome: tuple[int, str], request: Request, found: FinishedRuns, failures: list[Failure]) -> None:
     """Note the run that was made, or why it was not."""
     code, tail = outcome
-    found[request] = graph.find_quietly(request.with_runs(found.get)) if code == 0 else None
-    if found[request] is None:
-        failures.append(Failure(request, tail or f"its process exited with status {code}"))
-    run = found[request]
-    state = run.id if run else f"FAILED: {failures[-1].reason.splitlines()[-1]}"
+    found[request] = run = graph.find_quietly(request.with_runs(found.get)) if code == 0 else None
+    left = code == deadline.STATUS
+    if run is None:
+        failures.append(Failure(request, tail or f"its process exited with status {code}", left=left))
+    state = run.id if run else f"{'left' if left else 'FAILED'}: {failures[-1].reason.splitlines()[-1]}"
     logger.info("%s: %s\n  %s", request.title, describe(request), state)
-
-
-def _make_in_process(request: Request, jobs: int, devices: int) -> tuple[int, str]:
-    """Make a run in a process of its own; returns its exit status and the end of its messages."""
-    if graph.find_quietly(request):  # another process has made it in the meantime
-        return 0, ""
-    file = _folder() / f"{hashlib.sha256(request.key.encode()).hexdigest()[:12]}.json"
-    write_atomically(file, json.dumps(to_json(request.config)).encode())
-    words = [sys.executable, "-m", "cassl_lib", "run", request.stage, "--config", str(file)]
-    words += ["--devices", str(devices), *launch.options(request)]
-    threads = {"OMP_NUM_THREADS": str(max(1, cores() // jobs))} if jobs > 1 else {}
-    done = subprocess.run(words, capture_output=True, text=True, env=os.environ | threads)
-    with (_folder() / "log.txt").open("a") as log:
-        log.write(f"$ {shlex.join(words)}\n{done.stdout}{done.stderr}\n")
-    return done.returncode, "\n".join(done.stderr.splitlines()[-3:])
 
 
 def _make_here(request: Request) -> tuple[int, str]:
     """The same in this process; an error is this run's alone."""
     try:
         graph.make(request)
+    except Stopped as stopped:
+        return deadline.STATUS, str(stopped)
     except Exception as error:
         return 1, "".join(traceback.format_exception_only(error)).strip()
     return 0, ""
@@ -182,12 +194,30 @@ def collect(table: int | str, config: Config, seeds: Sequence[int]) -> dict:
         for row in rows:
             cells = whole["rows"].setdefault(row.name, {})
             for column, cell in row.cells.items():
-                best = choice.best_of([found[each] for each in cell.candidates], cell.request.config)
+                best = _best(cell, found)
                 cells.setdefault(column, {})[str(seed)] = number(best, cell.kind, cell.number)
                 if cell.longer and cell.number in ("AP", "PQ"):
                     _add_lengths(whole["lengths"], cell, found, best, name=f"{row.name}, {column}", seed=str(seed))
         whole["runs"][str(seed)] = {run.id: _facts(request, run) for request, run in found.items() if run}
     return whole | {"config": to_json(config), "environment": environment()}
+
+
+def _best(cell: Cell, found: FinishedRuns) -> Run | None:
+    """The run that counts for a cell; None if runs are missing, or if the deadline came before it was chosen."""
+    try:
+        return choice.best_of([found[each] for each in cell.candidates], cell.request.config)
+    except Stopped:
+        return None
+
+
+def undecided(collected: dict) -> bool:
+    """Whether the deadline came before the best of several finished lengths was chosen."""
+    curves = collected["lengths"].values()
+    return any(
+        chosen is None and all(numbers[seed] is not None for numbers in curve["steps"].values())
+        for curve in curves
+        for seed, chosen in curve["chosen"].items()
+    )
 
 
 def _add_lengths(lengths: dict, cell: Cell, found: FinishedRuns, best: Run | None, *, name: str, seed: str) -> None:

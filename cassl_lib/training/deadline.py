@@ -19,7 +19,8 @@ from cassl_lib.errors import Stopped
 from cassl_lib.training.distributed import rank_and_world
 
 VARIABLE = "CASSL_DEADLINE"
-GRACE = 10.0  # seconds
+GRACE = 8.0  # seconds
+STATUS = 3  # exit status of a process that the deadline stopped
 STEPS_BETWEEN = 8  # of several processes, which stop at the same step: a transfer, and on a GPU it waits for the step
 
 

@@ -9,6 +9,7 @@ from cassl_lib.cli.main import main
 from cassl_lib.resolve import resolve, to_json
 from cassl_lib.stages.requests import pseudo_labeler
 from cassl_lib.tables import results, runner, status
+from cassl_lib.training import deadline
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +27,7 @@ def store(tmp_path, monkeypatch):
         (["7", "--record", "--unlabeled", "."], "leave out --record, or what sets unlabeled"),
         (["7", "--unlabeled", "."], "unlabeled='.': Table 7 compares the four splits; leave it out"),
         (["3", "--jobs", "0"], "--jobs 0 is out of range; use 1 or more"),
+        (["3", "--minutes", "0"], "--minutes 0 is out of range; use a positive number"),
     ],
 )
 def test_options_that_contradict_the_table_are_errors(more, message, capsys):
@@ -58,6 +60,48 @@ def test_failed_runs_are_named_and_the_table_is_shown(monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert out.startswith("Table 3: Warm-up epochs, profile smoke: 0 runs")
     assert err == "FAILED: pseudo labeler: out of memory\n"
+
+
+@pytest.mark.parametrize(
+    ("failures", "status"),
+    [((), 0), ((False,), 1), ((True,), 3), ((True, False), 3)],
+    ids=["done", "failed", "left", "both"],
+)
+def test_the_exit_status_says_whether_work_is_left(failures, status, monkeypatch, capsys):
+    """Failed runs, which are named, count only once nothing else is left: a loop over slices may go on until then."""
+    request = pseudo_labeler(resolve(profile="smoke"))
+
+    def make(needed, *, jobs, devices):
+        assert 530 < deadline.seconds_left() <= 540
+        return [runner.Failure(request, "reason", left=left) for left in failures]
+
+    monkeypatch.setattr(runner, "make", make)
+    assert main(["table", "3", "--profile", "smoke", "--minutes", "9"]) == status
+    out, err = capsys.readouterr()
+    assert out.startswith("Table 3")
+    assert ("FAILED: pseudo labeler: reason" in err) == (False in failures)
+    assert ("work is left; rerun the same command to resume" in err) == (status == 3)
+    assert not deadline.in_force()
+
+
+def test_a_slice_leaves_a_recorded_table_with_more_numbers_alone(monkeypatch, capsys, tmp_path):
+    left = runner.Failure(pseudo_labeler(resolve(profile="smoke")), "stopped", left=True)
+    monkeypatch.setattr(runner, "make", lambda *_, **__: [left])
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    (tmp_path / "results").mkdir()
+    file = tmp_path / "results" / "table3_smoke.json"
+    file.write_text(json.dumps({"rows": {"12 (1x)": {"AP": {"0": 0.4}}}}))
+    before = file.read_bytes()
+    assert main(["table", "3", "4", "--profile", "smoke", "--record", "--minutes", "1"]) == 3
+    assert "not recorded yet" in capsys.readouterr().err and file.read_bytes() == before
+    assert (tmp_path / "results" / "table4_smoke.json").exists()
+
+
+def test_help_explains_the_exit_status(capsys):
+    with pytest.raises(SystemExit):
+        main(["table", "--help"])
+    words = " ".join(capsys.readouterr().out.split())
+    assert "The exit status is 3 if work is left (the same command resumes it)" in words
 
 
 @pytest.mark.parametrize("wrong", ["8", "x"])
