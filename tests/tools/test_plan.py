@@ -313,6 +313,24 @@ def test_without_data_the_papers_chain_has_the_papers_numbers_of_images(monkeypa
     assert not (nothing_on_disk / "runs").exists()
 
 
+def test_a_strong_warmup_is_measured_with_its_own_augmentation(monkeypatch, nothing_on_disk):
+    """Only pseudo-labeled images are moved and erased, so the pseudo labeler's rate is not the warm-up's."""
+    measured = []
+
+    def training_rate(config, model, train, source, sizes, *, classes, pseudo_labeled, devices):
+        measured.append(pseudo_labeled)
+        return Rate(3e-6 if pseudo_labeled else 1e-6, 1e6), "so"
+
+    monkeypatch.setattr(estimate, "training_rate", training_rate)
+    monkeypatch.setattr(estimate, "labeling_rate", lambda *_: (Rate(5e-7, 1e6), None, "so"))
+    for kind, expected in (("weak", [False, False]), ("strong", [False, True, False])):
+        measured.clear()
+        rows = {row.stage: row for row in estimate.estimate(resolve(profile="paper", augment=kind)).rows}
+        assert measured == expected
+    # 462,762 steps of 16 images of 3 s
+    assert rows["warmup"].seconds - rows["warmup"].evaluation == pytest.approx(462_762 * 16 * 3)
+
+
 def test_the_papers_detector_is_measured_without_data_or_weights(monkeypatch, nothing_on_disk):
     monkeypatch.setattr(throughput, "PATIENCE", 0.1)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # a download would fail
