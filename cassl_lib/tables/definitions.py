@@ -226,9 +226,9 @@ def shift_rows(config: Config) -> list[Row]:
     if config.unlabeled != "scenes":
         raise ConfigError(f"unlabeled={config.unlabeled!r}: the shifted pools are embedded scenes; leave it out")
     names = {
-        "base": "the same look",
-        "places": "other places: 45 % unnamed kinds",
-        "openimages": "other light, more clutter: 55 % unnamed kinds",
+        "base": "same look",
+        "places": "other places",
+        "openimages": "other light, more clutter",
     }
     rows = []
     for split, name in names.items():
@@ -250,6 +250,12 @@ ROWS: dict[int | str, Callable[[Config], list[Row]]] = {
     "threshold": threshold_rows,
     "shift": shift_rows,
 }
+
+
+def applicable(config: Config) -> list[int | str]:
+    """The tables that make sense for the configuration's unlabeled images."""
+    pools = {7: ("scenes", "split"), "shift": ("scenes",)}
+    return [table for table in ROWS if config.unlabeled in pools.get(table, (config.unlabeled,))]
 
 
 def grid(config: Config) -> tuple[int, ...]:

@@ -11,15 +11,15 @@ from cassl_lib.profiles import PROFILES
 from cassl_lib.runs import Run
 from cassl_lib.stages import graph
 from cassl_lib.stages.requests import Request, describe
-from cassl_lib.tables.definitions import ROWS
+from cassl_lib.tables.definitions import ROWS, applicable
 from cassl_lib.tools.plan import estimate
 from cassl_lib.tools.plan.cost import duration
 from cassl_lib.training.optimizer import number_of_steps
 
 
-def tables_named(words: Sequence[str]) -> list[int | str]:
-    """The tables that command-line arguments name: numbers, names, or "all"."""
-    return list(ROWS) if list(words) == ["all"] else [table_named(word) for word in words]
+def tables_named(words: Sequence[str], config: Config) -> list[int | str]:
+    """The tables that command-line arguments name: numbers, names, or "all" that make sense for the configuration."""
+    return applicable(config) if list(words) == ["all"] else [table_named(word) for word in words]
 
 
 def table_named(word: int | str) -> int | str:

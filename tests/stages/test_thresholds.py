@@ -7,13 +7,14 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
+from cassl_lib.config import THRESHOLD
 from cassl_lib.data import datasets
 from cassl_lib.data.coco import CocoImages
 from cassl_lib.errors import ConfigError, DataError
 from cassl_lib.labels.shards import finish, write_shard
 from cassl_lib.labels.store import PseudoLabelStore
 from cassl_lib.resolve import resolve
-from cassl_lib.stages import requests, thresholds
+from cassl_lib.stages import pseudo_labels, requests, warmup
 from cassl_lib.stages.graph import obtain
 from cassl_lib.stages.thresholds import by_class, propose_by_count, propose_threshold, quality_at, recall_by_class
 
@@ -127,13 +128,44 @@ def test_labels_of_other_classes_raise(labels, images):
 
 def test_the_scenes_have_held_out_images_that_no_stage_sees():
     config = resolve(profile="smoke")
-    labeler = obtain(requests.pseudo_labeler(config))
-    labels, images = thresholds.heldout_labels(config, labeler)
+    run = obtain(requests.pseudo_labels(config))
+    labels, images = pseudo_labels.heldout_labels(config, run)
     assert len(labels) == len(images) == 4 and images.path == datasets.tuning_set(config).path
-    assert labels.labeler == labeler.id
+    assert labels.labeler == run.inputs["pseudo_labeler"]
     assert {labels.image_id(n) for n in range(4)} == set(images.ids.tolist())
     entities = replace(config, annotation="entities")
-    assert len(thresholds.heldout_labels(entities, labeler)[1].boxes) > len(images.boxes)  # things and stuff
+    assert len(pseudo_labels.heldout_labels(entities, run)[1].boxes) > len(images.boxes)  # things and stuff
+
+
+def test_class_specific_labels_must_have_the_class_of_the_object(labels, images, tmp_path):
+    """The dog at 0.35 is labeled as a cat: of 3 labels above 0.3 that touch an object, 2 are right, of 5 objects."""
+    rows = [{**labels.at(0)[0], "labels": [0, 0, 0, 0]}, labels.at(0)[1]]
+    for name, categories in (("specific", CLASSES), ("agnostic", [{"id": 1, "name": "object"}])):
+        write_shard(tmp_path / name, 0, rows, "m")
+        finish(tmp_path / name, labeler="m", pool="p", categories=categories)
+    specific, agnostic = (
+        quality_at(PseudoLabelStore(tmp_path / name), images, (0.3,))[0] for name in ("specific", "agnostic")
+    )
+    assert (specific["precision"], specific["recall"]) == (2 / 4, 2 / 5)
+    assert (agnostic["precision"], agnostic["recall"]) == (3 / 4, 3 / 5)
+    assert specific["f1"] == pytest.approx(2 * 2 / (4 + 5)) and specific["labels_per_image"] == 2
+
+
+def test_each_labeler_gets_the_threshold_that_is_best_on_held_out_images(monkeypatch):
+    config = resolve(profile="smoke")
+    run = obtain(requests.pseudo_labels(config))
+    assert config.pseudo_labels.threshold is None
+    best = propose_threshold(quality_at(*pseudo_labels.heldout_labels(config, run))).threshold
+    assert pseudo_labels.threshold_of(config, run) == best == run.result["metrics"]["threshold"]
+    monkeypatch.setattr(pseudo_labels, "quality_at", lambda *_: [{**FLAT, "threshold": 0.35}])
+    assert warmup.store_of(requests.warmup(config, run)).threshold == 0.35  # what the warm-up reads
+    given = resolve(profile="smoke", threshold=0.6)
+    assert pseudo_labels.threshold_of(given, run) == 0.6
+    assert pseudo_labels.threshold_of(replace(config, heldout=None), run) == THRESHOLD  # nothing to choose on
+    assert pseudo_labels.threshold_of(config, None) == THRESHOLD  # a store from elsewhere
+
+
+FLAT = {"precision": 0.5, "recall": 0.5, "f1": 0.5, "labels_per_image": 1.0}
 
 
 def test_heldout_images_may_not_be_trained_or_reported_on(images, tmp_path):

@@ -265,6 +265,15 @@ def test_no_run_is_begun_after_the_deadline(separate_processes, store, smoke, mo
     assert not deadline.in_force()
 
 
+def test_no_scenes_are_drawn_after_the_deadline(store, smoke, monkeypatch, tmp_path):
+    """Looking for a run reads its data, and would draw a pool of thousands of scenes. The run counts as missing."""
+    monkeypatch.setenv("CASSL_DATASETS", str(tmp_path / "datasets"))
+    request = pseudo_labeler(smoke)
+    with deadline.within(0):
+        assert graph.find_all([request]) == {request: None}
+    assert not list((tmp_path / "datasets").rglob("*.jpg"))
+
+
 def test_a_claimed_run_is_not_waited_for_beyond_the_deadline(store, smoke):
     request = pseudo_labeler(smoke)
     found, started = graph.find_all([request]), time.monotonic()

@@ -16,10 +16,13 @@ from cassl_lib.tools.plan import throughput
 
 
 def test_tables_are_named_by_number_or_name():
-    assert status.tables_named(["all"]) == list(ROWS) == [1, 2, 3, 4, 5, 6, 7, 9, "threshold"]
-    assert status.tables_named(["9", "threshold", "1"]) == [9, "threshold", 1]
+    smoke, paper = (resolve(profile=profile) for profile in ("smoke", "paper"))
+    assert status.tables_named(["all"], smoke) == list(ROWS) == [1, 2, 3, 4, 5, 6, 7, 9, "threshold", "shift"]
+    assert status.tables_named(["all"], paper) == [1, 2, 3, 4, 5, 6, 7, 9, "threshold"]  # shifted pools are scenes
+    assert status.tables_named(["all"], replace(paper, unlabeled="photos")) == [1, 2, 3, 4, 5, 6, 9, "threshold"]
+    assert status.tables_named(["9", "threshold", "1"], smoke) == [9, "threshold", 1]
     with pytest.raises(ConfigError, match="table '8' is not implemented; use all, or one of: 1, 2, 3"):
-        status.tables_named(["8"])
+        status.tables_named(["8"], smoke)
 
 
 def test_seeds_start_from_the_configurations(config):
@@ -30,14 +33,17 @@ def test_seeds_start_from_the_configurations(config):
 
 
 def test_a_run_costs_its_steps_or_the_images_it_labels():
-    """By hand: 118,287 images in batches of 16 are 7,393 steps per epoch; the paper's 36 + 60 epochs on 123,403."""
+    """By hand: 118,287 images in batches of 16 are 7,393 steps per epoch; 36 epochs of them; 60 epochs of 123,403."""
     config = resolve(profile="paper", split="tiny")
     images = {"labeled": 118_287, "pool": 123_403, "warmup": 123_403}
     short, long = math.ceil(36 * 118_287 / 16), math.ceil(60 * 123_403 / 16)
     assert status.work_of(pseudo_labeler(config), images) == short
     assert status.work_of(warmup(config), images) == long
     assert status.work_of(warmup(config).input, images) == 123_403
-    assert status.work_of(definitions.finetuned(config), images) == long + short
+    assert [status.work_of(request, images) for request in definitions.finetuned(config).candidates] == [
+        short,
+        math.ceil(72 * 118_287 / 16),
+    ]
 
 
 def test_finished_runs_of_a_stage_give_its_rate(store, monkeypatch):
