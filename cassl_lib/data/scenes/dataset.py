@@ -28,6 +28,7 @@ from cassl_lib.data.scenes.records import UnitRecords, as_png, panoptic_segments
 from cassl_lib.data.scenes.scene import LABELED, POOLS, UNITS, Scene, SceneSpec, draw_scene
 from cassl_lib.errors import SceneError
 from cassl_lib.files import alone
+from cassl_lib.training import deadline
 
 VERSION = 2  # of the drawing; raise it whenever the same spec gives other pixels or annotations
 CLASSES = tuple(kind.name for kind in NAMED)
@@ -203,7 +204,12 @@ def _write_unit(files: SceneFiles, spec: SceneSpec, unit: str, progress: bool) -
 
 
 def _draw_unit(files: SceneFiles, spec: SceneSpec, unit: str, progress: bool) -> str:
-    """Write all files of a unit and return the hash of its pixels and JSON files."""
+    """Write all files of a unit and return the hash of its pixels and JSON files.
+
+    Raises:
+        Stopped: the deadline has passed; nothing is written.
+    """
+    deadline.check(f"drawing {unit}")
     for path in files._all(unit):
         (path.parent if path.suffix else path).mkdir(parents=True, exist_ok=True)
     digest, records = hashlib.sha256(), UnitRecords(unit)
