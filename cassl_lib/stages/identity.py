@@ -114,15 +114,20 @@ def data_names(request: Request) -> tuple[str, ...]:
     if request.stage == "pseudo_labels":
         return ("pool",)
     if request.stage == "warmup":
-        return ("val", *tuning) if request.inputs else ("val", "store")
+        return ("val", *tuning, *(() if request.inputs else ("store",)))
     return ("labeled", "val", *tuning)
 
 
 def tunes(request: Request) -> bool:
-    """Whether the stage chooses a threshold on held-out images: of the pseudo labels, or of the panoptic merge."""
+    """Whether the stage chooses something on held-out images: its weights, or a threshold.
+
+    The thresholds are those of the pseudo labels and of the panoptic merge.
+    """
     config = request.config
-    if config.heldout is None:
+    if config.heldout is None or not STAGES[request.stage].trains:
         return False
+    if getattr(config, request.stage).keep == "best":
+        return True
     if request.stage == "warmup":
         return bool(request.inputs) and config.pseudo_labels.threshold is None
     return learns(request) == "panoptic" and config.panoptic.score_threshold is None
@@ -149,7 +154,9 @@ def _model_settings(request: Request) -> dict[str, Any]:
 def _train_settings(request: Request) -> dict[str, Any]:
     """Schedule and optimizer; `epochs` does not decide where `steps` is given."""
     section = getattr(request.config, request.stage)
-    return changed(section, skip=(*IDLE, "precision", "epochs" if section.steps else "steps"))
+    # Evaluating during training decides nothing unless the best weights are kept.
+    watched = () if section.keep == "best" else ("evaluate_every",)
+    return changed(section, skip=(*IDLE, *watched, "precision", "epochs" if section.steps else "steps"))
 
 
 def _weights_hash(file: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -15,8 +16,9 @@ from cassl_lib.data.coco import CocoImages
 from cassl_lib.data.entities import EntityImages
 from cassl_lib.data.loader import Order, Samples, batches
 from cassl_lib.data.source import ImageSource
+from cassl_lib.errors import ConfigError
 from cassl_lib.evaluation.detector import evaluate_detector
-from cassl_lib.models import TransferReport, build_detector, copy_parts
+from cassl_lib.models import Detector, TransferReport, build_detector, copy_parts
 from cassl_lib.runs import Run
 from cassl_lib.streams import stream
 from cassl_lib.training import engine
@@ -69,6 +71,7 @@ def train_detector(training: Training, config: Config, run: Run) -> dict:
         steps=training.steps,
         run=run,
         title=training.title,
+        evaluate=_validation_of(training, config, detector, run),
     )
 
     # Evaluate and save.
@@ -99,6 +102,35 @@ def train_detector(training: Training, config: Config, run: Run) -> dict:
         "left_out": str(training.source.left_out or "") or None,
         **trained,
     }
+
+
+def _validation_of(training: Training, config: Config, detector: Detector, run: Run) -> Callable | None:
+    """The function that evaluates during training, if the settings ask for it and there are held-out images.
+
+    Raises:
+        ConfigError: the settings ask for it and there are none.
+    """
+    section = training.section
+    if not section.evaluate_every and section.keep == "last":
+        return None
+    images = datasets.heldout_set(config, "entities" if isinstance(training.val, EntityImages) else "objects")
+    if images is None:
+        raise ConfigError("evaluate_every, keep='best': there are no held-out images; give heldout=JSON[:FOLDER]")
+    kind = "box" if training.classes else "box_agnostic"
+
+    def evaluate(step: int) -> float | None:
+        metrics = evaluate_detector(
+            detector,
+            images,
+            augment=config.augment,
+            training=section,
+            classes=training.classes,
+            folder=run.folder / "validation",
+            side=datasets.area_side(config),
+        )
+        return metrics[kind]["AP"] if metrics else None
+
+    return evaluate
 
 
 def _heldout_of(training: Training, config: Config) -> EntityImages | None:

@@ -95,7 +95,8 @@ def test_each_field_of_the_augmentation_decides(field, config):
         assert moved(other, with_section(other, "augment", **{field: value})) == (expected if used else set()), kind
 
 
-IDLE = {"workers", "checkpoint_every", "log_every", "epochs"}  # epochs: the smoke profile gives steps
+# epochs: the smoke profile gives steps; evaluate_every: decides only what the best weights are
+IDLE = {"workers", "checkpoint_every", "log_every", "epochs", "evaluate_every"}
 STAGE_OF = {
     "pseudo_labeler": {"pseudo_labeler"},
     "warmup": {"warmup"},
@@ -112,6 +113,13 @@ def test_each_field_of_a_training_section_decides_its_own_stage(field, section, 
     if field == "precision" and section == "pseudo_labeler":
         expected |= {"pseudo_labels"}
     assert moved(config, with_section(config, section, **{field: value})) == expected
+
+
+def test_evaluations_and_held_out_images_decide_where_the_best_weights_are_kept(config):
+    best = with_section(config, "finetune", keep="best", evaluate_every=2)
+    finetuned = {"finetune", "objects_ga", "baseline"}
+    assert moved(best, with_section(best, "finetune", evaluate_every=3)) == finetuned
+    assert moved(best, replace(best, heldout=None)) == finetuned | {"warmup"}  # whose threshold they choose
 
 
 def test_epochs_decide_where_there_are_no_steps(config):

@@ -83,7 +83,7 @@ def test_two_processes_compute_what_one_does(own_data, tmp_path, monkeypatch, ca
     assert counts[0] > 100 and abs(counts[0] - counts[1]) <= 0.02 * counts[0]  # a tie may be broken otherwise
     assert len(warmed.history) == len(warmed_2.history) == 3
     assert losses(tuned)[-1] == pytest.approx(losses(tuned_2)[-1], rel=1e-3)
-    assert [run.result["images"] for run in chains[1]] == [24, 24, 16, 16]
+    assert [run.result["images"] for run in chains[1]] == [16, 16, 16, 16]
 
 
 def test_a_failing_process_is_an_error_with_its_message(config, tmp_path, monkeypatch):

@@ -593,6 +593,16 @@ def test_numbers_on_held_out_images_are_computed_once(chain, config, in_chain, m
     assert choice.heldout_metrics(run, config) == first and first["box"].keys() >= {"AP", "AP75"}
 
 
+def test_the_best_weights_on_held_out_images_are_kept(config, elsewhere):
+    watched = replace(config.pseudo_labeler, steps=4, evaluate_every=1, keep="best", learning_rate=0.0)
+    result = obtain(requests.pseudo_labeler(replace(config, pseudo_labeler=watched))).result
+    assert (
+        result["best_step"] == 1 and "best_validation_ap" in result
+    )  # nothing is learned, so the first stays the best
+    with pytest.raises(ConfigError, match="there are no held-out images; give heldout"):
+        obtain(requests.pseudo_labeler(replace(config, pseudo_labeler=watched, heldout=None)))
+
+
 def test_labels_that_cannot_be_trained_on_are_rejected_at_once(chain, config, elsewhere, tmp_path):
     row = {"image_id": 1, "file_name": "/gone/1.jpg", "height": 20, "width": 20, "scores": [0.9]}
     write_shard(tmp_path / "boxes", 0, [row | {"boxes": [[0, 0, 9, 9]]}], "m")
