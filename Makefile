@@ -1,7 +1,7 @@
 # Every command sets itself up. `make help` lists them.
 PYTHON ?= python3
 PROFILE ?= demo
-SPLIT ?= tiny
+SPLIT ?=
 SEED ?= 0
 JOBS ?= 1
 SHELL := /bin/bash
@@ -31,18 +31,20 @@ help:  ## list the commands
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-CHAIN = --profile $(PROFILE) --split $(SPLIT) --seed $(SEED)
-DONE = runs/notebooks/$(PROFILE)-$(SPLIT)-$(SEED)
+# An empty SPLIT is the profile's own.
+CHAIN = --profile $(PROFILE) $(if $(SPLIT),--split $(SPLIT)) --seed $(SEED)
+SPLIT_PARAMETER = $(if $(SPLIT),-p split $(SPLIT))
+DONE = runs/notebooks/$(PROFILE)-$(or $(SPLIT),default)-$(SEED)
 
-demo: .venv/ready  ## all stages on the embedded scenes, about a quarter of an hour (PROFILE, SPLIT, SEED)
-	@if test -e $(DONE)/05_finetune.ipynb && $(BIN)/cassl summary $(CHAIN) 2>/dev/null; then exit 0; fi; \
-	mkdir -p $(DONE); \
+demo: .venv/ready  ## all stages on the embedded scenes, about a quarter of an hour on two cores (PROFILE, SPLIT, SEED)
+	@mkdir -p $(DONE) && $(BIN)/cassl chain $(CHAIN) || exit 1; \
 	for name in $(STAGES); do \
-	  echo "== $$name"; \
-	  $(PAPERMILL) notebooks/$$name.ipynb $(DONE)/$$name.ipynb -p profile $(PROFILE) -p split $(SPLIT) -p seed $(SEED) \
-	    $(HUSH) || exit 1; \
+	  test -e $(DONE)/$$name.ipynb && continue; \
+	  echo "== $$name, over the finished runs"; \
+	  $(PAPERMILL) notebooks/$$name.ipynb $(DONE)/.$$name.ipynb -p profile $(PROFILE) $(SPLIT_PARAMETER) -p seed $(SEED) \
+	    $(HUSH) && mv $(DONE)/.$$name.ipynb $(DONE)/$$name.ipynb || exit 1; \
 	done; \
-	$(BIN)/cassl summary $(CHAIN)
+	$(BIN)/cassl summary $(CHAIN); echo "executed notebooks: $(DONE)"
 
 # Two processes of one thread, each with whole files: a file's tests share fixtures, a notebook's cells their kernel.
 PARALLEL = -n 2 --dist loadfile

@@ -47,7 +47,8 @@ PROFILES: dict[str, dict] = {
         "seeds": 1,  # of the tables
         "split": "tiny",  # unless one is asked for
         "labeled_images": 16,
-        "baseline_lengths": (1, 2),  # in lengths of finetuning
+        "baseline_lengths": (1, 2),  # of the chain, in lengths of finetuning
+        "baseline_curve": (1, 2),  # of the tables
         "scenes": dict(train=24, val=12, tune=4, pool=(16, 8, 8, 8), places=8, openimages=8, size=96),
         "overlap": SMALL_OVERLAP,
         "model": SMALL_MODEL | dict(channels=32, mask_channels=16),
@@ -64,7 +65,8 @@ PROFILES: dict[str, dict] = {
         "seeds": 1,  # of the tables
         "split": "large",
         "labeled_images": 100,
-        "baseline_lengths": (1, 2, 4),
+        "baseline_lengths": (1, 4),
+        "baseline_curve": (1, 2, 4),
         "scenes": DEMO_SCENES,
         "overlap": SMALL_OVERLAP,
         "model": DEMO_MODEL,
@@ -81,7 +83,8 @@ PROFILES: dict[str, dict] = {
         "seeds": 3,  # of the tables
         "split": "large",
         "labeled_images": 300,
-        "baseline_lengths": (1, 2, 4),
+        "baseline_lengths": (1, 4),
+        "baseline_curve": (1, 2, 4, 8),
         "scenes": dict(train=1500, pool=(320, 1480, 3000, 5200), places=4800, openimages=4800),
         "overlap": SMALL_OVERLAP,
         "model": SMALL_MODEL | dict(channels=128, tower_convs=4, mask_channels=64, mask_convs=4, mask_stride=2),
@@ -100,6 +103,7 @@ PROFILES: dict[str, dict] = {
         "split": "tiny",
         "labeled_images": 0,
         "baseline_lengths": (1, 2),
+        "baseline_curve": (1, 2),
         "scenes": None,
         "overlap": None,
         "model": dict(pretrained=True, drop_path=0.2),

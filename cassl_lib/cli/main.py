@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from cassl_lib import log_to_stderr
-from cassl_lib.cli import data, labels, pool, table
+from cassl_lib.cli import chain, data, labels, pool, table
 from cassl_lib.cli.options import add_config_options, config_of
 from cassl_lib.config import PARTS
 from cassl_lib.errors import CasslError, ConfigError, Stopped
@@ -77,8 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     verb("data", data.act, "the data sets that a configuration needs: what is there, what to download, where to put it")
     scenes = verb("scenes", _scenes, "write the embedded scenes of a profile")
     scenes.add_argument("--verify", action="store_true", help="compare the files with their recorded hashes")
-    summary = verb("summary", _summary, "the numbers of a finished chain, also as runs/summary.json, and its pictures")
-    summary.add_argument("--record", action="store_true", help="keep them under reports/results/ too")
+    chain.add_verbs(verb)
     point = verb("operating-point", _operating_point, "check a profile's regime on tuning scenes")
     point.add_argument("--jobs", type=int, default=1, help="runs side by side on this machine")
     point.add_argument("--record", action="store_true", help="keep the numbers under reports/results/")
@@ -172,26 +171,6 @@ def _scenes(parsed: argparse.Namespace) -> None:
     if parsed.verify:
         scenes.verify(root)
     print(root)
-
-
-def _summary(parsed: argparse.Namespace) -> None:
-    from cassl_lib import paths
-    from cassl_lib.report import pictures
-    from cassl_lib.report.gather import gather
-    from cassl_lib.tables import results
-    from cassl_lib.tables.summary import summarize, table
-
-    config = config_of(parsed)
-    numbers, file = summarize(config)
-    print(table(numbers))
-    print(file)
-    if parsed.record:  # before the pictures, so that an unreadable image cannot cost the numbers
-        print(results.record(config, numbers))
-    gathered = gather(config)
-    if parsed.record:
-        print(results.record(config, gathered, "pictures"))
-    for file in pictures.save(pictures.draw(gathered), paths.runs() / "pictures"):
-        print(file)
 
 
 def _operating_point(parsed: argparse.Namespace) -> None:

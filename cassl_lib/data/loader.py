@@ -24,6 +24,8 @@ from cassl_lib.data.source import Annotations, ImageSource
 from cassl_lib.errors import DataError
 
 MOST_IN_A_ROW = 100  # unusable images, after which something is wrong with the source
+SMALL = 256 << 10  # bytes of a decoded image and its masks, up to which they are kept decoded ...
+KEPT = 256 << 20  # ... until a loading process holds so many
 
 
 def read_image(path: Path) -> torch.Tensor:
@@ -53,6 +55,7 @@ class Samples(Dataset):
             and the position.
         masks: whether targets have masks.
         classes: False sets every label to 0: the class-agnostic conversion of Sec. 3.1.
+        keep: whether small images stay decoded, for sources that are read many times.
     """
 
     def __init__(
@@ -64,9 +67,13 @@ class Samples(Dataset):
         classes: bool,
         seed: int = 0,
         replace: bool = True,
+        keep: bool = False,
     ):
         self.source, self.transform, self.replace = source, transform, replace
         self.masks, self.classes, self.seed = masks, classes, seed
+        self.keep = keep
+        self._kept: dict[int, tuple[torch.Tensor, Annotations]] = {}
+        self._kept_bytes = 0
 
     def __len__(self) -> int:
         return len(self.source)
@@ -86,6 +93,8 @@ class Samples(Dataset):
 
         An image of another size than its annotations is not the one that was annotated, so it is unusable.
         """
+        if index in self._kept:
+            return index, *self._kept[index], []
         unreadable = []
         for offset in range(min(MOST_IN_A_ROW, len(self.source)) if self.replace else 1):
             at = (index + offset) % len(self.source)
@@ -98,6 +107,7 @@ class Samples(Dataset):
             instances, size = self.source.annotations(at, masks=self.masks), tuple(image.shape[-2:])
             expected = instances.get("size", size)
             if expected == size:
+                self._keep(at, image, instances)
                 return at, image, instances, unreadable
             problem = f"{size[0]}x{size[1]} pixels, listed as {expected[0]}x{expected[1]}"
             unreadable.append(f"{paths.portable(path)} ({problem})")
@@ -107,6 +117,13 @@ class Samples(Dataset):
                 "restore the images, or correct the list that names them"
             )
         return index, None, None, unreadable
+
+    def _keep(self, index: int, image: torch.Tensor, instances: Annotations) -> None:
+        """Keep a small image decoded, since small sets are read many times; transforms do not change it in place."""
+        size = image.nbytes + sum(value.nbytes for value in instances.values() if hasattr(value, "nbytes"))
+        if self.keep and size <= SMALL and self._kept_bytes + size <= KEPT:
+            self._kept[index] = image, instances
+            self._kept_bytes += size
 
     def _target(self, instances: Annotations, size: tuple[int, int]) -> dict:
         """The annotations as tensors that torchvision's transforms move together with the image."""

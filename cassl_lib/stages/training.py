@@ -148,6 +148,7 @@ def _loader(training: Training, config: Config):
         masks=training.model.masks,
         classes=training.classes,
         seed=stream(config.seed, training.stage, "augmentation"),
+        keep=True,
     )
     rank, world = rank_and_world()
 

@@ -25,6 +25,7 @@ from cassl_lib.stages import choice, graph
 from cassl_lib.stages.requests import Request, describe, length
 from cassl_lib.tables.child import folder, make_in_process
 from cassl_lib.tables.definitions import ROWS, Cell, Row, requests_of
+from cassl_lib.tables.progress import EVERY, StepBar
 from cassl_lib.training import deadline
 
 logger = logging.getLogger(__name__)
@@ -84,21 +85,25 @@ def _make(requests: Sequence[Request], jobs: int, devices: int, separate_process
 
 def _make_in_processes(todo: list[Request], found: FinishedRuns, jobs: int, devices: int) -> list[Failure]:
     failures, running, started = [], {}, time.monotonic()
-    with ThreadPoolExecutor(jobs) as threads:
+    bar = StepBar(todo, jobs)
+    with ThreadPoolExecutor(jobs) as threads, contextlib.closing(bar):
         while todo or running:
             free = jobs - len(running) if not deadline.passed() else 0
             while free and (picked := _pick(todo, found, wait=not running)):
                 request, claim = picked
-                running[threads.submit(make_in_process, request.with_runs(found.get), jobs, devices)] = request, claim
+                ready = request.with_runs(found.get)
+                running[threads.submit(make_in_process, ready, jobs, devices)] = request, claim, _unfinished(ready)
                 free -= 1
             if not running:
                 failures += _not_made(todo, failures)
                 break
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                request, claim = running.pop(future)
-                with claim:
+            for future in wait(running, timeout=EVERY, return_when=FIRST_COMPLETED).done:
+                request, claim, _ = running.pop(future)
+                bar.end(request)
+                with claim, bar.above():
                     _take(future.result(), request, found, failures)
-                logger.info("  %d left, %.1f min", len(todo) + len(running), (time.monotonic() - started) / 60)
+                    logger.info("  %d left, %.1f min", len(todo) + len(running), (time.monotonic() - started) / 60)
+            bar.show((request, run) for request, _, run in running.values())
     return failures
 
 

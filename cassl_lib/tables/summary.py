@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import statistics
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cassl_lib import paths
@@ -68,6 +70,33 @@ def summarize(config: Config) -> tuple[dict, Path]:
     file = paths.runs() / "summary.json"
     write_atomically(file, (json.dumps(whole, indent=1) + "\n").encode())
     return whole, file
+
+
+def paragraph(numbers: Mapping, recorded: Sequence[Mapping]) -> str:
+    """What this chain's numbers say and what they do not, beside the recorded chains of several seeds.
+
+    Args:
+        numbers: the summary of this chain.
+        recorded: summaries of the same profile and pool, one per seed, see `results.chains`.
+    """
+    ap = {name: 100 * (numbers[f"{name}_ap"] or 0) for name in ("cassl", "baseline", "objects_ga")}
+    lengths = ", ".join(f"{int(steps):,}" for steps in numbers["baseline_by_steps"])
+    gain = ap["cassl"] - ap["baseline"]
+    lead = f"{abs(gain):.1f} AP {'ahead of' if gain > 0 else 'behind'}" if round(gain, 1) else "level with"
+    text = (
+        f"Seed {numbers['seed']}: CA-SSL reaches {ap['cassl']:.1f} box AP, {lead} the best baseline "
+        f"({ap['baseline']:.1f}, trained for {numbers['baseline_steps']:,} steps, chosen on held-out images from "
+        f"{lengths}). Starting from the pseudo labeler instead, which has seen no unlabeled image, gives "
+        f"{ap['objects_ga']:.1f}. One seed decides nothing."
+    )
+    gains = [100 * (each["cassl_ap"] - each["baseline_ap"]) for each in recorded]
+    if len(gains) > 1:
+        text += (
+            f" Over the {len(gains)} recorded seeds the difference from the best baseline is "
+            f"{statistics.mean(gains):+.1f} ± {statistics.stdev(gains):.1f} AP (mean ± std)."
+        )
+    text += " These are small drawn scenes and a small model; on COCO the paper reports 48.1 against 46.8."
+    return textwrap.fill(text, 100)
 
 
 PAPER = {row: TABLE2[row]["finetuned det AP"] for row in ("ImageNet", "Objects (G,A)", "Objects (P,A)")}

@@ -20,6 +20,7 @@ from cassl_lib.resolve import resolve, to_json
 from cassl_lib.runs import Run
 from cassl_lib.stages import graph, requests
 from cassl_lib.stages.pseudo_labels import judge
+from cassl_lib.streams import stream
 
 
 @pytest.fixture
@@ -257,13 +258,13 @@ def test_a_sample_skips_what_cannot_be_read(tmp_path, caplog):
 def test_a_batch_is_the_first_of_the_training():
     config = resolve(profile="smoke")
     train = datasets.labeled_set(config)
-    images, targets = inspection.first_batch(train, config, classes=True)
+    images, targets = inspection.first_batch(train, config, stage="finetune", classes=True)
     assert [tuple(image.shape) for image in images] == [(3, 96, 96)] * 4
-    order = np.random.default_rng((0, 0)).permutation(len(train))[:4]
+    order = np.random.default_rng((stream(0, "finetune", "order"), 0)).permutation(len(train))[:4]
     for index, target in zip(order, targets, strict=True):
         assert set(target["labels"].tolist()) <= set(train.annotations(index, masks=False)["labels"].tolist())
         assert len(target["masks"]) == len(target["labels"])
-    _, agnostic = inspection.first_batch(train, config, classes=False)
+    _, agnostic = inspection.first_batch(train, config, stage="pseudo_labeler", classes=False)
     assert not any(target["labels"].any() for target in agnostic)
 
 

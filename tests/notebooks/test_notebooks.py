@@ -20,7 +20,7 @@ from cassl_lib.resolve import resolve
 from cassl_lib.runs import finished_runs
 from cassl_lib.stages import graph, requests
 
-POOLS = {"tiny": 16, "small": 34, "base": 60, "large": 136}  # smoke: 16 of coco, ten parts of 6 of each other source
+POOLS = {"tiny": 16, "small": 24, "base": 32, "large": 40}  # smoke: 16, and 8 more each
 REJECTED = {
     "unknown": ("04_warmup", {"splitt": "base"}),
     "split": ("04_warmup", {"split": "bse"}),

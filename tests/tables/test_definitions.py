@@ -11,7 +11,7 @@ from cassl_lib.resolve import resolve
 from cassl_lib.runs import run_id
 from cassl_lib.stages.identity import identity
 from cassl_lib.stages.registry import STAGES
-from cassl_lib.stages.requests import baseline, baselines, describe, finetune, pseudo_labeler, pseudo_labels, warmup
+from cassl_lib.stages.requests import baseline, describe, finetune, pseudo_labeler, pseudo_labels, warmup
 from cassl_lib.tables import compare, definitions
 from cassl_lib.tables.definitions import ROWS, requests_of
 
@@ -41,10 +41,7 @@ def test_the_key_holds_what_decides_the_run_and_nothing_else(config):
     assert tuned[0] == tuned[1]  # the warm-up that it starts from decides, not the length in its own configuration
     # Nor does it decide the baselines.
     assert definitions.finetuned(config).candidates == definitions.finetuned(longer).candidates
-    assert definitions.finetuned(config).candidates == baselines(config)
-    assert [each.key for each in baselines(config)] == [
-        baseline(config, length).key for length in config.baseline_lengths
-    ]
+    assert definitions.finetuned(config).candidates == tuple(baseline(config, length) for length in (1, 2, 4))
     assert definitions.finetuned(config, warmup(config)).candidates == (finetune(config),)
 
 
