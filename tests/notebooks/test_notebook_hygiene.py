@@ -125,7 +125,7 @@ def test_the_title_asks_a_question_and_names_the_paper(notebook):
 def test_it_is_short(notebook):
     lengths = [len([line for line in source(cell).splitlines() if line.strip()]) for cell in cells_of(notebook)]
     assert len(json.loads(notebook.read_text())["cells"]) <= 30
-    assert sum(lengths) <= 120 and max(lengths) <= 15 and statistics.median(lengths) <= 5
+    assert sum(lengths) <= 120 and max(lengths) <= 16 and statistics.median(lengths) <= 5
 
 
 def test_it_holds_no_library_code(notebook):
