@@ -11,12 +11,12 @@ import contextlib
 import math
 import os
 import time
-
-import torch
-import torch.distributed as dist
+from typing import TYPE_CHECKING
 
 from cassl_lib.errors import Stopped
-from cassl_lib.training.distributed import rank_and_world
+
+if TYPE_CHECKING:
+    import torch
 
 VARIABLE = "CASSL_DEADLINE"
 GRACE = 8.0  # seconds
@@ -62,6 +62,11 @@ def agreed(step: int, device: torch.device) -> bool:
     """Whether the deadline has passed, the same answer in all processes. They ask each other every few steps."""
     if not in_force():
         return False
+    import torch  # here, because the shell imports this module and starts without torch
+    import torch.distributed as dist
+
+    from cassl_lib.training.distributed import rank_and_world
+
     if rank_and_world()[1] == 1:
         return passed()
     if step % STEPS_BETWEEN:

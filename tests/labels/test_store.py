@@ -11,7 +11,7 @@ import pytest
 import torch
 from pycocotools import mask as mask_api
 
-from cassl_lib.config import LabelConfig
+from cassl_lib.config import THRESHOLD
 from cassl_lib.errors import PseudoLabelError
 from cassl_lib.labels import store
 from cassl_lib.labels.coco import to_coco
@@ -270,7 +270,7 @@ def test_a_store_may_be_empty(tmp_path):
 
 
 def test_the_default_threshold_is_the_setting(folder):
-    assert PseudoLabelStore(folder).threshold == LabelConfig().threshold
+    assert PseudoLabelStore(folder).threshold == THRESHOLD
 
 
 def test_counts_per_threshold_are_python_numbers(folder):

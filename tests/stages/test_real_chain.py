@@ -54,7 +54,8 @@ def test_the_whole_chain_on_real_images(folders):
     )
     obtain(requests.finetune(config))
     obtain(requests.finetune(config, requests.pseudo_labeler(config)))
-    obtain(requests.baseline(config))
+    for baseline in requests.baselines(config):
+        obtain(baseline)
     runs = summary.chain_runs(config)
 
     labeled = datasets.labeled_set(config)

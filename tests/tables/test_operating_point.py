@@ -29,7 +29,7 @@ def test_baselines_are_as_long_as_finetuning_and_longer():
     assert twice["Objects (G,A)"].input == points["pseudo labeler"].request
     assert twice["Objects (P,A)"].input == points["warmed-up model"].request
     assert twice["Objects (P,S)"].input.config.class_specific
-    assert points[f"baseline, {2 * own} steps"].request.is_baseline
+    assert points[f"baseline, {4 * own} steps"].request.is_baseline
 
 
 def test_it_is_measured_on_the_tuning_scenes_and_recorded(smoke, tmp_path, monkeypatch, capsys):
