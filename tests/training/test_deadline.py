@@ -8,7 +8,7 @@ import torch
 
 from cassl_lib.config import TrainConfig
 from cassl_lib.errors import Stopped
-from cassl_lib.training import deadline
+from cassl_lib.training import deadline, distributed
 from cassl_lib.training.engine import predict
 
 
@@ -66,13 +66,13 @@ def test_detection_stops_before_the_first_batch_or_after_the_grace():
 def test_several_processes_stop_at_the_same_step(monkeypatch, late):
     """If one of them is late, all stop, but only at a step at which they ask each other."""
     asked = []
-    monkeypatch.setattr(deadline, "rank_and_world", lambda: (0, 2))
+    monkeypatch.setattr(distributed, "rank_and_world", lambda: (0, 2))
 
     def all_reduce(answer, op):
         asked.append(answer.item())
         answer.copy_(torch.tensor(float(late[0] or late[1])))
 
-    monkeypatch.setattr(deadline.dist, "all_reduce", all_reduce)
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
     with deadline.within(0 if late[0] else 1):
         stopped = [step for step in range(1, 17) if deadline.agreed(step, torch.device("cpu"))]
     assert stopped == ([8, 16] if any(late) else []) and asked == [float(late[0])] * 2
