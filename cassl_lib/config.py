@@ -13,6 +13,7 @@ INFINITE = 1e8  # the upper end of the last range of interest, in pixels
 SPLITS = ("tiny", "small", "base", "large")  # pools of unlabeled images (Sec. 4)
 SHIFTED = ("places", "openimages")  # pools of embedded scenes that look different from the labeled ones
 THRESHOLD = 0.5  # of the pseudo labels where no held-out images choose it
+KEEP = ("last", "best")  # weights that a stage may keep
 PARTS = ("backbone", "neck", "head", "classifier")  # of a detector, that finetuning may start from (Table 9)
 
 

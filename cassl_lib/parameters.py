@@ -7,10 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cassl_lib.config import TRAINING_SECTIONS, AugmentConfig, Config
+from cassl_lib.config import KEEP, TRAINING_SECTIONS, AugmentConfig, Config
 from cassl_lib.errors import ConfigError
 
-KEEP = ("last", "best")
 RANGES = {  # kind, lowest and highest value
     "learning_rate": ((int, float), 0, 10),
     "weight_decay": ((int, float), 0, 1),

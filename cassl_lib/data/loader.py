@@ -8,7 +8,6 @@ two processes together see the same samples as one.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from cassl_lib import paths
 from cassl_lib.data.image_files import describe_damage, open_file, to_8bit
 from cassl_lib.data.source import Annotations, ImageSource
 from cassl_lib.errors import DataError
+from cassl_lib.streams import stream
 
 MOST_IN_A_ROW = 100  # unusable images, after which something is wrong with the source
 SMALL = 256 << 10  # bytes of a decoded image and its masks, up to which they are kept decoded ...
@@ -84,7 +84,7 @@ class Samples(Dataset):
         if image is None:
             return None, None, self.source.image_id(at), unreadable
         target = self._target(instances, tuple(image.shape[-2:]))
-        with _seeded(_seed_of(self.seed, position)):
+        with _seeded(stream(self.seed, position)):
             image, target = self.transform(tv_tensors.Image(image), target)
         return image, target, self.source.image_id(at), unreadable
 
@@ -213,8 +213,3 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
     finally:
         generator.set_state(state)
-
-
-def _seed_of(seed: int, position: int) -> int:
-    """A 63-bit seed for one sample. Hashed, so that neighboring positions get unrelated random streams."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{position}".encode(), digest_size=8).digest(), "little") >> 1

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from cassl_lib.config import TrainConfig
+from cassl_lib.config import KEEP, TrainConfig
 from cassl_lib.errors import ConfigError
 from cassl_lib.runs import Run
 from cassl_lib.training import checkpoint, distributed
 from cassl_lib.training.checkpoint import Progress
-
-KEEP = ("last", "best")
 
 
 @dataclass(frozen=True)
