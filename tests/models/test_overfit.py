@@ -36,13 +36,10 @@ def five_images(shared_data, tmp_path):
 @pytest.mark.slow
 def test_a_detector_overfits_a_few_real_images(five_images):
     config = resolve(profile="smoke", labeled=five_images, val=five_images, size=128)
-    training = replace(
-        config.finetune, steps=STEPS - 1, batch_size=5, learning_rate=8e-3, warmup_steps=16, log_every=20
-    )
+    training = replace(config.finetune, steps=STEPS, batch_size=5, learning_rate=8e-3, warmup_steps=16, log_every=20)
     config = replace(
         config,
         augment=replace(config.augment, sizes=(128,), longest=192, crop=0),
-        warmup=replace(training, steps=1),  # the baseline is trained for the steps of both
         finetune=training,
         model=replace(config.model, channels=64, mask_channels=32, ranges=(48, 96)),
     )
