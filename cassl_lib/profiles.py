@@ -66,7 +66,7 @@ PROFILES: dict[str, dict] = {
         "split": "large",
         "labeled_images": 100,
         "baseline_lengths": (1, 4),
-        "baseline_curve": (1, 2, 4),
+        "baseline_curve": (1, 4, 8),
         "scenes": DEMO_SCENES,
         "overlap": SMALL_OVERLAP,
         "model": DEMO_MODEL,
