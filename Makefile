@@ -8,7 +8,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 STAGES := 01_data 02_pseudo_labeler 03_pseudo_labels 04_warmup 05_finetune
 TABLES := 11_table1_quality_gap 12_table2_warmup_data 13_table3_warmup_epochs 14_table4_epoch_grid \
-  15_table5_labeler_strength 16_table6_augmentation 17_table7_scale 19_table9_initialization
+  15_table5_labeler_strength 16_table6_augmentation 17_table7_scale 18_shift 19_table9_initialization
 # Progress bars and messages of the stages go to the notebooks' stderr and are shown as they come.
 PAPERMILL = $(BIN)/papermill --no-progress-bar --log-level WARNING --kernel python3 --stderr-file >(cat >&2)
 # The kernel warns about plain TCP at each start; it listens on this machine only.
@@ -74,10 +74,13 @@ bench: .venv/ready  ## seconds and memory of the detector beside the public Cond
 lab: .venv/ready  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
 
-notebooks: .venv/ready-dev  ## execute the notebooks in place at the smoke profile, then remove what must not be stored
-	@store=$$(mktemp -d) && trap 'rm -rf "$$store"' EXIT && export CASSL_RUNS=$$store/runs CASSL_DATASETS=$$store/datasets && \
-	for file in notebooks/*.ipynb; do echo "== $$file"; \
-	  CASSL_PROFILE=smoke $(BIN)/jupyter nbconvert --log-level ERROR --to notebook --inplace --execute $$file \
+# The notebooks of the chain are stored with results of the demo profile, over its finished runs in runs/.
+notebooks: .venv/ready-dev  ## execute 00 and the tables in place at the smoke profile, the chain at the demo's (seed 0)
+	@$(BIN)/cassl chain --profile demo --seed 0 && store=$$(mktemp -d) && trap 'rm -rf "$$store"' EXIT && \
+	for file in notebooks/*.ipynb; do echo "== $$file"; case $$file in \
+	  notebooks/0[1-6]*) settings="CASSL_PROFILE=demo" ;; \
+	  *) settings="CASSL_PROFILE=smoke CASSL_RUNS=$$store/runs CASSL_DATASETS=$$store/datasets" ;; esac; \
+	  env $$settings $(BIN)/jupyter nbconvert --log-level ERROR --to notebook --inplace --execute $$file \
 	    $(HUSH) || exit 1; done && \
 	$(BIN)/python tests/notebooks/clean_notebooks.py notebooks/*.ipynb
 

@@ -108,10 +108,10 @@ def _add_benchmarks(verb) -> None:
 
 
 def _run(parsed: argparse.Namespace) -> int | None:
+    from cassl_lib import deadline
     from cassl_lib.errors import LaunchError
     from cassl_lib.runs import find_run
     from cassl_lib.stages import graph, requests
-    from cassl_lib.training import deadline
     from cassl_lib.training.distributed import processes, rank_and_world
 
     with processes():

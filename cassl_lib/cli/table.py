@@ -30,9 +30,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def act(parsed: argparse.Namespace) -> int:
     """Make what is missing (or list it) and print the tables; 3 if work is left, 1 if only failed runs are missing."""
+    from cassl_lib import deadline
     from cassl_lib.tables import runner, status
     from cassl_lib.tables.definitions import requests_of
-    from cassl_lib.training import deadline
 
     config = config_of(parsed)
     status.check_no_store(config)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from cassl_lib import deadline
 from cassl_lib.config import Config
 from cassl_lib.data import datasets
 from cassl_lib.evaluation.detector import evaluate_detector
@@ -14,7 +15,6 @@ from cassl_lib.files import write_atomically
 from cassl_lib.runs import Run
 from cassl_lib.stages.identity import ANNOTATIONS
 from cassl_lib.stages.models import load_detector
-from cassl_lib.training import deadline
 
 
 def best_of(runs: Sequence[Run | None], config: Config, *, kind: str = "box", name: str = "AP") -> Run | None:

@@ -13,14 +13,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from cassl_lib import paths
+from cassl_lib import deadline, paths
 from cassl_lib.config import TRAINING_SECTIONS, Config
 from cassl_lib.data.processes import cores
 from cassl_lib.files import write_atomically
 from cassl_lib.resolve import to_json
 from cassl_lib.stages import graph, launch
 from cassl_lib.stages.requests import Request
-from cassl_lib.training import deadline
 
 # Seconds after the deadline. A process stops by itself, within `deadline.GRACE` of it, except in what has no check:
 # starting, reading data, computing COCO's numbers.

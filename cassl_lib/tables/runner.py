@@ -3,7 +3,7 @@
 If a run fails, only the runs that start from it are skipped. The same command resumes at any time. Several processes,
 on one machine or many, coordinate through the run store alone: each starts a run that no other is working on.
 
-With a deadline (`training/deadline.py`) no run is begun after it, and those in progress stop at a checkpoint.
+With a deadline (`deadline.py`) no run is begun after it, and those in progress stop at a checkpoint.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 
+from cassl_lib import deadline
 from cassl_lib.config import Config
 from cassl_lib.errors import CasslError, Stopped
 from cassl_lib.files import locked
@@ -26,7 +27,6 @@ from cassl_lib.stages.requests import Request, describe, length
 from cassl_lib.tables.child import folder, make_in_process
 from cassl_lib.tables.definitions import ROWS, Cell, Row, requests_of
 from cassl_lib.tables.progress import EVERY, StepBar
-from cassl_lib.training import deadline
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from cassl_lib import deadline
 from cassl_lib.training.procedure import Batch, Procedure
 
+STEPS_BETWEEN = 8  # of asking for the deadline: a transfer, and on a GPU it waits for the step
 PATIENCE = datetime.timedelta(hours=24)  # the first process evaluates alone, and some shards take longer to label
 
 
@@ -44,6 +46,19 @@ def device_of_process() -> torch.device:
 def rank_and_world() -> tuple[int, int]:
     """Rank of this process and number of processes; (0, 1) for a single process."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def past_deadline(step: int, device: torch.device) -> bool:
+    """Whether the deadline has passed, the same answer in all processes. They ask each other every few steps."""
+    if not deadline.in_force():
+        return False
+    if rank_and_world()[1] == 1:
+        return deadline.passed()
+    if step % STEPS_BETWEEN:
+        return False
+    answer = torch.tensor(float(deadline.passed()), device=device)
+    dist.all_reduce(answer, op=dist.ReduceOp.MAX)
+    return bool(answer)
 
 
 def seed_everything(seed: int) -> None:

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from cassl_lib import deadline
 from cassl_lib.config import TrainConfig
 from cassl_lib.errors import ConfigError, NonFiniteLoss, Stopped
 from cassl_lib.files import write_atomically
 from cassl_lib.runs import Run
-from cassl_lib.training import checkpoint, deadline
+from cassl_lib.training import checkpoint
 from cassl_lib.training.checkpoint import Progress
-from cassl_lib.training.distributed import average_buffers, parallel, quiet, rank_and_world
+from cassl_lib.training.distributed import average_buffers, parallel, past_deadline, quiet, rank_and_world
 from cassl_lib.training.optimizer import autocast, build_optimizer, learning_rate
 from cassl_lib.training.procedure import Batch, Procedure
 from cassl_lib.training.validation import Validation
@@ -84,7 +85,7 @@ def train(
             if progress.step % config.log_every == 0 or progress.step == steps:
                 _log(run, losses, optimizer, progress, bar)
             # Stop, or evaluate; then save
-            if deadline.agreed(progress.step, device):
+            if past_deadline(progress.step, device):
                 save()
                 raise Stopped(f"{run.id}: stopped at step {progress.step} of {steps}; rerun the same command to resume")
             if validation.due(progress):

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
+from cassl_lib import deadline
 from cassl_lib.cli.main import main
 from cassl_lib.resolve import resolve, to_json
 from cassl_lib.stages.requests import pseudo_labeler
 from cassl_lib.tables import results, runner, status
-from cassl_lib.training import deadline
 
 
 @pytest.fixture(autouse=True)

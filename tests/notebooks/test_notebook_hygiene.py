@@ -292,8 +292,8 @@ def test_the_demo_runs_the_stages_in_order():
 def test_the_makefile_runs_every_table_in_order():
     makefile = (REPOSITORY / "Makefile").read_text().replace("\\\n", " ")
     tables = re.search(r"^TABLES := (.*)$", makefile, re.M)[1].split()
-    assert tables == [path.stem for path in NOTEBOOKS if "_table" in path.name]
-    numbers = sorted(int(re.search(r"_table(\d+)_", name)[1]) for name in tables)
+    assert tables == [path.stem for path in NOTEBOOKS if "11" <= path.name < "20"]
+    numbers = sorted(int(found[1]) for name in tables if (found := re.search(r"_table(\d+)_", name)))
     assert numbers == [row for row in ROWS if isinstance(row, int)]
 
 

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from table_requests import finish, with_runs
 
+from cassl_lib import deadline
 from cassl_lib.data import datasets
 from cassl_lib.errors import DataError, Stopped
 from cassl_lib.resolve import resolve, to_json
@@ -23,7 +24,7 @@ from cassl_lib.stages import graph
 from cassl_lib.stages.requests import pseudo_labeler, pseudo_labels, warmup, with_inputs
 from cassl_lib.tables import child, compare, runner
 from cassl_lib.tables.definitions import ROWS
-from cassl_lib.training import deadline
+from cassl_lib.training import engine
 
 # ---- making ----
 
@@ -207,7 +208,7 @@ def shards(run) -> list[Path]:
 def test_a_run_in_this_process_stops_at_a_checkpoint_and_resumes(store, smoke, monkeypatch, tmp_path):
     request = pseudo_labeler(smoke)
     with monkeypatch.context() as patch:
-        patch.setattr(deadline, "agreed", lambda step, device: step == 1)
+        patch.setattr(engine, "past_deadline", lambda step, device: step == 1)
         (failure,) = runner.make([request], separate_processes=False)
     assert failure.left and failure.reason.endswith("stopped at step 1 of 2; rerun the same command to resume")
     assert runner.make([request], separate_processes=False) == []

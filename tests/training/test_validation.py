@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from cassl_lib import deadline
 from cassl_lib.config import TrainConfig
 from cassl_lib.errors import ConfigError, NonFiniteLoss, Stopped
 from cassl_lib.runs import Run
-from cassl_lib.training import deadline, distributed
+from cassl_lib.training import distributed, engine
 from cassl_lib.training.engine import train
 from cassl_lib.training.procedure import Supervised
 from cassl_lib.training.validation import Validation
@@ -216,11 +217,11 @@ def test_a_run_that_the_deadline_stopped_resumes_bit_for_bit(tmp_path, monkeypat
     """After `stop` steps, with evaluations at 2, 4, 6 and 8: one that is due then is caught up when it is resumed."""
     config = replace(CONFIG, keep="best")
     whole, result = go(tmp_path / "whole", disturb, config=config)
-    monkeypatch.setattr(deadline, "agreed", lambda step, device: step == stop)
+    monkeypatch.setattr(engine, "past_deadline", lambda step, device: step == stop)
     with pytest.raises(Stopped, match=f"parts: stopped at step {stop} of 8; rerun the same command to resume"):
         go(tmp_path / "parts", disturb, config=config)
     assert torch.load(tmp_path / "parts/checkpoint.pt", weights_only=False)["step"] == stop
-    monkeypatch.setattr(deadline, "agreed", lambda step, device: False)
+    monkeypatch.setattr(engine, "past_deadline", lambda step, device: False)
     resumed, again = go(tmp_path / "parts", disturb, config=config)
     assert same(resumed.state_dict(), whole.state_dict()) and again["best_step"] == result["best_step"] == 4
     assert log_of(tmp_path / "parts") == log_of(tmp_path / "whole")

@@ -23,12 +23,12 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
+from cassl_lib import deadline
 from cassl_lib.data.scenes.kinds import NAMED
 from cassl_lib.data.scenes.records import UnitRecords, as_png, panoptic_segments
 from cassl_lib.data.scenes.scene import LABELED, POOLS, UNITS, Scene, SceneSpec, draw_scene
 from cassl_lib.errors import SceneError
 from cassl_lib.files import alone
-from cassl_lib.training import deadline
 
 VERSION = 2  # of the drawing; raise it whenever the same spec gives other pixels or annotations
 CLASSES = tuple(kind.name for kind in NAMED)

@@ -6,9 +6,10 @@ import time
 import pytest
 import torch
 
+from cassl_lib import deadline
 from cassl_lib.config import TrainConfig
 from cassl_lib.errors import Stopped
-from cassl_lib.training import deadline, distributed
+from cassl_lib.training import distributed
 from cassl_lib.training.engine import predict
 
 
@@ -74,13 +75,13 @@ def test_several_processes_stop_at_the_same_step(monkeypatch, late):
 
     monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
     with deadline.within(0 if late[0] else 1):
-        stopped = [step for step in range(1, 17) if deadline.agreed(step, torch.device("cpu"))]
+        stopped = [step for step in range(1, 17) if distributed.past_deadline(step, torch.device("cpu"))]
     assert stopped == ([8, 16] if any(late) else []) and asked == [float(late[0])] * 2
-    assert not deadline.agreed(8, torch.device("cpu")) and len(asked) == 2  # no transfer without a deadline
+    assert not distributed.past_deadline(8, torch.device("cpu")) and len(asked) == 2  # no transfer without a deadline
 
 
 def test_one_process_stops_at_once():
     with deadline.within(0):
-        assert deadline.agreed(3, torch.device("cpu"))
+        assert distributed.past_deadline(3, torch.device("cpu"))
     with deadline.within(1):
-        assert not deadline.agreed(8, torch.device("cpu"))
+        assert not distributed.past_deadline(8, torch.device("cpu"))

@@ -11,17 +11,12 @@ import contextlib
 import math
 import os
 import time
-from typing import TYPE_CHECKING
 
 from cassl_lib.errors import Stopped
-
-if TYPE_CHECKING:
-    import torch
 
 VARIABLE = "CASSL_DEADLINE"
 GRACE = 8.0  # seconds
 STATUS = 3  # exit status of a process that the deadline stopped
-STEPS_BETWEEN = 8  # of several processes, which stop at the same step: a transfer, and on a GPU it waits for the step
 
 
 @contextlib.contextmanager
@@ -56,24 +51,6 @@ def check(what: str, *, begun: bool = False) -> None:
     """Raise Stopped if the deadline has passed; for work that has `begun`, if it passed `GRACE` seconds ago."""
     if seconds_left() <= (-GRACE if begun else 0):
         raise Stopped(f"{what}: stopped at the deadline; rerun the same command to resume")
-
-
-def agreed(step: int, device: torch.device) -> bool:
-    """Whether the deadline has passed, the same answer in all processes. They ask each other every few steps."""
-    if not in_force():
-        return False
-    import torch  # here, because the shell imports this module and starts without torch
-    import torch.distributed as dist
-
-    from cassl_lib.training.distributed import rank_and_world
-
-    if rank_and_world()[1] == 1:
-        return passed()
-    if step % STEPS_BETWEEN:
-        return False
-    answer = torch.tensor(float(passed()), device=device)
-    dist.all_reduce(answer, op=dist.ReduceOp.MAX)
-    return bool(answer)
 
 
 def _deadline() -> float:
