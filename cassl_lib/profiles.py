@@ -79,19 +79,19 @@ PROFILES: dict[str, dict] = {
     },
     "gpu": {
         "doc": "embedded scenes, a larger model and longer training on one GPU",
-        "grid": (1, 2, 3, 4, 5),  # of the five lengths, strengths and thresholds of the tables
+        "grid": (1, 3, 5),  # of the five lengths, strengths and thresholds of the tables
         "seeds": 3,  # of the tables
         "split": "large",
         "labeled_images": 300,
         "baseline_lengths": (1, 4),
-        "baseline_curve": (1, 2, 4, 8),
+        "baseline_curve": (1, 4, 8),
         "scenes": dict(train=1500, pool=(320, 1480, 3000, 5200), places=4800, openimages=4800),
         "overlap": SMALL_OVERLAP,
         "model": SMALL_MODEL | dict(channels=128, tower_convs=4, mask_channels=64, mask_convs=4, mask_stride=2),
         "augment": dict(sizes=(96, 112, 128, 144, 160), strong_sizes=(64, 192), longest=256, crop=128, test_size=128),
-        "pseudo_labeler": SMALL_TRAINING | dict(steps=5_000, workers=8),
-        "warmup": SMALL_TRAINING | dict(steps=10_000, workers=8),
-        "finetune": SMALL_TRAINING | dict(steps=3_000, workers=8),
+        "pseudo_labeler": SMALL_TRAINING | dict(steps=2_000, workers=8),
+        "warmup": SMALL_TRAINING | dict(steps=3_500, workers=8),
+        "finetune": SMALL_TRAINING | dict(steps=1_200, workers=8),
         "pseudo_labels": dict(shard_size=1000, batch_size=64),
         "panoptic": SMALL_PANOPTIC,
     },
