@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 
 from cassl_lib.config import Config
+from cassl_lib.profiles import PROFILES
 from cassl_lib.resolve import resolve
 
 
-@pytest.fixture(scope="session")
-def config() -> Config:
+@pytest.fixture
+def config(monkeypatch) -> Config:
     """A profile that leaves out no cell."""
+    monkeypatch.setitem(PROFILES["gpu"], "grid", (1, 2, 3, 4, 5))
     return resolve(profile="gpu")
 
 

@@ -46,7 +46,7 @@ def test_box_and_mask_ap_are_of_one_run_and_pq_of_another(config):
         "pseudo_labeler": 3,
         "pseudo_labels": 3,
         "warmup": 3,
-        "baseline": 8,  # four lengths at the gpu profile, of instances and of things and stuff
+        "baseline": 5,  # at the gpu profile three lengths of instances, two of things and stuff
         "finetune": 6,
     }
 

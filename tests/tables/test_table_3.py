@@ -13,7 +13,7 @@ def test_rows_and_columns_are_the_papers(config):
 
 def test_rows_are_fifths_of_the_profiles_warm_up_on_the_same_labels(config):
     requests = [cells["AP"].request for cells in cells_of(3, config).values()]
-    assert [request.config.warmup.steps for request in requests] == [2000, 4000, 6000, 8000, 10_000]
+    assert [request.config.warmup.steps for request in requests] == [700, 1400, 2100, 2800, 3500]
     assert requests[-1] == warmup(config)
     assert runs_by_stage(3, config) == {"pseudo_labeler": 1, "pseudo_labels": 1, "warmup": 5}
 

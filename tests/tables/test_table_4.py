@@ -15,7 +15,7 @@ def test_rows_and_columns_are_the_papers(config):
 def test_lengths_are_fifths_of_the_warm_up_and_thirds_of_finetuning(config):
     cells = cells_of(4, config)
     request = cells["2x"]["4x"].request
-    assert request.config.finetune.steps == round(3000 * 2 / 3) and request.input.config.warmup.steps == 8000
+    assert request.config.finetune.steps == round(1200 * 2 / 3) and request.input.config.warmup.steps == 2800
     default = cells_of(2, config)["Objects (P,A)"]["finetuned det AP"].request
     assert cells["3x"]["5x"].request == default
     assert runs_by_stage(4, config) == {"pseudo_labeler": 1, "pseudo_labels": 1, "warmup": 5, "finetune": 25}

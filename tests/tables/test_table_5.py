@@ -16,7 +16,7 @@ def test_each_warm_up_is_on_the_labels_of_its_own_labeler(config):
     labelers, warmups = cells_of(5, config).values()
     for fifths in range(1, 6):
         labeler, warmed_up = labelers[str(fifths)].request, warmups[str(fifths)].request
-        assert labeler.config.pseudo_labeler.steps == 1000 * fifths
-        assert warmed_up.input.input == labeler and warmed_up.config.warmup.steps == 10_000
+        assert labeler.config.pseudo_labeler.steps == 400 * fifths
+        assert warmed_up.input.input == labeler and warmed_up.config.warmup.steps == 3500
     assert labelers["5"].request == pseudo_labeler(config) and warmups["5"].request == warmup(config)
     assert runs_by_stage(5, config) == {"pseudo_labeler": 5, "pseudo_labels": 5, "warmup": 5}
