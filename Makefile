@@ -36,7 +36,7 @@ CHAIN = --profile $(PROFILE) $(if $(SPLIT),--split $(SPLIT)) --seed $(SEED)
 SPLIT_PARAMETER = $(if $(SPLIT),-p split $(SPLIT))
 DONE = runs/notebooks/$(PROFILE)-$(or $(SPLIT),default)-$(SEED)
 
-demo: .venv/ready  ## all stages on the embedded scenes, about a quarter of an hour on two cores (PROFILE, SPLIT, SEED)
+demo: .venv/ready  ## all stages on the embedded scenes, about twenty minutes on two cores (PROFILE, SPLIT, SEED)
 	@mkdir -p $(DONE) && $(BIN)/cassl chain $(CHAIN) || exit 1; \
 	for name in $(STAGES); do \
 	  test -e $(DONE)/$$name.ipynb && continue; \

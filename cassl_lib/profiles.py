@@ -60,7 +60,7 @@ PROFILES: dict[str, dict] = {
         "panoptic": SMALL_PANOPTIC,
     },
     "demo": {
-        "doc": "embedded scenes on a CPU, a quarter of an hour",
+        "doc": "embedded scenes on a CPU, twenty minutes",
         "grid": (1, 3, 5),  # of the five lengths, strengths and thresholds of the tables
         "seeds": 1,  # of the tables
         "split": "large",
