@@ -59,6 +59,11 @@ test: .venv/ready-dev  ## ruff, pytest, and nbval over the notebooks at the smok
 	  $(BIN)/pytest $(PARALLEL) --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
 	  --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks
 
+CASES ?= 5000
+
+fuzz: .venv/ready-dev  ## damaged inputs of every kind, many more than in make test (CASES of each)
+	OMP_NUM_THREADS=1 CASSL_FUZZ_CASES=$(CASES) $(BIN)/pytest $(PARALLEL) tests/fuzz
+
 tables: .venv/ready  ## all table notebooks in order, with HTML copies in runs/notebooks (PROFILE, SEED, JOBS)
 	@mkdir -p runs/notebooks/tables-$(PROFILE); failed=0; \
 	for name in $(TABLES); do \
@@ -90,5 +95,5 @@ report: .venv/ready  ## regenerate report, README tables, HTML, CSVs and figures
 clean-runs:  ## delete every run, checkpoint and result
 	rm -rf runs
 
-.PHONY: help demo test tables report bench lab notebooks clean-runs
+.PHONY: help demo test fuzz tables report bench lab notebooks clean-runs
 .DEFAULT_GOAL := help
