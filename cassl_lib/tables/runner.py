@@ -219,7 +219,7 @@ def undecided(collected: dict) -> bool:
     """Whether the deadline came before the best of several finished lengths was chosen."""
     curves = collected["lengths"].values()
     return any(
-        chosen is None and all(numbers[seed] is not None for numbers in curve["steps"].values())
+        chosen is None and all(numbers.get(seed) is not None for numbers in curve["steps"].values())
         for curve in curves
         for seed, chosen in curve["chosen"].items()
     )

@@ -338,3 +338,9 @@ def test_numbers_and_facts_of_finished_runs_are_collected(store):
     runs = collected["runs"]["0"]
     assert len(runs) == 2 and all(run["stage"] == "pseudo_labeler" and run["steps"] == 6 for run in runs.values())
     assert all({"seconds", "device", "torch", "date", "commit"} <= run.keys() for run in runs.values())
+
+
+@pytest.mark.parametrize(("numbers", "left"), [({}, False), ({"0": None}, False), ({"0": 0.3}, True)])
+def test_a_best_length_is_undecided_only_if_all_lengths_are_finished(numbers, left):
+    curve = {"steps": {"800": {"0": 0.2}, "3200": numbers}, "chosen": {"0": None}}
+    assert runner.undecided({"lengths": {"baseline": curve}}) is left
