@@ -97,7 +97,8 @@ def _main_chain(chains: Sequence[Mapping]) -> str:
     seeds = f"{'seed' if len(chains) == 1 else 'seeds'} {listed([chain['seed'] for chain in chains])}"
     return (
         f"Main chain, pool {chains[0]['split']}, {seeds}. Box AP after finetuning: CA-SSL {shown('cassl_ap')}, "
-        f"the best baseline of any length {shown('baseline_ap')}, Objects (G,A) {shown('objects_ga_ap')}. "
+        f"the best of the baselines trained for 1 and 4 times as long {shown('baseline_ap')}, "
+        f"Objects (G,A) {shown('objects_ga_ap')}. "
         f"Class-agnostic box AP before finetuning: warmed-up model {shown('warmup_agnostic_ap')}, "
         f"its pseudo labeler {shown('labeler_agnostic_ap')}.{commits_of([chain['environment'] for chain in chains])}"
     )
