@@ -203,7 +203,7 @@ def demo_picture(
     below = 0.5 + 0.24 * len(aps)
     figure = compare_detections(images, rows, names=names, below=below)
     height = figure.get_figheight()
-    axis = figure.add_axes((0.2, 0.1 / height, 0.72, (below - 0.45) / height))
+    axis = figure.add_axes((0.22, 0.1 / height, 0.7, (below - 0.45) / height))
     before, after = list(rows)[-2:]
     draw_bars(axis, aps, {after: COLORS[2], before: GRAY})
     figure.text(0.2, (below - 0.25) / height, title, ha="left", va="center", fontsize=TEXT + 1, weight="bold")

@@ -13,7 +13,7 @@ from PIL import Image
 
 WIDTH = 10.0  # inches, about a notebook's
 DPI = 100
-PICTURE = {"dpi": 120, "colors": 256}  # of figures with enlarged images
+PICTURE = {"dpi": 160, "colors": 256}  # of figures with enlarged images
 TEXT = 9  # points
 SMALL = 6.5  # points, for text inside images
 # Okabe and Ito's palette, readable with any color vision; its black is kept for text, and its yellow for pictures,
