@@ -113,7 +113,8 @@ def test_the_report_opens_with_what_holds(recorded):
     )
     assert lines[2] == (
         "Main chain, pool large, seeds 0 and 1. Box AP after finetuning: CA-SSL 35.0 ± 0.0, the best of the baselines "
-        "trained for 1 and 4 times as long 32.0 ± 0.0, Objects (G,A) 30.0 ± 0.0. Class-agnostic box AP before finetuning: warmed-up model "
+        "trained for 1 and 4 times as long 32.0 ± 0.0, Objects (G,A) 30.0 ± 0.0. Class-agnostic box AP before "
+        "finetuning: warmed-up model "
         "41.0 ± 1.4, its pseudo labeler 39.5 ± 0.7."
     )
     assert lines[4:8] == [
