@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -114,6 +115,10 @@ def train_step(losses_of: nn.Module, optimizer, batch: Batch, *, step: int, step
     a part's losses are normalized by its own positives, and BatchNorm sees one part at a time and updates its running
     statistics as often. It is the gradient that `accumulate` times as many processes would average if each normalized
     its losses by its own positives.
+
+    Raises:
+        NonFiniteLoss: a loss or the gradient is not finite; the weights are as before the step. All processes see the
+            same gradient, so all of them stop, each naming its own images.
     """
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, config=config, steps=steps)
@@ -126,9 +131,11 @@ def train_step(losses_of: nn.Module, optimizer, batch: Batch, *, step: int, step
             losses = part_losses(losses_of, part, step=step, config=config)
             (sum(losses.values()) / len(parts)).backward()
         by_part.append({name: loss.detach() for name, loss in losses.items()})
-    # Update
-    if config.clip_norm:
-        torch.nn.utils.clip_grad_norm_(losses_of.parameters(), config.clip_norm)
+    # Update, unless the gradient would poison the weights: a finite loss can have a gradient that is not
+    norm = torch.nn.utils.clip_grad_norm_(losses_of.parameters(), config.clip_norm or math.inf)
+    if not torch.isfinite(norm):
+        remedy = "lower the learning rate or inspect these images"
+        raise NonFiniteLoss(f"step {step}: the gradient's norm is {norm.item()} on images {batch.ids}; {remedy}")
     optimizer.step()
     return {name: sum(losses[name] for losses in by_part) / len(by_part) for name in by_part[0]}
 

@@ -97,6 +97,19 @@ def test_a_non_finite_loss_names_step_and_images_and_keeps_the_checkpoint(tmp_pa
     assert not (tmp_path / "other/checkpoint.pt").exists()
 
 
+@pytest.mark.parametrize("clip_norm", [0.0, 5.0])
+def test_a_finite_loss_with_a_gradient_that_is_not_names_the_images_and_changes_no_weight(tmp_path, clip_norm):
+    class Rooted(Line):
+        def forward(self, images, targets):  # at 0 the square root is finite, its slope is not
+            return {"loss_cls": torch.sqrt(self.w[0] * 0 + torch.stack(images).mean()) + self.w[0]}
+
+    model = Rooted()
+    with pytest.raises(NonFiniteLoss, match=r"step 3: the gradient's norm is nan on images \[1003\]"):
+        go(model, [1, 2, 3, 0, 5, 6], tmp_path, replace(PLAIN, clip_norm=clip_norm))
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=False)
+    assert saved["step"] == 2 and torch.isfinite(model.w).all()
+
+
 @pytest.mark.parametrize("stop", [3, 4, 5])
 def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, stop):
     """Weights, momentum, random numbers and log, after a stop between two checkpoints or at one."""
