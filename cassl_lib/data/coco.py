@@ -6,28 +6,28 @@ so worker processes share the arrays.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
-import json
 import os
-from collections import Counter
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from cassl_lib import paths
+from cassl_lib.data.annotation_checks import check_categories, check_images, check_references
+from cassl_lib.data.coco_files import read
+from cassl_lib.data.instances import pack, positions
+from cassl_lib.data.mask_checks import MOST_PIXELS
+from cassl_lib.data.schema import Image, InstancesFile
 from cassl_lib.data.segmentations import Segmentations
 from cassl_lib.data.source import Annotations
 from cassl_lib.errors import DataError, LeftOut
 from cassl_lib.files import file_fingerprint
 from cassl_lib.streams import stream
 
-REQUIRED = {  # keys of each entry
-    "images": ("id", "file_name", "height", "width"),
-    "annotations": ("image_id", "bbox", "category_id"),
-    "categories": ("id", "name"),
-}
+WHAT = "a COCO instances file"
 
 
 def locate(spec: str) -> tuple[Path, Path]:
@@ -68,28 +68,39 @@ class CocoImages:
             sorted by image.
         first: (I + 1,) int64; image i owns annotations first[i] to first[i + 1].
         left_out: images and annotations that were skipped, by reason.
+        doubt: why the boxes seem to be in another format, for `check_trainable`; None if they do not.
     """
 
     segmentations: Segmentations | None = None  # None: masks come from elsewhere
+    doubt: str | None = None
 
     def __init__(self, path: Path | str, folder: Path | str):
         """Read and validate the file.
 
+        Images of more than `MOST_PIXELS` are left out. What is left out of the annotations, see `pack`.
+
         Raises:
-            DataError: the file is not COCO instances JSON, or none of its images is in `folder`.
+            DataError: the file is not COCO instances JSON, contradicts itself, has a mask that cannot be decoded, or
+                none of its images is in `folder`.
         """
         self.path, self.folder, self.left_out = Path(path), Path(folder), LeftOut()
         data = _read(self.path)
-        categories = sorted(data["categories"], key=lambda category: category["id"])
-        self.category_ids = np.array([category["id"] for category in categories], np.int64)
-        self.classes = [str(category["name"]) for category in categories]
-        images = [data["images"][row] for row in self._present([image["file_name"] for image in data["images"]])]
-        self._partial = len(images) < len(data["images"])
-        self.ids = np.array([image["id"] for image in images], np.int64)
-        self.heights = np.array([image["height"] for image in images], np.int64)
-        self.widths = np.array([image["width"] for image in images], np.int64)
-        self.names = np.array([image["file_name"] for image in images])
-        self._pack(data["annotations"])
+        categories = sorted(data.categories, key=lambda category: category.id)
+        self.category_ids = np.array([category.id for category in categories], np.int64)
+        self.classes = [category.name for category in categories]
+        images = [data.images[row] for row in self._present([image.file_name for image in data.images])]
+        images = [image for image in images if not self._too_large(image)]
+        self._partial = len(images) < len(data.images)
+        self.ids = np.array([image.id for image in images], np.int64)
+        self.heights = np.array([image.height for image in images], np.int64)
+        self.widths = np.array([image.width for image in images], np.int64)
+        self.names = np.array([image.file_name for image in images], str)
+        sizes = np.stack([self.heights, self.widths], axis=1)
+        packed = pack(data.annotations, self.ids, sizes, self.left_out, str(self.path))
+        self.boxes, self.segmentations, self.first = packed.boxes, packed.segmentations, packed.first
+        self.labels, self.doubt = positions(packed.category_ids, self.category_ids), packed.doubt
+        for label in np.setdiff1d(np.arange(len(self.classes)), self.labels):
+            self.left_out.add("classes have no instance", self.classes[label])
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -130,7 +141,7 @@ class CocoImages:
         Crowds are kept, because COCO's evaluation handles them. Annotations are renumbered from 1: pycocotools treats a
         match with annotation 0 as no match.
         """
-        data = read_json(self.path)
+        data = read(self.path, dict, WHAT)
         present, classes = set(self.ids.tolist()), set(self.category_ids.tolist())
         data["images"] = [image for image in data["images"] if image["id"] in present]
         usable = [
@@ -189,36 +200,11 @@ class CocoImages:
             )
         return kept
 
-    def _pack(self, annotations: list[dict]) -> None:
-        """Sort the usable annotations by image into flat arrays; leave out the others."""
-        row_of = {int(image_id): row for row, image_id in enumerate(self.ids)}
-        label_of = {int(category): label for label, category in enumerate(self.category_ids)}
-        usable: list[tuple[int, dict]] = []
-        for annotation in annotations:
-            row = row_of.get(annotation["image_id"])
-            if row is None:
-                self.left_out.add("annotations belong to no image", f"annotation {annotation.get('id')}")
-            elif annotation.get("iscrowd", 0):
-                self.left_out.add("crowds are not trained on", f"annotation {annotation.get('id')}")
-            elif annotation["category_id"] not in label_of:
-                self.left_out.add("annotations have a category the JSON does not list", annotation["category_id"])
-            elif not has_area(annotation["bbox"]):
-                self.left_out.add("boxes have no area", f"annotation {annotation.get('id')} {annotation['bbox']}")
-            else:
-                usable.append((row, annotation))
-        usable.sort(key=lambda pair: pair[0])
-        rows = np.array([row for row, _ in usable], np.int64)
-        self.first = np.searchsorted(rows, np.arange(len(self) + 1))
-        xywh = np.array([annotation["bbox"] for _, annotation in usable], np.float64).reshape(-1, 4)
-        self.boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1).astype(np.float32)
-        self.labels = np.array([label_of[annotation["category_id"]] for _, annotation in usable], np.int64)
-        self.segmentations = Segmentations([annotation.get("segmentation") for _, annotation in usable])
-        for row in np.flatnonzero(np.diff(self.segmentations.first) == 0) if len(self.segmentations.parts) else ():
-            self.left_out.add("annotations have no mask to train on", f"annotation {usable[row][1].get('id')}")
-        counts = Counter(self.labels.tolist())
-        for label, name in enumerate(self.classes):
-            if not counts[label]:
-                self.left_out.add("classes have no instance", name)
+    def _too_large(self, image: Image) -> bool:
+        too_large = image.height * image.width > MOST_PIXELS
+        if too_large:
+            self.left_out.add(f"images have more than {MOST_PIXELS:,} pixels", image.file_name)
+        return too_large
 
 
 def has_area(box: list[float]) -> bool:
@@ -226,29 +212,28 @@ def has_area(box: list[float]) -> bool:
     return isinstance(box, list) and len(box) == 4 and all(np.isfinite(box)) and box[2] > 0 and box[3] > 0
 
 
-def read_json(path: Path) -> dict:
-    """The parsed file. Raises DataError if it is not JSON."""
+def _read(path: Path) -> InstancesFile:
+    """The parsed instances file. Raises DataError that names the place of what is wrong."""
     try:
-        return json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not JSON ({error}); give a COCO annotation file") from error
-
-
-def _read(path: Path) -> dict:
-    """The parsed instances file. Raises DataError that names the list or key that is missing."""
-    data = read_json(path)
-    missing = [key for key in REQUIRED if not isinstance(data, dict) or not isinstance(data.get(key), list)]
-    if missing:
-        raise DataError(f"{path} is not a COCO instances file: it has no list {', '.join(map(repr, missing))}")
+        data = read(path, InstancesFile, WHAT)
+    except DataError as error:
+        if _is_panoptic(path):
+            raise DataError(
+                f"{path} is a panoptic file; use annotation=entities (or target=panoptic), or give an instances file"
+            ) from error
+        raise
     for key in ("images", "categories"):
-        if not data[key]:
+        if not getattr(data, key):
             raise DataError(f"{path}: {key!r} is empty, so there is nothing to train or evaluate on")
-    if any("segments_info" in annotation for annotation in data["annotations"][:1]):
-        raise DataError(
-            f"{path} is a panoptic file; use annotation=entities (or target=panoptic), or give an instances file"
-        )
-    for key, names in REQUIRED.items():
-        for entry in data[key]:
-            if lacking := [name for name in names if name not in entry]:
-                raise DataError(f"{path}: an entry of {key!r} (id {entry.get('id')}) lacks {', '.join(lacking)}")
+    check_images(data.images, str(path))
+    check_categories(data.categories, str(path))
+    check_references(data.annotations, data.images, data.categories, str(path))
     return data
+
+
+def _is_panoptic(path: Path) -> bool:
+    """Whether the first annotation of a file has `segments_info`."""
+    with contextlib.suppress(DataError):
+        entries = read(path, dict, WHAT).get("annotations")
+        return isinstance(entries, list) and bool(entries) and "segments_info" in entries[0]
+    return False

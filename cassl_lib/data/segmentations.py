@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from pycocotools import mask as coco_mask
+
+from cassl_lib.data.schema import Rle
 
 
 class Segmentations:
@@ -22,24 +25,21 @@ class Segmentations:
 
     POLYGON, COUNTS, COMPRESSED = 0, 1, 2
 
-    def __init__(self, segmentations: Sequence[list | dict | None]):
-        """Pack COCO segmentations: a list of polygons, an RLE dict, or None, per annotation."""
-        numbers, texts, parts = [], [], []
-        at = text_at = 0
+    def __init__(self, segmentations: Iterable[list | Rle | None]):
+        """Pack COCO segmentations: a list of polygons, an RLE, or None, per annotation; parsed ones, in an iterator."""
+        numbers, text, parts, rows = array("d"), bytearray(), array("q"), 0
         for row, segmentation in enumerate(segmentations):
+            rows = row + 1
             for kind, values, size in _split(segmentation):
-                start = text_at if kind == self.COMPRESSED else at
-                parts.append((row, kind, start, start + len(values), *size))
                 if kind == self.COMPRESSED:
-                    texts.append(values)
-                    text_at += len(values)
+                    parts.extend((row, kind, len(text), len(text) + len(values), *size))
+                    text += values
                 else:
-                    numbers.append(np.asarray(values, np.float64))
-                    at += len(values)
-        self.numbers = np.concatenate(numbers) if numbers else np.zeros(0)
-        self.text = np.frombuffer(b"".join(texts), np.uint8)
+                    parts.extend((row, kind, len(numbers), len(numbers) + len(values), *size))
+                    numbers.extend(values)
+        self.numbers, self.text = np.frombuffer(numbers, np.float64), np.frombuffer(bytes(text), np.uint8)
         self.parts = np.array(parts, np.int64).reshape(-1, 6)
-        self.first = np.searchsorted(self.parts[:, 0], np.arange(len(segmentations) + 1))
+        self.first = np.searchsorted(self.parts[:, 0], np.arange(rows + 1))
 
     def at(self, rows: np.ndarray) -> Segmentations:
         """Those of the annotations `rows`, ascending, which become 0, 1, ...; the arrays are shared."""
@@ -51,6 +51,17 @@ class Segmentations:
 
     def decode(self, row: int, size: tuple[int, int]) -> np.ndarray:
         """The mask of one annotation, (H, W) uint8 of 0 and 1; all 0 if the annotation has no segmentation."""
+        rles = self._rles(row, size)
+        if not rles:
+            return np.zeros(size, np.uint8)
+        return coco_mask.decode(coco_mask.merge(rles) if len(rles) > 1 else rles[0])
+
+    def covers(self, row: int, size: tuple[int, int]) -> bool:
+        """Whether the mask of one annotation has a pixel."""
+        return any(coco_mask.area(rle) for rle in self._rles(row, size))
+
+    def _rles(self, row: int, size: tuple[int, int]) -> list[dict]:
+        """The parts of an annotation as compressed RLE."""
         height, width = size
         rles = []
         for _, kind, start, stop, *own in self.parts[self.first[row] : self.first[row + 1]]:
@@ -61,22 +72,20 @@ class Segmentations:
                 rles.append(coco_mask.frPyObjects(counts, *counts["size"]))
             else:
                 rles.append({"size": [int(n) for n in own], "counts": self.text[start:stop].tobytes()})
-        if not rles:
-            return np.zeros(size, np.uint8)
-        return coco_mask.decode(coco_mask.merge(rles) if len(rles) > 1 else rles[0])
+        return rles
 
 
-def _split(segmentation: list | dict | None) -> Iterator[tuple[int, Sequence, Sequence[int]]]:
+def _split(segmentation: list | Rle | None) -> Iterator[tuple[int, Sequence, Sequence[int]]]:
     """Yield (kind, values, (height, width)) of each polygon or RLE of a COCO segmentation."""
-    if isinstance(segmentation, dict):
-        counts, size = segmentation["counts"], segmentation["size"]
-        if isinstance(counts, str):
-            yield Segmentations.COMPRESSED, counts.encode(), size
+    if isinstance(segmentation, Rle):
+        if isinstance(segmentation.counts, str):
+            yield Segmentations.COMPRESSED, segmentation.counts.encode(), segmentation.size
         else:
-            yield Segmentations.COUNTS, counts, size
+            yield Segmentations.COUNTS, segmentation.counts, segmentation.size
     else:
         for polygon in segmentation or ():
-            if len(polygon) >= 6:  # fewer than three points have no area, and pycocotools raises
+            # Fewer than three points have no area, and pycocotools raises; an odd number is left for the checks.
+            if len(polygon) >= 6 or len(polygon) % 2:
                 yield Segmentations.POLYGON, polygon, (0, 0)
 
 

@@ -63,10 +63,9 @@ DATA = {
         annotation(3, 70, 5, [10, 4, 2, 4], {"size": [HEIGHT, WIDTH], "counts": COUNTS}, iscrowd=0),
         annotation(4, 70, 90, [0, 0, 30, 20], {"size": [HEIGHT, WIDTH], "counts": [0, 600]}, iscrowd=1),
         annotation(5, 70, 90, [4, 4, 0, 5], [[4, 4, 4, 9, 4, 7]]),
-        annotation(6, 70, 90, [], []),
-        annotation(7, 999, 90, [1, 1, 2, 2], TWO_POLYGONS),
+        annotation(6, 70, 90, [1, 1, 3, -2], []),
         annotation(8, 8, 90, [1, 1, 2, 2], TWO_POLYGONS),
-        annotation(9, 70, 33, [1, 1, 2, 2], TWO_POLYGONS),
+        annotation(9, 70, 90, [31, 4, 2, 2], TWO_POLYGONS),
     ],
 }
 

@@ -39,16 +39,16 @@ def test_an_image_without_objects_has_empty_arrays(coco):
 def test_skipped_images_and_annotations_are_counted_and_named(coco):
     assert coco.left_out.counts == {
         "images of the JSON are not in the folder": 1,
-        "annotations belong to no image": 2,
+        "annotations belong to images that are left out": 1,
         "crowds are not trained on": 1,
         "boxes have no area": 2,
-        "annotations have a category the JSON does not list": 1,
+        "boxes lie outside their image": 1,
         "classes have no instance": 1,
     }
     text = str(coco.left_out)
-    for part in ("gone.jpg", "annotation 4", "annotation 5 [4, 4, 0, 5]", "annotation 7, annotation 8", "ghost"):
+    for part in ("gone.jpg", "annotation 4", "annotation 5 [4.0, 4.0, 0.0, 5.0]", "annotation 8", "ghost"):
         assert part in text
-    assert "33" in next(line for line in text.splitlines() if "category" in line)
+    assert "annotation 9 [31.0, 4.0, 2.0, 2.0]" in next(line for line in text.splitlines() if "outside" in line)
 
 
 def test_left_out_counts_all_and_names_five():
@@ -102,16 +102,16 @@ def without(key, *names):
         ('{"images": [', "is not JSON"),
         (b"\xff\xd8\xff\xe0 a picture", "is not JSON"),
         ("", "is not JSON"),
-        ([DATA], "is not a COCO instances file: it has no list 'images', 'annotations', 'categories'"),
-        ({"images": DATA["images"]}, "it has no list 'annotations', 'categories'"),
-        (DATA | {"annotations": {"1": 2}}, "it has no list 'annotations'"),
+        ([DATA], "expected an object, got a list; give a COCO instances file"),
+        ({"images": DATA["images"]}, "lacks annotations; give a COCO instances file"),
+        (DATA | {"annotations": {"1": 2}}, "annotations: expected a list, got an object"),
         (DATA | {"images": []}, "'images' is empty"),
         (DATA | {"categories": []}, "'categories' is empty"),
-        (without("images", "file_name", "width"), "an entry of 'images' (id 70) lacks file_name, width"),
-        (without("annotations", "bbox"), "an entry of 'annotations' (id 1) lacks bbox"),
-        (without("annotations", "category_id", "image_id"), "(id 1) lacks image_id, category_id"),
-        (without("categories", "name"), "an entry of 'categories' (id 90) lacks name"),
-        (DATA | {"images": [image_entry(1, "gone.jpg")]}, "none of its 1 images (such as 'gone.jpg') is in"),
+        (without("images", "file_name", "width"), "images[0] (id 70): lacks file_name"),
+        (without("annotations", "bbox"), "annotations[0] (id 1): lacks bbox"),
+        (without("annotations", "image_id"), "annotations[0] (id 1): lacks image_id"),
+        (without("categories", "name"), "categories[0] (id 90): lacks name"),
+        (DATA | {"images": [image_entry(1, "gone.jpg")], "annotations": []}, "none of its 1 images (such as 'gone.jpg') is in"),
     ],
 )
 def test_a_file_that_is_not_coco_instances_is_named_in_the_error(tmp_path, data, message):
