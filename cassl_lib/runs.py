@@ -32,9 +32,10 @@ from typing import Any
 
 from cassl_lib import paths
 from cassl_lib.config import Config
-from cassl_lib.errors import ConfigError, MissingRun
+from cassl_lib.errors import MissingRun
 from cassl_lib.files import WITHOUT_LOCKS, write_atomically
-from cassl_lib.resolve import from_json, to_json
+from cassl_lib.resolve import read_config, to_json
+from cassl_lib.run_files import read_request, read_result
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,12 @@ class Run:
 
     @property
     def result(self) -> dict:
-        return json.loads((self.folder / "result.json").read_text())
+        """What `finish` wrote.
+
+        Raises:
+            DataError: result.json is damaged.
+        """
+        return read_result(self.folder / "result.json")
 
     @property
     def config(self) -> Config:
@@ -69,16 +75,20 @@ class Run:
         Raises:
             ConfigError: config.json is missing or damaged.
         """
-        file = self.folder / "config.json"
-        try:
-            return from_json(json.loads(file.read_text()))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{file} cannot be read ({error!r}); restore it, or give another run") from error
+        return read_config(self.folder / "config.json", "restore it, or give another run")
 
     @property
     def inputs(self) -> dict[str, str]:
         """The names of the runs it started from, by stage."""
-        return json.loads((self.folder / "request.json").read_text())["inputs"]
+        return read_request(self.folder / "request.json")["inputs"]
+
+    def held_out_metrics(self, fingerprint: str) -> dict | None:
+        """Its metrics on the held-out images of this fingerprint, once they were computed, see `stages/choice.py`."""
+        file = self.held_out_file(fingerprint)
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def held_out_file(self, fingerprint: str) -> Path:
+        return self.folder / f"heldout-{fingerprint}.json"
 
     @property
     def weights(self) -> Path:
@@ -147,7 +157,7 @@ class Run:
 
     def finish(self, result: dict) -> None:
         """Write the result, which marks the run as finished, and delete the training state."""
-        request = json.loads((self.folder / "request.json").read_text())
+        request = read_request(self.folder / "request.json")
         whole = {"run": self.id, **request, **result, "environment": environment()}
         write_atomically(self.folder / "result.json", json.dumps(whole, indent=1).encode())
         self.checkpoint.unlink(missing_ok=True)
@@ -231,7 +241,7 @@ def find_run(name: str) -> Run:
     if not run.finished:
         raise MissingRun(f"{folder} is not finished; run the same command again to resume it")
     if run.folder.parent != paths.runs():  # from elsewhere: runs made from it refer to it by its folder's name
-        identity = run_id(json.loads((run.folder / "request.json").read_text()))
+        identity = run_id(read_request(run.folder / "request.json"))
         if identity != run.id:
             raise MissingRun(f"{run.folder} was renamed, its run is {identity}: give the folder this name again")
     return run

@@ -24,34 +24,37 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "missing, 0 if all is done",
     )
     parser.add_argument("--dry-run", action="store_true", help="list finished and missing runs, with their cost")
-    parser.add_argument("--record", action="store_true", help="keep the numbers under reports/results/")
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help="keep the numbers under reports/results/; those that are kept there already are not made again",
+    )
     parser.set_defaults(annotation="entities")  # Tables 3 to 7 and 9 are of entities (Sec. 4); 1 and 2 set their own
 
 
 def act(parsed: argparse.Namespace) -> int:
     """Make what is missing (or list it) and print the tables; 3 if work is left, 1 if only failed runs are missing."""
     from cassl_lib import deadline
-    from cassl_lib.tables import runner, status
+    from cassl_lib.tables import archive, runner, status
     from cassl_lib.tables.definitions import requests_of
 
     config = config_of(parsed)
     status.check_no_store(config)
     if parsed.record:
         check_usual(config)
-    if parsed.jobs < 1:
-        raise ConfigError(f"--jobs {parsed.jobs} is out of range; use 1 or more")
-    if parsed.minutes is not None and parsed.minutes <= 0:
-        raise ConfigError(f"--minutes {parsed.minutes:g} is out of range; use a positive number")
     tables, seeds = status.tables_named(parsed.tables, config), status.seeds_of(config, parsed.seeds)
-    needed = requests_of([row for table in tables for row in runner.rows_of(table, config, seeds)])
+    rows = [row for table in tables for row in runner.rows_of(table, config, seeds)]
+    needed = archive.unfinished(rows, config.profile) if parsed.record else requests_of(rows)
     if parsed.dry_run:
         print(status.listing(needed, config))
         return 0
     with deadline.within(parsed.minutes):  # of choosing the best lengths too
         missing = runner.make(needed, jobs=parsed.jobs, devices=parsed.devices)
         left = sum(each.left for each in missing)
+        if parsed.record:
+            archive.keep(config.profile, archive.finished(rows))
         for table in tables:
-            collected = runner.collect(table, config, seeds)
+            collected = runner.collect(table, config, seeds, kept=parsed.record)
             left += runner.undecided(collected)
             _show(collected, record=parsed.record, partial=bool(left))
     for failure in missing:

@@ -36,9 +36,8 @@ def heldout_metrics(run: Run, config: Config) -> dict:
     classes = len(run.result["classes"]) > 1
     annotation = ANNOTATIONS[config.target] if run.stage == "finetune" else config.annotation
     images = datasets.heldout_set(config, annotation)
-    file = run.folder / f"heldout-{images.fingerprint}.json"
-    if file.exists():
-        return json.loads(file.read_text())
+    if (known := run.held_out_metrics(images.fingerprint)) is not None:
+        return known
     deadline.check(f"{run.id} on held-out images")
     with TemporaryDirectory() as folder:
         metrics = evaluate_detector(
@@ -50,5 +49,5 @@ def heldout_metrics(run: Run, config: Config) -> dict:
             folder=Path(folder),
             side=datasets.area_side(config),
         )
-    write_atomically(file, json.dumps(metrics).encode())
+    write_atomically(run.held_out_file(images.fingerprint), json.dumps(metrics).encode())
     return metrics

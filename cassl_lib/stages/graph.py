@@ -45,7 +45,7 @@ def find(request: Request) -> Run | None:
     if ready is None:
         return None
     run = located(ready)
-    return run if _whole(run) else None
+    return run if whole(run) else None
 
 
 def find_all(requests: Iterable[Request]) -> dict[Request, Run | None]:
@@ -77,7 +77,7 @@ def require(request: Request) -> Run:
     """
     ready = request.with_runs(require)
     run = located(ready)
-    if _whole(run):
+    if whole(run):
         return run
     raise _missing(ready, run)
 
@@ -100,8 +100,8 @@ def make(request: Request, *, devices: int = 1) -> Run:
     """The finished run of a request whose inputs are finished runs: found, resumed, or made."""
     asked = identity(request)  # once: it reads data, and for a pool of folders lists every file
     run, (rank, world) = run_of(asked), rank_and_world()
-    whole = _whole(run)
-    if whole and world == 1:  # several processes decide together whether there is work, see `_alone`
+    finished = whole(run)
+    if finished and world == 1:  # several processes decide together whether there is work, see `_alone`
         return run
     if devices > 1:
         launch.torchrun(request, devices)
@@ -109,7 +109,7 @@ def make(request: Request, *, devices: int = 1) -> Run:
     open_run(asked)
     if not run.finished:
         run.keep_config(request.config)
-    if request.stage in SHARED and not whole:
+    if request.stage in SHARED and not finished:
         SHARED[request.stage](request, run)
     with _alone(run) as unfinished:
         if unfinished:
@@ -126,7 +126,8 @@ def located(request: Request) -> Run:
     return run_of(identity(request))
 
 
-def _whole(run: Run) -> bool:
+def whole(run: Run) -> bool:
+    """Whether a run is finished and nothing of it was lost since."""
     return run.finished and INTACT.get(run.stage, lambda _: True)(run)
 
 

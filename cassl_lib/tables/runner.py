@@ -24,6 +24,8 @@ from cassl_lib.resolve import to_json
 from cassl_lib.runs import Run, environment
 from cassl_lib.stages import choice, graph
 from cassl_lib.stages.requests import Request, describe, length
+from cassl_lib.tables import archive
+from cassl_lib.tables.archive import KeptRun
 from cassl_lib.tables.child import folder, make_in_process
 from cassl_lib.tables.definitions import ROWS, Cell, Row, requests_of
 from cassl_lib.tables.progress import EVERY, StepBar
@@ -33,7 +35,7 @@ logger = logging.getLogger(__name__)
 NO_INPUT = "the run that it starts from could not be made"
 NOT_BEGUN = "not begun before the deadline; rerun the same command"
 SECONDS_BETWEEN_TRIES = 1.0  # to claim a run that another process is making, where there is a deadline
-FinishedRuns = dict[Request, Run | None]  # the finished run of each request
+FinishedRuns = dict[Request, Run | KeptRun | None]  # the finished run of each request
 
 
 @dataclass(frozen=True)
@@ -182,8 +184,11 @@ def _make_here(request: Request) -> tuple[int, str]:
     return 0, ""
 
 
-def collect(table: int | str, config: Config, seeds: Sequence[int]) -> dict:
+def collect(table: int | str, config: Config, seeds: Sequence[int], *, kept: bool = False) -> dict:
     """The numbers of a table: None where a run is missing or has no such number.
+
+    Args:
+        kept: take numbers of missing runs from `reports/results/`, where they were kept, see `archive.py`.
 
     Returns:
         `table`, `profile`, `seeds`, `rows`: by row, column and seed a number between 0 and 1 or None; `lengths`: of
@@ -195,7 +200,8 @@ def collect(table: int | str, config: Config, seeds: Sequence[int]) -> dict:
     whole |= {"rows": {}, "lengths": {}, "runs": {}}
     for seed in seeds:
         rows = ROWS[table](replace(config, seed=seed))
-        found = graph.find_all(requests_of(rows))
+        needed = requests_of(rows)
+        found = archive.find_all(needed, config.profile) if kept else graph.find_all(needed)
         for row in rows:
             cells = whole["rows"].setdefault(row.name, {})
             for column, cell in row.cells.items():
@@ -207,7 +213,7 @@ def collect(table: int | str, config: Config, seeds: Sequence[int]) -> dict:
     return whole | {"config": to_json(config), "environment": environment()}
 
 
-def _best(cell: Cell, found: FinishedRuns) -> Run | None:
+def _best(cell: Cell, found: FinishedRuns) -> Run | KeptRun | None:
     """The run that counts for a cell; None if runs are missing, or if the deadline came before it was chosen."""
     try:
         return choice.best_of([found[each] for each in cell.candidates], cell.request.config)
@@ -225,7 +231,9 @@ def undecided(collected: dict) -> bool:
     )
 
 
-def _add_lengths(lengths: dict, cell: Cell, found: FinishedRuns, best: Run | None, *, name: str, seed: str) -> None:
+def _add_lengths(
+    lengths: dict, cell: Cell, found: FinishedRuns, best: Run | KeptRun | None, *, name: str, seed: str
+) -> None:
     """The curve of a cell over the lengths that compete for it."""
     curve = lengths.setdefault(name, {"steps": {}, "chosen": {}})
     for request in cell.candidates:
@@ -235,13 +243,13 @@ def _add_lengths(lengths: dict, cell: Cell, found: FinishedRuns, best: Run | Non
     curve["chosen"][seed] = str(best.result["steps"]) if best else None
 
 
-def number(run: Run | None, kind: str, name: str) -> float | None:
+def number(run: Run | KeptRun | None, kind: str, name: str) -> float | None:
     """A metric of a run; None where there is none, or COCO's -1."""
     value = run.result["metrics"].get(kind, {}).get(name) if run else None
     return None if value is None or value < 0 else value
 
 
-def _facts(request: Request, run: Run) -> dict:
+def _facts(request: Request, run: Run | KeptRun) -> dict:
     """What a run is and what it took; of pseudo labels also their quality, where the pool has hidden ground truth."""
     result = run.result
     facts = {"stage": result["stage"], "what": describe(request), "steps": result.get("steps")}
