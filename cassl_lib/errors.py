@@ -36,6 +36,20 @@ class WeightsError(CasslError, ValueError):
     """Weights cannot be loaded; the message names the file or tensors and the remedy."""
 
 
+class CheckpointError(CasslError, RuntimeError):
+    """A checkpoint is damaged or does not fit; the message names the file and the remedy."""
+
+
+class DiskFull(CasslError, OSError):
+    """A file does not fit on its disk; the message names it, the free space and the remedy.
+
+    Made as `OSError` is, from an errno and the message.
+    """
+
+    def __str__(self) -> str:
+        return self.strerror
+
+
 class MissingRun(CasslError, RuntimeError):
     """A run does not exist and may not be made now; the message holds the command that makes it."""
 

@@ -56,7 +56,9 @@ def add_verbs(verbs) -> None:
     imported = verbs.add_parser("import-labels", help="make a store from a COCO JSON or from another model's results")
     imported.set_defaults(act=_import)
     imported.add_argument("coco", metavar="JSON[:FOLDER]", help="COCO instances or image_info JSON, with its images")
-    imported.add_argument("--out", required=True, type=Path, metavar="STORE", help="folder of the new store")
+    imported.add_argument(
+        "--out", required=True, type=Path, metavar="STORE", help="folder of the new store; resumed if it exists"
+    )
     imported.add_argument("--results", type=Path, help="COCO results JSON, instead of the annotations")
     imported.add_argument("--labeler", default="imported", help="a name for the model that made the labels")
 
@@ -162,8 +164,7 @@ def _draw(store: PseudoLabelStore, chosen: range, file: Path) -> Path:
 
 
 def _import(parsed: argparse.Namespace) -> None:
-    if parsed.out.is_dir() and any(parsed.out.iterdir()):
-        raise ConfigError(f"--out {parsed.out} is not empty; give another folder")
+    _check_out(parsed.out)
     path, images = locate(parsed.coco)
     store = from_coco(path, parsed.out, results=parsed.results, images=images, labeler=parsed.labeler)
     examples = [paths.image(store.file_name(index)) for index in spread(len(store))]

@@ -15,7 +15,8 @@ from pycocotools import mask as mask_api
 
 from cassl_lib import paths
 from cassl_lib.errors import DataError, LeftOut
-from cassl_lib.labels.shards import finish, write_shard
+from cassl_lib.labels.request import begin, check_same
+from cassl_lib.labels.shards import finish, finished_shard, write_shard
 from cassl_lib.labels.store import PseudoLabelStore
 
 SHARD_SIZE = 10_000  # images
@@ -56,8 +57,9 @@ def from_coco(
 ) -> PseudoLabelStore:
     """Write a store from any COCO instances JSON (path or dict): another tool's pseudo labels, or ground truth.
 
-    Annotations without a score get 1. Boxes are clipped to their image. Crowd regions, and boxes without area inside
-    their image, are left out and logged as a warning. Label k is the k-th category by id.
+    An import that was stopped resumes. Annotations without a score get 1. Boxes are clipped to their image. Crowd
+    regions, and boxes without area inside their image, are left out and logged as a warning. Label k is the k-th
+    category by id.
 
     Args:
         folder: of the new store.
@@ -69,14 +71,19 @@ def from_coco(
 
     Raises:
         DataError: a file is not in this format, or a label has an unknown image or category.
+        LabelingError: the folder has the store of another import.
     """
     content, records, categories, by_image = _read_labels(coco, results)
     label_of = {category["id"]: label for label, category in enumerate(categories)}
     prefix = Path(images).expanduser().resolve() if images is not None else None
+    pool, folder = hashlib.sha256(content.encode()).hexdigest(), Path(folder)
+    request = {"labeler": labeler, "pool": pool, "shard_size": shard_size, "images": prefix and str(prefix)}
+    check_same(folder, request, begin(folder, request), remedy="Import")
     for index, start in enumerate(range(0, len(records), shard_size)):
         part = records[start : start + shard_size]
-        write_shard(folder, index, [_row(image, by_image[image["id"]], label_of, prefix) for image in part], labeler)
-    pool = hashlib.sha256(content.encode()).hexdigest()
+        if not finished_shard(folder, index, labeler):
+            rows = [_row(image, by_image[image["id"]], label_of, prefix) for image in part]
+            write_shard(folder, index, rows, labeler)
     finish(folder, labeler=labeler, pool=pool, shards=-(-len(records) // shard_size), categories=categories)
     return PseudoLabelStore(folder)
 

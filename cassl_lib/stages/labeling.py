@@ -9,7 +9,6 @@ machines that share the folder. Without file locks two processes may label the s
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,19 +22,19 @@ from cassl_lib import paths
 from cassl_lib.config import LabelConfig, TrainConfig
 from cassl_lib.data.image_files import spread
 from cassl_lib.data.loader import Samples, batches, in_turn
-from cassl_lib.errors import LabelingError
+from cassl_lib.errors import DiskFull, LabelingError
 from cassl_lib.evaluation.rle import encode_masks
-from cassl_lib.files import locked
+from cassl_lib.files import explained, locked, sweep
+from cassl_lib.labels.request import request_hash
 from cassl_lib.labels.shards import AGNOSTIC, finish, finished_shard, finished_shards, shard_path, write_shard
 from cassl_lib.stages.labeling_progress import LabelingProgress
-from cassl_lib.stages.labeling_request import begin, clear_leftovers, request_hash
+from cassl_lib.stages.labeling_request import begin
 from cassl_lib.training import engine
 
 if TYPE_CHECKING:
     from cassl_lib.models.detector import Detector
 
 MANY = 20  # images; so many are not all damaged by chance
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def label_pool(
@@ -91,6 +90,7 @@ def label_pool(
             )
             job.run()
         finish(store, labeler=labeler, pool=pool, shards=len(parts), categories=categories)
+        sweep(store)  # what processes left that were killed after this one began
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class _Job:
 
     def _label(self, shard: int) -> None:
         """Label and write a claimed shard."""
-        clear_leftovers(self.store, shard_path(self.store, shard).stem)
+        sweep(self.store, shard_path(self.store, shard).stem)
         detector = self.load()
         # Label its images
         started, unreadable, rows, indices = time.monotonic(), [], {}, self.parts[shard]
@@ -220,16 +220,12 @@ def labeled_images(
 
 @contextlib.contextmanager
 def _full_disk_explained(store: Path):
-    """Turn the error of a full disk into one that names what is finished and what to do."""
+    """Add to the error of a full disk what is finished."""
     try:
-        yield
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        raise LabelingError(
-            f"{store} cannot be written ({error.strerror}): {len(finished_shards(store))} shards are finished and "
-            "kept. Free disk space and rerun the same command to resume."
-        ) from error
+        with explained(store):
+            yield
+    except DiskFull as error:
+        raise LabelingError(f"{error} {len(finished_shards(store))} shards are finished and kept.") from error
 
 
 def image_seconds(entries: Sequence[dict]) -> float:

@@ -255,7 +255,9 @@ def test_an_export_can_be_imported_again(store, tmp_path, capsys):
     assert f"its images are not in {tmp_path / 'elsewhere'}, such as" in capsys.readouterr().err
     assert not (tmp_path / "lost").exists()
     assert main(["import-labels", given, "--out", str(tmp_path / "again")]) == 2
-    assert "is not empty; give another folder" in capsys.readouterr().err
+    assert "was begun with labeler mine, not imported. Import into another folder" in capsys.readouterr().err
+    assert main(["import-labels", given, "--out", str(tmp_path)]) == 2
+    assert "is not a store and not empty" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
