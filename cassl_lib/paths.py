@@ -58,3 +58,13 @@ def runs() -> Path:
 def profile() -> str | None:
     """The profile set by $CASSL_PROFILE, or None."""
     return os.environ.get("CASSL_PROFILE") or None
+
+
+def allow_outside() -> bool:
+    """Whether names in annotation files and lists may lead out of their image folder: $CASSL_ALLOW_OUTSIDE is 1."""
+    return os.environ.get("CASSL_ALLOW_OUTSIDE") == "1"
+
+
+def hash_images() -> bool:
+    """Whether fingerprints cover the contents of all images, instead of some: $CASSL_HASH_IMAGES is 1."""
+    return os.environ.get("CASSL_HASH_IMAGES") == "1"

@@ -6,17 +6,23 @@ import errno
 import io
 import os
 import re
+import stat
+import struct
 from pathlib import Path
 from typing import IO
 
-import numpy as np
 from PIL import Image
 
+from cassl_lib import paths
 from cassl_lib.errors import DataError
 
 ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MEMBER = re.compile(r"(.+?\.[tT][aA][rR])::(\d+)\+(\d+)::")  # archive, offset and size in bytes
-DAMAGED = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises
+DAMAGED = (  # what Pillow raises, at times from the depth of a parser
+    *(OSError, EOFError, ValueError, SyntaxError, Image.DecompressionBombError),
+    *(TypeError, LookupError, OverflowError, struct.error),
+)
+MOST_PIXELS = 2**26  # 67 megapixels, 200 MB as RGB: a file of a few kB may claim billions, and take all memory
 OF_ONE_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG)
 
 
@@ -26,13 +32,47 @@ def member_name(archive: str, offset: int, size: int, name: str) -> str:
 
 
 def open_file(path: Path | str) -> IO[bytes]:
-    """Open an image file, or one inside a tar (see `member_name`), for reading. Raises OSError."""
+    """Open an image file, or one inside a tar (see `member_name`), for reading.
+
+    Raises:
+        OSError: it cannot be opened, or is a folder, a pipe or a device, which could block for ever.
+    """
     member = MEMBER.match(str(path))
     if not member:
-        return open(path, "rb")
-    with open(member[1], "rb") as archive:
+        return _open_regular(path)
+    with _open_regular(member[1]) as archive:
         archive.seek(int(member[2]))
         return io.BytesIO(archive.read(int(member[3])))
+
+
+def _open_regular(path: Path | str) -> IO[bytes]:
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("not a regular file")
+    return open(path, "rb")
+
+
+def inside(folder: Path | str, name: str, *, listed_in: Path | str) -> str:
+    """`name`, the path of a file in `folder`, after a check that it does not lead out of it.
+
+    An annotation file from elsewhere must not make this program read, and record, other files of its user. Links in
+    the folder are followed: whoever made them has access to it.
+
+    Args:
+        listed_in: the file that has the name, for the message.
+
+    Raises:
+        DataError: the name is absolute, or leads above the folder, and `paths.allow_outside()` is False.
+    """
+    if "\0" in name:
+        raise DataError(f"{listed_in}: the file name {name!r} has a null character; correct this entry")
+    leads_out = os.path.isabs(name) or (".." in name and os.path.normpath(name).split(os.sep)[0] == os.pardir)
+    if leads_out and not paths.allow_outside():
+        raise DataError(
+            f"{listed_in}: the file name {name!r} leads out of {folder}, and a file from elsewhere must not make this "
+            "program read other files; correct it or, if you trust the file, use --allow-outside "
+            "(CASSL_ALLOW_OUTSIDE=1)"
+        )
+    return name
 
 
 def describe_damage(path: Path | str, error: Exception) -> str:
@@ -60,13 +100,6 @@ def _has_content(folder: str) -> bool:
         return os.path.isfile(folder) or any(True for _ in os.scandir(folder))
     except OSError:
         return False
-
-
-def to_8bit(image: Image.Image) -> Image.Image:
-    """The upper eight bits of a 16-bit image; others unchanged. Pillow's `convert` would clip all above 255."""
-    if not image.mode.startswith("I"):
-        return image
-    return Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
 
 
 def spread(length: int, count: int = 20) -> list[int]:

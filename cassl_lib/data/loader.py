@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 
 from cassl_lib import paths
-from cassl_lib.data.image_files import describe_damage, open_file, to_8bit
+from cassl_lib.data.image_files import DAMAGED, describe_damage, open_file
+from cassl_lib.data.image_pixels import open_image, rgb
 from cassl_lib.data.source import Annotations, ImageSource
 from cassl_lib.errors import DataError
 from cassl_lib.streams import stream
@@ -31,13 +31,16 @@ KEPT = 256 << 20  # ... until a loading process holds so many
 def read_image(path: Path) -> torch.Tensor:
     """(3, H, W) uint8 RGB of an image file, or of an image inside a tar archive (see `image_files.member_name`).
 
-    Gray, palette and CMYK images are converted. Raises OSError if the image cannot be read.
+    The image is as displayed: turned by its EXIF orientation, and converted as in `image_pixels.rgb`. Raises OSError if
+    it cannot be read.
     """
     # Pillow is as fast as torchvision's decode_image, with equal pixels; but a damaged JPEG can crash decode_image.
     try:
-        with open_file(path) as file, Image.open(file) as image:
-            pixels = np.array(to_8bit(image).convert("RGB"))
-    except (ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        with open_file(path) as file, open_image(file) as image:
+            pixels = rgb(image)
+    except OSError:
+        raise
+    except DAMAGED as error:
         raise OSError(f"damaged: {error}") from error
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 

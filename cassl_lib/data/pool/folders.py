@@ -21,7 +21,7 @@ from cassl_lib.data.pool.chunks import write_table
 from cassl_lib.errors import DataError
 
 PACKED = (".gz", ".tgz", ".zip", ".bz2", ".xz", ".zst", ".7z", ".rar")
-OTHER_IMAGES = (".gif", ".heic", ".heif", ".avif", ".jp2", ".svg")  # common formats that are not supported
+SHOWN = 8  # endings of files that are not images
 # (path, bytes, id, height, width); bytes is -1 for a broken link
 Listed = Iterator[tuple[str, int, int | None, int | None, int | None]]
 
@@ -44,8 +44,14 @@ def list_folder(path: Path, cache: Path) -> Listed:
         else:
             yield name, size, None, None, None
     if skipped:
-        counts = ", ".join(f"{count:,} {what}" for what, count in sorted(skipped.items()))
-        logger.warning("%s: skipped %s", path, counts)
+        logger.warning("%s: skipped %s", path, _counts(skipped))
+
+
+def _counts(skipped: Counter[str]) -> str:
+    """Kinds of skipped files in one line, the most frequent first."""
+    shown = [f"{count:,} {what}" for what, count in skipped.most_common(SHOWN)]
+    others = skipped.total() - sum(count for _, count in skipped.most_common(SHOWN))
+    return ", ".join([*shown, f"{others:,} others"] if others else shown)
 
 
 def _walk(path: str, prefix: str, above: tuple, skipped: Counter[str]) -> Iterator[tuple[str, int]]:
@@ -53,7 +59,7 @@ def _walk(path: str, prefix: str, above: tuple, skipped: Counter[str]) -> Iterat
 
     Args:
         above: device and inode of the folders above, to detect links that form a cycle.
-        skipped: receives counts of unsupported files, by ending.
+        skipped: receives counts of files that are not images, by ending; hidden files are not counted.
     """
     state = os.stat(path)
     if (here := (state.st_dev, state.st_ino)) in above:
@@ -65,9 +71,14 @@ def _walk(path: str, prefix: str, above: tuple, skipped: Counter[str]) -> Iterat
             if entry.is_dir():
                 listing.append((entry.name + "/", 0))
             elif entry.name.lower().endswith((*ENDINGS, ".tar")):
-                listing.append((entry.name, entry.stat().st_size if os.path.exists(entry) else -1))
-            elif entry.name.lower().endswith((*OTHER_IMAGES, *PACKED)):
-                skipped[os.path.splitext(entry.name)[1].lower()] += 1
+                if entry.is_file():
+                    listing.append((entry.name, entry.stat().st_size))
+                elif os.path.exists(entry):
+                    skipped["pipes or devices"] += 1
+                else:
+                    listing.append((entry.name, -1))
+            elif not entry.name.startswith("."):
+                skipped[os.path.splitext(entry.name)[1].lower() or "without an ending"] += 1
     for name, size in sorted(listing):
         if name.endswith("/"):
             yield from _walk(os.path.join(path, name), prefix + name, (*above, here), skipped)

@@ -57,6 +57,8 @@ def _list_whole(part: str, cache: Path) -> Listed:
             f"{path}: no such folder or JSON, CSV, .txt list, .tar or .parquet index; give a folder of images, a list "
             f"as LIST{os.pathsep}FOLDER, or a share of one as FOLDER@0.3"
         )
+    if not path.is_dir() and not path.is_file():
+        raise DataError(f"{path} is a pipe or a device; give a folder or a file")
     if path.is_file() and path.name.lower().endswith(ENDINGS):
         raise DataError(f"{path} is a single image; give its folder, {path.parent}")
     if path.is_file() and path.name.lower().endswith(PACKED):

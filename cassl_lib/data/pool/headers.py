@@ -7,9 +7,9 @@ import os
 from typing import IO
 
 import pyarrow as pa
-from PIL import Image
 
 from cassl_lib.data.image_files import DAMAGED, describe_damage, open_file
+from cassl_lib.data.image_pixels import open_image, size_of
 
 BLOCK = 4096  # bytes
 HEADER = pa.schema(
@@ -25,7 +25,7 @@ HEADER = pa.schema(
 
 
 def read_header(path: str, height: int | None, width: int | None) -> tuple:
-    """A row of `HEADER`, without decoding the image.
+    """A row of `HEADER`, without decoding the image; sizes are of the image as displayed.
 
     Args:
         height, width: as listed; None if the listing does not say.
@@ -39,8 +39,8 @@ def read_header(path: str, height: int | None, width: int | None) -> tuple:
             size = file.seek(0, os.SEEK_END)
             ends = _hash_of_ends(file, size)
             file.seek(0)
-            with Image.open(file) as image:
-                shape = image.height, image.width
+            with open_image(file) as image:
+                shape = size_of(image)
     except (FileNotFoundError, NotADirectoryError):
         return None, None, -1, None, "missing", ""
     except DAMAGED as error:

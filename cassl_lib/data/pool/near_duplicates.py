@@ -34,11 +34,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
-from PIL import Image
 from tqdm import tqdm
 
 from cassl_lib import paths
-from cassl_lib.data.image_files import DAMAGED, describe_damage, open_file, to_8bit
+from cassl_lib.data.image_files import DAMAGED, describe_damage, open_file
+from cassl_lib.data.image_pixels import TURNS, open_image, orientation, to_8bit
 from cassl_lib.data.pool.chunks import map_in_chunks, write_table
 from cassl_lib.data.pool.index import Pool, save
 from cassl_lib.errors import DataError
@@ -114,9 +114,11 @@ def image_hash(path: str) -> tuple[int]:
         DataError: a storage or system error, see `describe_damage`.
     """
     try:
-        with open_file(path) as file, Image.open(file) as image:
+        with open_file(path) as file, open_image(file) as image:
+            turn = TURNS.get(orientation(image))
             image.draft("L", (SIDE, SIDE))  # decode JPEGs in gray and at an eighth of their size
-            bits = imagehash.phash(to_8bit(image)).hash
+            gray = to_8bit(image)
+            bits = imagehash.phash(gray if turn is None else gray.transpose(turn)).hash
     except DAMAGED as error:
         describe_damage(path, error)
         return (UNREADABLE,)
