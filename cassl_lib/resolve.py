@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from cassl_lib import paths
+from cassl_lib import config_values, paths
 from cassl_lib.config import (
     SHIFTED,
     SPLITS,
@@ -189,8 +190,31 @@ def to_json(config: Any) -> dict:
     return asdict(config)
 
 
-def from_json(data: dict) -> Config:
-    """The Config that `to_json` wrote."""
+def read_config(file: Path, remedy: str = "give the config.json of a run") -> Config:
+    """The configuration in a file that holds what `to_json` returned.
+
+    Raises:
+        ConfigError: the file cannot be read, or one of its values is not allowed; the message names both.
+    """
+    try:
+        data = json.loads(file.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read ({error.strerror or error}); {remedy}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{file} is not JSON ({error}); {remedy}") from error
+    return from_json(data, name=str(file))
+
+
+def from_json(data: dict, *, name: str = "config") -> Config:
+    """The Config of what `to_json` returned.
+
+    Args:
+        name: of the file that the data are from, for messages.
+
+    Raises:
+        ConfigError: a setting is unknown, missing, of another type or out of range.
+    """
+    config_values.check(data, name)
     kinds = {"model": ModelConfig, "augment": AugmentConfig, "pseudo_labels": LabelConfig, "panoptic": PanopticConfig}
     kinds |= dict.fromkeys(TRAINING_SECTIONS, TrainConfig)
     values = {name: tuples(value) for name, value in data.items()}

@@ -232,12 +232,13 @@ def test_settings_round_trip_through_json(profile):
 
 def test_json_with_unknown_or_missing_settings_raises():
     data = to_json(resolve(profile="smoke"))
-    with pytest.raises(TypeError, match="color"):
-        from_json(data | {"color": 1})
-    with pytest.raises(TypeError, match="color"):
-        from_json(data | {"model": data["model"] | {"color": 1}})
-    with pytest.raises(KeyError, match="pseudo_labels"):
-        from_json({name: value for name, value in data.items() if name != "pseudo_labels"})
+    for odd in (data | {"color": 1}, data | {"model": data["model"] | {"color": 1}}):
+        with pytest.raises(
+            ConfigError, match=r"mine.json: unknown setting (model\.)?color, perhaps of another version"
+        ):
+            from_json(odd, name="mine.json")
+    with pytest.raises(ConfigError, match=r"mine.json: lacks pseudo_labels; give the config.json of a run"):
+        from_json({name: value for name, value in data.items() if name != "pseudo_labels"}, name="mine.json")
 
 
 def test_a_configuration_prints_one_line_per_setting_or_section():

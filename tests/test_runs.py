@@ -10,7 +10,7 @@ import signal
 import pytest
 
 from cassl_lib import files, paths
-from cassl_lib.errors import MissingRun
+from cassl_lib.errors import DataError, MissingRun
 from cassl_lib.files import file_fingerprint
 from cassl_lib.runs import Run, find_run, finished_runs, open_run, run_id, run_of
 
@@ -30,7 +30,7 @@ def identity(stage: str, settings=None, inputs=None, data=None) -> dict:
 
 def finished_run(stage: str, **settings) -> Run:
     run = open_run(identity(stage, settings))
-    run.finish({"metrics": {}})
+    run.finish({"metrics": {}, "images": 3, "seconds": 1.0})
     return run
 
 
@@ -193,7 +193,7 @@ def test_finishing_writes_the_result_and_deletes_the_checkpoint(store):
     run = open_run(request)
     run.checkpoint.write_bytes(b"state")
     assert not run.finished and finished_runs() == []
-    run.finish({"metrics": {"AP": 0.5}})
+    run.finish({"metrics": {"AP": 0.5}, "images": 3, "seconds": 1.0})
     assert run.finished and not run.checkpoint.exists() and finished_runs() == [run.id]
     assert run.result["metrics"] == {"AP": 0.5} and run.result["settings"] == {"seed": 3}
     assert run.result["run"] == run.id and run.result["inputs"] == {"x": "y"} and run.result["data"] == {"val": "v"}
@@ -231,3 +231,27 @@ def test_an_unfinished_run_raises(store):
         find_run(run.id)
     with pytest.raises(MissingRun, match="is not finished"):
         find_run(str(run.folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("result.json", "", "is not JSON"),
+        ("result.json", "[]", "expected an object, got a list; delete it and run the same command again"),
+        ("result.json", '{"run": "a"}', "lacks "),
+        ("result.json", '"seconds": "1"', "seconds: expected a number, got a string"),
+        ("result.json", '"metrics": {"box": {"AP": 0.5, "AP50": "high"}}', "metrics.box.AP50: expected an integer or"),
+        ("request.json", '{"stage": "warmup", "inputs": ["a"]}', "inputs: expected an object, got a list"),
+        ("request.json", None, "cannot be read"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_one_line_with_its_name_and_the_remedy(store, name, text, words):
+    run = open_run(identity("pseudo_labeler", {"seed": 3}))
+    run.finish({"metrics": {}, "images": 3, "seconds": 1.0})
+    file = run.folder / name
+    if text and text.startswith('"'):
+        text = json.dumps(json.loads(file.read_text()) | json.loads(f"{{{text}}}"))
+    file.unlink() if text is None else file.write_text(text)
+    with pytest.raises(DataError) as caught:
+        _ = run.result if name == "result.json" else run.inputs
+    assert str(caught.value).startswith(str(file)) and words in str(caught.value) and "\n" not in str(caught.value)

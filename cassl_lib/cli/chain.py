@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from cassl_lib.cli.options import config_of
-from cassl_lib.errors import CasslError, ConfigError
+from cassl_lib.errors import CasslError
 
 
 def add_verbs(verb) -> None:
@@ -26,8 +26,6 @@ def _chain(parsed: argparse.Namespace) -> int:
     from cassl_lib.training.distributed import device_of_process
 
     config = config_of(parsed)
-    if parsed.jobs is not None and parsed.jobs < 1:
-        raise ConfigError(f"--jobs {parsed.jobs} is out of range; use 1 or more")
     jobs = parsed.jobs or (min(2, cores()) if device_of_process().type == "cpu" else 1)
     needed = requests.with_inputs(requests.chain(config).values())
     if failures := runner.make(needed, jobs=jobs):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 
 from cassl_lib import log_to_stderr
 from cassl_lib.cli import chain, data, labels, pool, table
-from cassl_lib.cli.options import add_config_options, config_of
+from cassl_lib.cli.options import add_config_options, check_numbers, config_of
 from cassl_lib.config import PARTS
 from cassl_lib.errors import CasslError, ConfigError, Stopped
+from cassl_lib.files import write_atomically
 from cassl_lib.resolve import why_profile
 from cassl_lib.stages.registry import SCRATCH, STAGES
 
@@ -26,6 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     log_to_stderr()
     try:
+        check_numbers(parsed)
         return parsed.act(parsed) or 0
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
@@ -88,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_benchmarks(verb) -> None:
     bench = verb("bench", _bench, "seconds and memory of a training step and of detection", configured=False)
-    bench.add_argument("--device", default="cpu", help="cpu or cuda (bf16)")
+    bench.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="cpu or cuda (bf16)")
     bench.add_argument(
         "--sizes", nargs="+", default=["320", "512"], metavar="SIDE", help="SIDE or HEIGHTxWIDTH, pixels"
     )
@@ -146,7 +149,7 @@ def _plan(parsed: argparse.Namespace) -> None:
         print(cost.table(plan))
         content = plan.to_json()
     if parsed.out:
-        parsed.out.write_text(json.dumps(content, indent=1) + "\n")
+        _write_json(content, parsed.out)
 
 
 def _show(parsed: argparse.Namespace) -> None:
@@ -193,6 +196,11 @@ def _report(parsed: argparse.Namespace) -> None:
 def _bench(parsed: argparse.Namespace) -> None:
     from cassl_lib.tools.bench_detector import bench
 
+    for size in parsed.sizes:
+        if not re.fullmatch(r"\d{2,4}(x\d{2,4})?", size):
+            raise ConfigError(f"--sizes {size!r} is not SIDE or HEIGHTxWIDTH in pixels, such as 320 or 800x1333")
+    if not 1 <= parsed.steps <= 10_000:
+        raise ConfigError(f"--steps {parsed.steps} is out of range; use 1 to 10,000")
     measured = bench(
         device=parsed.device,
         sizes=parsed.sizes,
@@ -215,7 +223,12 @@ def _write_measured(measured, file: Path | None) -> None:
     from cassl_lib.runs import environment
 
     if file:
-        file.write_text(json.dumps({"environment": environment(), "measured": measured}, indent=1) + "\n")
+        _write_json({"environment": environment(), "measured": measured}, file)
+
+
+def _write_json(content: dict, file: Path) -> None:
+    """Write a file that `--out` names; it is whole or not there."""
+    write_atomically(file, (json.dumps(content, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

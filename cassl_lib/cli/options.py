@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import json
 import re
 from pathlib import Path
 
 from cassl_lib.config import SHIFTED, SPLITS, TRAINING_SECTIONS, Config
 from cassl_lib.errors import ConfigError
 from cassl_lib.profiles import PROFILES
-from cassl_lib.resolve import from_json, resolve
+from cassl_lib.resolve import read_config, resolve
 
 SWITCHES = ("masks", "overlap", "rescore", "class_specific", "make_inputs")
 CHOICES = {"profile": ("auto", *PROFILES), "split": (*SPLITS, *SHIFTED), "stage": TRAINING_SECTIONS}
 INTEGERS = ("seed", "labeled_images", "steps", "batch_size", "accumulate", "evaluate_every", "size")
 NUMBERS = ("epochs", "learning_rate", "weight_decay", "threshold")
 TYPES = dict.fromkeys(INTEGERS, int) | dict.fromkeys(NUMBERS, float)
+LIMITS = {  # lowest and highest value of the verbs' own options
+    "jobs": (1, 1024),
+    "devices": (1, 1024),
+    "seeds": (1, 1000),
+    "minutes": (0.001, 1e6),
+    "batch": (1, 65_536),
+    "threads": (1, 1024),
+    "labels": (0, 10_000),
+}
 
 
 def add_config_options(parser: argparse.ArgumentParser, *, stage: bool = True) -> None:
@@ -47,15 +55,18 @@ def descriptions() -> dict[str, str]:
     return {name: " ".join(text.split()) for name, text in entries}
 
 
+def check_numbers(parsed: argparse.Namespace) -> None:
+    """Raise ConfigError for a number out of the `LIMITS` of its option; NaN always is."""
+    for name, (low, high) in LIMITS.items():
+        value = getattr(parsed, name, None)
+        if isinstance(value, (int, float)) and not low <= value <= high:
+            raise ConfigError(f"--{name} {value:g} is out of range; use {low:g} to {high:,.0f}")
+
+
 def config_of(parsed: argparse.Namespace) -> Config:
     """The configuration that the parsed options mean."""
     if parsed.config:
-        try:
-            return from_json(json.loads(parsed.config.read_text()))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"--config {parsed.config} cannot be read ({error!r}); give the config.json of a run"
-            ) from error
+        return read_config(parsed.config)
     values = {name: getattr(parsed, name) for name in inspect.signature(resolve).parameters if name != "stage"}
     stage = getattr(parsed, "stage", None)
     return resolve(**values, stage=stage if stage in TRAINING_SECTIONS else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cassl_lib.config import ModelConfig
+from cassl_lib.config_values import MODEL_CHOICES
 from cassl_lib.errors import ConfigError
 from cassl_lib.models.condinst import CondInst
 from cassl_lib.models.detector import Detector
@@ -10,14 +11,6 @@ from cassl_lib.models.fcos import FCOS
 from cassl_lib.models.memory import keep_freed_memory
 
 STRIDES = (4, 8, 16, 32, 64, 128)
-CHOICES = {
-    "backbone_norm": ("default", "frozen_bn", "gn"),
-    "head_norm": ("gn", "bn"),
-    "mask_norm": ("bn", "gn"),
-    "center": ("mask", "box"),
-    "class_normalizer": ("positives", "moving", "locations"),
-    "threshold_on": ("cls*ctr", "cls"),
-}
 
 
 def build_detector(config: ModelConfig) -> Detector:
@@ -34,7 +27,7 @@ def build_detector(config: ModelConfig) -> Detector:
 
 def check(config: ModelConfig) -> None:
     """Raise a ConfigError that names the first unsupported setting."""
-    for name, allowed in CHOICES.items():
+    for name, allowed in MODEL_CHOICES.items():
         if getattr(config, name) not in allowed:
             raise ConfigError(f"{name}={getattr(config, name)!r} is not supported. Choose one of {', '.join(allowed)}.")
     strides = tuple(config.strides)

@@ -142,8 +142,11 @@ def test_errors_that_the_user_can_fix_are_one_line(capsys, tmp_path):
     assert "gone.json cannot be read" in one_line_error(capsys, ["show", "--config", str(tmp_path / "gone.json")])
     (tmp_path / "other.json").write_text('{"profile": "smoke"}')
     assert "give the config.json of a run" in one_line_error(capsys, ["show", "--config", str(tmp_path / "other.json")])
+    assert "--devices 0 is out of range" in one_line_error(capsys, ["run", "finetune", "--devices", "0"])
+    assert "--devices -1 is out of range" in one_line_error(capsys, ["plan", "--devices", "-1"])
+    assert "--sizes '0' is not SIDE" in one_line_error(capsys, ["bench", "--sizes", "0"])
     (tmp_path / "none.json").write_text("nothing")
-    assert "none.json cannot be read" in one_line_error(capsys, ["show", "--config", str(tmp_path / "none.json")])
+    assert "none.json is not JSON" in one_line_error(capsys, ["show", "--config", str(tmp_path / "none.json")])
     labels = ["--labeled", str(tmp_path / "mine.json"), "--val", str(tmp_path / "mine.json")]
     assert "mine.json: no such annotation file" in one_line_error(capsys, ["run", "pseudo_labeler", *labels])
     nowhere = ["--config", _unlabeled(tmp_path)]

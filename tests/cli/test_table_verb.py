@@ -26,8 +26,11 @@ def store(tmp_path, monkeypatch):
         (["3", "--record", "--annotation", "objects"], "leave out --record, or what sets annotation"),
         (["7", "--record", "--unlabeled", "."], "leave out --record, or what sets unlabeled"),
         (["7", "--unlabeled", "."], "unlabeled='.': Table 7 compares the four splits; leave it out"),
-        (["3", "--jobs", "0"], "--jobs 0 is out of range; use 1 or more"),
-        (["3", "--minutes", "0"], "--minutes 0 is out of range; use a positive number"),
+        (["3", "--jobs", "0"], "--jobs 0 is out of range; use 1 to 1,024"),
+        (["3", "--minutes", "0"], "--minutes 0 is out of range; use 0.001 to 1,000,000"),
+        (["3", "--minutes", "nan"], "--minutes nan is out of range"),
+        (["3", "--devices", "0"], "--devices 0 is out of range; use 1 to 1,024"),
+        (["3", "--seeds", "-2"], "--seeds -2 is out of range"),
     ],
 )
 def test_options_that_contradict_the_table_are_errors(more, message, capsys):
