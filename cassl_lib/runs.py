@@ -6,7 +6,7 @@ A run is a folder `<stage>-<identity>`. The identity is a hash of everything tha
     request.json        what decides the result, as it was hashed
     config.json         the whole configuration
     log.jsonl           one line per logged step
-    checkpoint.pt       the newest training state, replaced atomically
+    checkpoint.pt       the newest training state, replaced atomically; checkpoint.previous.pt is the one before it
     best-STEP.pt        during training, the weights of the best evaluation so far, if those are asked for
     model.safetensors   the weights, with the model's settings as metadata
     result.json         written last: the run is finished when it exists
@@ -33,7 +33,7 @@ from typing import Any
 from cassl_lib import paths
 from cassl_lib.config import Config
 from cassl_lib.errors import MissingRun
-from cassl_lib.files import WITHOUT_LOCKS, write_atomically
+from cassl_lib.files import WITHOUT_LOCKS, explained, open_own, say_without_locks, sha256, sweep, write_atomically
 from cassl_lib.resolve import read_config, to_json
 from cassl_lib.run_files import read_request, read_result
 
@@ -104,6 +104,10 @@ class Run:
         return self.folder / "checkpoint.pt"
 
     @property
+    def previous_checkpoint(self) -> Path:
+        return self.folder / "checkpoint.previous.pt"
+
+    @property
     def history(self) -> list[dict]:
         """The logged steps, oldest first, without lines that a crash or a full disk cut short."""
         log, entries = self.folder / "log.jsonl", []
@@ -113,7 +117,13 @@ class Run:
         return entries
 
     def log(self, entry: dict) -> None:
-        with (self.folder / "log.jsonl").open("ab+") as file:
+        """Append a line to the log.
+
+        Raises:
+            DiskFull: a line that was cut short is skipped by those who read the log.
+        """
+        path = self.folder / "log.jsonl"
+        with explained(path), open_own(path, "ab+") as file:
             whole = not file.tell() or (file.seek(-1, os.SEEK_END) and file.read(1) == b"\n")
             file.write((b"" if whole else b"\n") + json.dumps(entry).encode() + b"\n")
 
@@ -133,36 +143,40 @@ class Run:
     def lock(self):
         """Hold the run; a second process says so and waits. The system frees the lock when its holder dies.
 
-        On a file system without locks nobody waits.
+        On a file system without locks nobody waits, which is logged.
         """
-        with (self.folder / "lock").open("a+") as file:
+        with open_own(self.folder / "lock", "rb+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.seek(0)
-                holder = file.read().strip() or "another process"
+                holder = file.read().decode().strip() or "another process"
                 logger.info("%s: %s is working on this run; waiting", self.id, holder)
                 fcntl.flock(file, fcntl.LOCK_EX)
             except OSError as error:
                 if error.errno not in WITHOUT_LOCKS:
                     raise
-            file.seek(0)
-            file.truncate()
-            file.write(f"process {os.getpid()} on {platform.node()}")
-            file.flush()
+                say_without_locks(self.folder)
+            with contextlib.suppress(OSError):  # on a full disk, work may go on without its name
+                os.ftruncate(file.fileno(), 0)
+                os.pwrite(file.fileno(), f"process {os.getpid()} on {platform.node()}".encode(), 0)
             yield
 
     def keep_config(self, config: Config) -> None:
         write_atomically(self.folder / "config.json", json.dumps(to_json(config), indent=1).encode())
 
     def finish(self, result: dict) -> None:
-        """Write the result, which marks the run as finished, and delete the training state."""
+        """Write the result, which marks the run as finished, and delete the training state.
+
+        A detector's result holds the checksum of its weights.
+        """
         request = read_request(self.folder / "request.json")
-        whole = {"run": self.id, **request, **result, "environment": environment()}
+        checksum = {"weights_sha256": sha256(self.weights)} if self.weights.is_file() else {}
+        whole = {"run": self.id, **request, **result, **checksum, "environment": environment()}
         write_atomically(self.folder / "result.json", json.dumps(whole, indent=1).encode())
-        self.checkpoint.unlink(missing_ok=True)
-        for weights in self.folder.glob("best-*.pt"):
-            weights.unlink()
+        for state in (self.checkpoint, self.previous_checkpoint, *self.folder.glob("best-*.pt")):
+            state.unlink(missing_ok=True)
+        sweep(self.folder)
 
     def __str__(self) -> str:
         """One line: name, amount of work and time, and how many images could not be read."""

@@ -1,5 +1,6 @@
 """Evaluation during training: when, what it must not disturb, and the best weights through kill and resumption."""
 
+import json
 import os
 import random
 import signal
@@ -140,7 +141,7 @@ def test_the_best_weights_are_those_of_their_step(tmp_path):
     best, result = go(tmp_path / "best", copy, config=replace(CONFIG, keep="best"))
     assert result["best_step"] == 4 and same(best.state_dict(), at_step[4]) and not same(at_step[4], at_step[8])
     assert [path.name for path in (tmp_path / "best").glob("best-*")] == ["best-4.pt"]
-    (tmp_path / "best/request.json").write_text("{}")
+    (tmp_path / "best/request.json").write_text(json.dumps({"stage": "warmup", "inputs": {}}))
     Run(tmp_path / "best").finish({})
     assert sorted(path.name for path in (tmp_path / "best").iterdir()) == ["log.jsonl", "request.json", "result.json"]
 
