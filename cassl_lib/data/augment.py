@@ -35,8 +35,16 @@ def training_transform(config: AugmentConfig, *, pseudo_labeled: bool = False) -
         sizes, steps = range(low, high + 1), [partial(strong, crop)] if pseudo_labeled else [_color, *crop]
     else:
         sizes, steps = config.sizes, crop
-    steps = [v2.RandomHorizontalFlip(0.5), v2.RandomShortestSize(list(sizes), max_size=config.longest), *steps]
+    steps = [v2.RandomHorizontalFlip(0.5), _RandomShortestSize(list(sizes), max_size=config.longest), *steps]
     return partial(_train_sample, steps)  # not a closure, so that it can be pickled for loading processes
+
+
+class _RandomShortestSize(v2.RandomShortestSize):
+    """Torchvision's, which would round the short side of a thin image, such as 2 x 3000, to 0."""
+
+    def make_params(self, flat_inputs):
+        height, width = super().make_params(flat_inputs)["size"]
+        return {"size": (max(1, height), max(1, width))}
 
 
 def test_transform(config: AugmentConfig) -> Callable:

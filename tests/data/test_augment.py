@@ -42,6 +42,18 @@ def together(image, mask):
     return (bright != (mask > 0)).sum() <= (right - left) + (bottom - top)
 
 
+@pytest.mark.parametrize("size", [(2, 3000), (4000, 2), (1, 1), (1, 200), (200, 1)])
+@pytest.mark.parametrize("config", [WEAK, WHOLE, STRONG, replace(STRONG, crop=0)])
+def test_a_thin_image_keeps_at_least_one_pixel(size, config):
+    """Its short side would be rounded to 0 where the long one is limited."""
+    height, width = size
+    for seed in range(20):
+        torch.manual_seed(seed)
+        image, target = training_transform(config, pseudo_labeled=True)(*rectangle(0, 0, width, height, size))
+        assert min(image.shape) >= 1 and target["masks"].shape[1:] == image.shape[1:]
+    assert min(transform_at_test_time(config)(*rectangle(0, 0, width, height, size))[0].shape) >= 1
+
+
 # The first rectangle stays inside in every augmentation; those in corners are often cropped.
 @pytest.mark.parametrize("place", [(50, 35, 90, 65), (0, 0, 40, 30), (100, 20, 140, 100)])
 @pytest.mark.parametrize("crop", [0, 96])
