@@ -6,11 +6,12 @@ import json
 from dataclasses import replace
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from cassl_lib.config import Config, ModelConfig
-from cassl_lib.errors import ConfigError, MissingRun
+from cassl_lib.errors import ConfigError, MissingRun, WeightsError
+from cassl_lib.files import sha256
 from cassl_lib.models import build_detector
 from cassl_lib.resolve import tuples
 from cassl_lib.runs import Run
@@ -39,6 +40,8 @@ def model_config(run: Run) -> ModelConfig:
         with safe_open(run.weights, framework="pt") as file:
             values = json.loads(file.metadata()["cassl"])["model"]
         return ModelConfig(**{name: tuples(value) for name, value in values.items()} | {"pretrained": False})
+    except SafetensorError as error:
+        raise _damaged(run, str(error)) from error
     except (KeyError, TypeError) as error:
         raise MissingRun(f"{run.weights}: written by another version of cassl ({error}); make the run again") from error
 
@@ -56,7 +59,34 @@ def load_detector(run: Run, **inference) -> torch.nn.Module:
 
     Args:
         inference: fields of ModelConfig to set instead of the run's own, such as score_threshold.
+
+    Raises:
+        MissingRun, WeightsError: its weights are missing or damaged.
     """
     detector = build_detector(replace(model_config(run), **inference))
-    detector.load_state_dict(load_file(run.weights))
+    detector.load_state_dict(trained_weights(run))
     return detector.to(device_of_process()).eval()
+
+
+def trained_weights(run: Run) -> dict[str, torch.Tensor]:
+    """The weights of a finished run, on the CPU, compared with the checksum in its result if there is one.
+
+    Raises:
+        MissingRun: there are no weights.
+        WeightsError: they are damaged.
+    """
+    if not run.weights.is_file():
+        raise MissingRun(f"{run.weights}: no such file; give a finished run of a detector")
+    checksum = run.result.get("weights_sha256") if run.finished else None  # results of version 0.1.0 have none
+    if checksum and sha256(run.weights) != checksum:
+        raise _damaged(run, "it does not have the checksum in result.json")
+    try:
+        return load_file(run.weights)
+    except SafetensorError as error:
+        raise _damaged(run, str(error)) from error
+
+
+def _damaged(run: Run, problem: str) -> WeightsError:
+    return WeightsError(
+        f"{run.weights} is damaged: {problem}. Restore it, or delete {run.folder} and make the run again."
+    )

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
-from safetensors.torch import load_file
 
 from cassl_lib.config import Config, ModelConfig, TrainConfig
 from cassl_lib.data import datasets
@@ -20,6 +19,7 @@ from cassl_lib.errors import ConfigError
 from cassl_lib.evaluation.detector import evaluate_detector
 from cassl_lib.models import Detector, TransferReport, build_detector, copy_parts
 from cassl_lib.runs import Run
+from cassl_lib.stages.models import trained_weights
 from cassl_lib.streams import stream
 from cassl_lib.training import engine
 from cassl_lib.training.distributed import device_of_process, rank_and_world, seed_everything
@@ -57,7 +57,7 @@ def train_detector(training: Training, config: Config, run: Run) -> dict:
     # Build: initial weights, then the parts that are copied.
     seed_everything(stream(config.seed, training.stage, "weights"))
     detector = build_detector(training.model)
-    copied = copy_parts(load_file(training.start.weights), detector, parts=training.parts) if training.start else None
+    copied = copy_parts(trained_weights(training.start), detector, parts=training.parts) if training.start else None
     # channels_last: the memory format in which convolutions are fastest.
     detector = detector.to(device_of_process(), memory_format=torch.channels_last)
     _announce(training, copied, run)
