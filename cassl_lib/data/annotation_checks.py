@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cassl_lib.data.schema import Annotation, Category, Image
+from cassl_lib.data.schema import Annotation, Category, Image, Label
 from cassl_lib.errors import DataError
 
 if TYPE_CHECKING:
@@ -43,18 +43,26 @@ def check_categories(categories: Sequence[Category], name: str) -> None:
 
 
 def check_references(
-    annotations: Sequence[Annotation], images: Iterable[Image], categories: Iterable[Category], name: str
+    annotations: Sequence[Annotation | Label],
+    images: Iterable[Image],
+    category_ids: Iterable[int],
+    name: str,
+    place: str = "annotations",
 ) -> None:
-    """Raise DataError if an annotation has an image or a category that the file does not list."""
-    for field, known in (("image_id", images), ("category_id", categories)):
+    """Raise DataError if an annotation has an image or a category that the file does not list.
+
+    Args:
+        place: of the list of annotations in the file, for messages.
+    """
+    for field, known in (("image_id", [image.id for image in images]), ("category_id", list(category_ids))):
         given = np.fromiter((getattr(entry, field) for entry in annotations), np.int64, len(annotations))
-        unknown = np.flatnonzero(~np.isin(given, np.array([entry.id for entry in known], np.int64)))
+        unknown = np.flatnonzero(~np.isin(given, np.array(known, np.int64)))
         if len(unknown):
             row = int(unknown[0])
             more = f" (and {len(unknown) - 1} more do)" if len(unknown) > 1 else ""
             raise DataError(
-                f"{name}: annotations[{row}] (id {getattr(annotations[row], 'id', None)}) has the {field} {given[row]}"
-                f"{more}, which the JSON does not list; list it, or remove the annotation"
+                f"{name}: {place}[{row}] (id {annotations[row].id}) has the {field} {given[row]}{more}, which the JSON "
+                "does not list; list it, or remove the annotation"
             )
 
 

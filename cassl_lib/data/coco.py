@@ -18,6 +18,8 @@ import numpy as np
 from cassl_lib import paths
 from cassl_lib.data.annotation_checks import check_categories, check_images, check_references
 from cassl_lib.data.coco_files import read
+from cassl_lib.data.image_contents import files_fingerprint
+from cassl_lib.data.image_files import inside
 from cassl_lib.data.instances import pack, positions
 from cassl_lib.data.mask_checks import MOST_PIXELS
 from cassl_lib.data.schema import Image, InstancesFile
@@ -72,6 +74,7 @@ class CocoImages:
     """
 
     segmentations: Segmentations | None = None  # None: masks come from elsewhere
+    own = False  # whether the images are the user's own, so that the fingerprint covers their contents
     doubt: str | None = None
 
     def __init__(self, path: Path | str, folder: Path | str):
@@ -107,11 +110,13 @@ class CocoImages:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the JSON and, if not all of its images are used, of the names of those that are."""
-        content = file_fingerprint(self.path)
-        if not self._partial:
-            return content
-        return hashlib.sha256("\n".join([content, *self.names.tolist()]).encode()).hexdigest()[:16]
+        """Hash of the JSON, of the names of its images if not all are used, and of the images if `own`."""
+        parts = [file_fingerprint(self.path)]
+        if self._partial:
+            parts += self.names.tolist()
+        if self.own:
+            parts.append(files_fingerprint(self.folder, self.names.tolist()))
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16] if len(parts) > 1 else parts[0]
 
     def image_path(self, index: int) -> Path:
         return self.folder / str(self.names[index])
@@ -188,7 +193,7 @@ class CocoImages:
         # DEVIATES: images without objects are kept, because they teach the background; public code drops them.
         listing = set(os.listdir(self.folder))
         kept = []
-        for row, name in enumerate(names):
+        for row, name in enumerate(inside(self.folder, name, listed_in=self.path) for name in names):
             if name in listing or ("/" in name and (self.folder / name).exists()):
                 kept.append(row)
             else:
@@ -227,7 +232,7 @@ def _read(path: Path) -> InstancesFile:
             raise DataError(f"{path}: {key!r} is empty, so there is nothing to train or evaluate on")
     check_images(data.images, str(path))
     check_categories(data.categories, str(path))
-    check_references(data.annotations, data.images, data.categories, str(path))
+    check_references(data.annotations, data.images, [category.id for category in data.categories], str(path))
     return data
 
 

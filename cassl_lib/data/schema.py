@@ -132,7 +132,7 @@ class LabelFile(Struct):
 
     images: list[Image]
     annotations: list[Label] = []
-    categories: list[Category] | None = None
+    categories: list[dict] | None = None
 
 
 # ---- panoptic ----

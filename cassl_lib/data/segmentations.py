@@ -51,10 +51,14 @@ class Segmentations:
 
     def decode(self, row: int, size: tuple[int, int]) -> np.ndarray:
         """The mask of one annotation, (H, W) uint8 of 0 and 1; all 0 if the annotation has no segmentation."""
-        rles = self._rles(row, size)
-        if not rles:
+        if self.first[row] == self.first[row + 1]:
             return np.zeros(size, np.uint8)
-        return coco_mask.decode(coco_mask.merge(rles) if len(rles) > 1 else rles[0])
+        return coco_mask.decode(self.rle(row, size))
+
+    def rle(self, row: int, size: tuple[int, int]) -> dict:
+        """The mask of one annotation that has a segmentation, as compressed RLE: `size` (H, W) and `counts`, bytes."""
+        rles = self._rles(row, size)
+        return coco_mask.merge(rles) if len(rles) > 1 else rles[0]
 
     def covers(self, row: int, size: tuple[int, int]) -> bool:
         """Whether the mask of one annotation has a pixel."""

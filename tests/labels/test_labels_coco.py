@@ -128,8 +128,8 @@ def test_results_of_another_model_become_a_store(tmp_path):
             [{"image_id": 4, "category_id": 8, "bbox": [0, 0, 1, 1], "score": 1}],
             "has the category_id 8, which the JSON does not",
         ),
-        ({"annotations": []}, "results.json is not a COCO results JSON \\(a list\\)"),
-        ("no JSON at all", "results.json cannot be read as a COCO results JSON"),
+        ({"annotations": []}, "expected a list, got an object; give a COCO results JSON \\(a list\\)"),
+        ("no JSON at all", "results.json is not JSON .* give a COCO results JSON"),
     ],
 )
 def test_results_that_do_not_fit_the_images_raise(results, message, tmp_path):
@@ -150,20 +150,19 @@ IMAGE = {"id": 4, "file_name": "4.jpg", "height": 9, "width": 9}
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"score": 7}, "score 7.0 is not between 0 and 1"),
-        ({"score": None}, "no usable box, mask, area or score"),
-        ({"bbox": [1, 2, 3]}, "is not x, y, width, height"),
-        ({"bbox": [0, 0, float("nan"), 1]}, "is not x, y, width, height"),
-        ({"bbox": "wide"}, "no usable box"),
-        ({"segmentation": {"size": [9, 9], "counts": "!"}}, "a mask cannot be read"),
-        ({"segmentation": [[1, 2]]}, "'4.jpg': a mask cannot be read"),
-        ({"segmentation": [[]]}, "'4.jpg': a mask cannot be read"),
-        ({"segmentation": "abc"}, "'4.jpg': a mask cannot be read"),
-        ({"area": "x"}, "no usable box, mask, area or score"),
-        ({"area": None}, "no usable box, mask, area or score"),
-        ({"area": float("nan")}, "area nan is not finite"),
-        ({"category_id": "x"}, "must be integers, got category_id 'x'"),
-        ({"category_id": [3]}, "must be integers"),
+        ({"score": 7}, r"\[0\].score \(image_id 4\): expected a number <= 1.0"),
+        ({"score": None}, "score .*: expected a number, got null"),
+        ({"bbox": [1, 2, 3]}, "bbox .*: expected a list of length 4"),
+        ({"bbox": [0, 0, float("nan"), 1]}, r"\[0\].bbox\[2\] \(image_id 4\): nan is not a number"),
+        ({"bbox": "wide"}, "expected a list or null, got a string"),
+        ({"segmentation": {"size": [9, 9], "counts": "!"}}, "the counts of its RLE are malformed"),
+        ({"segmentation": [[1, 2]]}, r"\[0\] \(id None, image_id 4\): its polygons have fewer than three points"),
+        ({"segmentation": [[]]}, "its polygons have fewer than three points"),
+        ({"segmentation": "abc"}, "segmentation: expected an object or a list or null, got a string"),
+        ({"area": "x"}, "area .*: expected a number or null, got a string"),
+        ({"area": float("nan")}, "area .*: nan is not a number"),
+        ({"category_id": "x"}, "category_id .*: expected an integer, got a string"),
+        ({"category_id": 3.5}, "category_id .*: expected an integer, got a number"),
     ],
 )
 def test_an_invalid_label_raises(change, message, tmp_path):
@@ -182,13 +181,13 @@ def test_a_label_with_a_missing_field_raises(missing, tmp_path):
 @pytest.mark.parametrize(
     "images, message",
     [
-        ([IMAGE, IMAGE | {"file_name": "5.jpg"}], "two images have the id 4, one of them is '5.jpg'"),
-        ([{"id": 4, "file_name": "4.jpg"}], "has no height, width"),
-        ([IMAGE | {"height": -10}], "must be integers in range"),
-        ([IMAGE | {"id": "four"}], "must be integers in range"),
-        ([IMAGE | {"id": 2**70}], "must be integers in range"),
-        ([IMAGE | {"height": 2**40}], "must be integers in range"),
-        ([IMAGE | {"file_name": 7}], "file_name 7 is not a string"),
+        ([IMAGE, IMAGE | {"file_name": "5.jpg"}], "2 images have the id 4, such as '5.jpg'"),
+        ([{"id": 4, "file_name": "4.jpg"}], "lacks height"),
+        ([IMAGE | {"height": -10}], r"images\[0\].height \(id 4\): expected an integer >= 1"),
+        ([IMAGE | {"id": "four"}], "expected an integer, got a string"),
+        ([IMAGE | {"id": 2**70}], "expected an integer <= 9223372036854775807"),
+        ([IMAGE | {"height": 2**40}], "expected an integer <= 2147483647"),
+        ([IMAGE | {"file_name": 7}], r"images\[0\].file_name \(id 4\): expected a string, got an integer"),
     ],
 )
 def test_invalid_images_raise(images, message, tmp_path):
@@ -199,9 +198,9 @@ def test_invalid_images_raise(images, message, tmp_path):
 @pytest.mark.parametrize(
     "categories, message",
     [
-        ([{"id": 3, "name": "a"}, {"id": 3, "name": "b"}], "two categories have the id 3: a and b"),
-        ([{"id": 3}], "name a string"),
-        ([{"name": "a"}], "id must be an integer"),
+        ([{"id": 3, "name": "a"}, {"id": 3, "name": "b"}], "two categories have the id 3: 'a' \\(id 3\\) and 'b'"),
+        ([{"id": 3}], r"categories\[0\]: lacks name"),
+        ([{"name": "a"}], r"categories\[0\]: lacks id"),
     ],
 )
 def test_invalid_categories_raise(categories, message, tmp_path):
@@ -215,7 +214,7 @@ def test_boxes_are_clipped_and_those_outside_their_image_are_counted(tmp_path, c
     boxes = [[-5, 2, 100, 4], [20, 0, 5, 5], [-9, -9, 9, 9], [1, 1, 0, 5], [1, 1, 2, 2]]
     labels = from_coco(coco, tmp_path / "store", results=[RESULT | {"bbox": box} for box in boxes])
     assert labels.at(0.0)[0]["boxes"].tolist() == [[0, 2, 9, 6], [1, 1, 3, 3]]
-    assert "3 labels have no area in their image: [20, 0, 5, 5] of image 4, " in caplog.text
+    assert "3 labels have no area in their image: [20.0, 0.0, 5.0, 5.0] of image 4, " in caplog.text
 
 
 def test_results_with_masks_alone_get_the_boxes_of_the_masks(tmp_path):
