@@ -11,6 +11,7 @@ from cassl_lib.config import Config
 from cassl_lib.data import layout, scenes
 from cassl_lib.data.coco import CocoImages, locate
 from cassl_lib.data.entities import EntityImages
+from cassl_lib.data.image_contents import check_usable
 from cassl_lib.data.panoptic import PanopticError
 from cassl_lib.data.pool.build import build_pool
 from cassl_lib.data.pool.formats import share_of
@@ -110,7 +111,8 @@ def _coco(
             path, folder = locate(spec)
             path = sibling(path, "panoptic" if entities else "instances")
         stamps = tuple((each.stat().st_mtime_ns, each.stat().st_size) for each in (path, folder) if each.exists())
-        return _read(path, folder, config.crowd if entities else None, stamps, drawn if drawn[0] else None)
+        crowd = config.crowd if entities else None
+        return _read(path, folder, crowd, stamps, drawn if drawn[0] else None, own=spec != "scenes")
     except DataError as error:
         if words := _remedy(error, config, spec):
             raise DataError(words) from error
@@ -145,11 +147,17 @@ def needed(config: Config) -> list[str]:
 
 
 @functools.lru_cache(maxsize=8)
-def _read(path: Path, folder: Path, crowd: str | None, stamps: tuple, drawn: tuple[int, int] | None) -> CocoImages:
+def _read(
+    path: Path, folder: Path, crowd: str | None, stamps: tuple, drawn: tuple[int, int] | None, *, own: bool
+) -> CocoImages:
     """Cached until a file changes: a table asks for the same sets in every run, and COCO's take 30 s each to parse."""
     if drawn:
-        return _read(path, folder, crowd, stamps, None).draw(*drawn)
-    return CocoImages(path, folder) if crowd is None else EntityImages(path, folder, crowd=crowd)
+        return _read(path, folder, crowd, stamps, None, own=own).draw(*drawn)
+    images = CocoImages(path, folder) if crowd is None else EntityImages(path, folder, crowd=crowd)
+    if own:
+        check_usable(images, path)
+    images.own = own
+    return images
 
 
 def area_side(config: Config) -> int | None:
@@ -185,7 +193,7 @@ def pool(config: Config) -> Pool:
         parts = paper_parts(config.split)
     else:
         parts = _own_parts(config.unlabeled)
-    return build_pool(parts, paths.runs() / "pools")
+    return build_pool(parts, paths.runs() / "pools", own=config.unlabeled != "scenes")
 
 
 def _own_parts(unlabeled: str) -> list[str]:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 
 from cassl_lib import paths
+from cassl_lib.data.image_contents import other_size
 from cassl_lib.data.image_files import DAMAGED, describe_damage, open_file
 from cassl_lib.data.image_pixels import open_image, rgb
 from cassl_lib.data.source import Annotations, ImageSource
@@ -112,8 +113,7 @@ class Samples(Dataset):
             if expected == size:
                 self._keep(at, image, instances)
                 return at, image, instances, unreadable
-            problem = f"{size[0]}x{size[1]} pixels, listed as {expected[0]}x{expected[1]}"
-            unreadable.append(f"{paths.portable(path)} ({problem})")
+            unreadable.append(f"{paths.portable(path)} ({other_size(size, expected)})")
         if self.replace:
             raise DataError(
                 f"{len(unreadable)} images in a row cannot be used, the last is {unreadable[-1]}; "

@@ -88,7 +88,7 @@ def heldout_labels(config: Config, labels: Run) -> tuple[PseudoLabelStore, CocoI
     if images is None:
         return None
     store = labels.folder / f"heldout-{images.fingerprint[:8]}"
-    pool = build_pool([f"{images.path}{os.pathsep}{images.folder}"], paths.runs() / "pools")
+    pool = build_pool([f"{images.path}{os.pathsep}{images.folder}"], paths.runs() / "pools", own=images.own)
     label_into(store, find_run(labels.inputs["pseudo_labeler"]), pool, config)
     return PseudoLabelStore(store), images
 

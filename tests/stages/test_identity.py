@@ -1,6 +1,7 @@
 """A run is named by what decides its result: each such setting moves the name, and no new setting does."""
 
 import json
+import shutil
 from dataclasses import fields, make_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -192,7 +193,7 @@ def test_inputs_and_their_stage_decide(config):
 
 
 def test_data_decide(config, tmp_path):
-    """The content of the annotation file, not its place."""
+    """The contents of annotation file and images, not their place."""
     val = datasets.validation_set(config)
     data = json.loads(val.path.read_text())
     specs = {}
@@ -201,11 +202,16 @@ def test_data_decide(config, tmp_path):
         file = tmp_path / name / "instances_val.json"
         file.write_text(val.path.read_text() if name == "same" else json.dumps(data | {"annotations": annotations}))
         specs[name] = f"{file}:{val.folder}"
+    specs["copy"] = f"{shutil.copy(val.path, tmp_path)}:{shutil.copytree(val.folder, tmp_path / 'images')}"
 
     def name(spec):
         return run_id(identity.identity(requests.pseudo_labeler(replace(config, val=spec))))
 
-    assert name(specs["same"]) == name(config.val) != name(specs["fewer"])
+    assert name(specs["same"]) == name(specs["copy"]) != name(specs["fewer"])
+    change = next((tmp_path / "images").iterdir())
+    change.write_bytes(change.read_bytes() + b"\0")
+    datasets._read.cache_clear()
+    assert name(specs["copy"]) != name(specs["same"])
 
 
 # ---- what must not ----

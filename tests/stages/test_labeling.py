@@ -407,7 +407,7 @@ def test_an_image_replaced_by_one_of_another_size_is_listed_as_unreadable(config
     label_into(tmp_path / "store", labeler, pool, config)
     labels = PseudoLabelStore(tmp_path / "store")
     assert [Path(labels.file_name(n)).name for n in range(len(labels))] == ["a.png", "c.png"]
-    assert labels.unreadable == [f"{tmp_path / 'images/b.png'} (96x64 pixels, listed as 64x96)"]
+    assert labels.unreadable == [f"{tmp_path / 'images/b.png'} (96x64 pixels, listed as 64x96, height and width swapped)"]
 
 
 def test_rles_equal_those_of_pycocotools():

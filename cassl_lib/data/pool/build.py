@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from cassl_lib import paths
+from cassl_lib.data.image_contents import contents_fingerprint, covered
 from cassl_lib.data.image_files import ENDINGS, MEMBER
 from cassl_lib.data.pool.chunks import map_in_chunks
 from cassl_lib.data.pool.formats import list_images, share_of
@@ -47,7 +48,7 @@ SOURCE = r"^(?:.*(?:/|::))?([^/]+)(?:/|::\d+\+\d+::)[^/]*$"  # name of an image'
 logger = logging.getLogger(__name__)
 
 
-def build_pool(parts: list[str], folder: Path, *, workers: int | None = None) -> Pool:
+def build_pool(parts: list[str], folder: Path, *, workers: int | None = None, own: bool = True) -> Pool:
     """Index the images of `parts`; an existing index of the same files is reused.
 
     A build that was killed resumes, and a second process waits for the first. The index is rebuilt when an image that
@@ -58,6 +59,8 @@ def build_pool(parts: list[str], folder: Path, *, workers: int | None = None) ->
         folder: for indices of all pools, each in a folder of its own.
         workers: number of processes, by default one per core. They are spawned, so scripts need the
             `if __name__ == "__main__"` guard.
+        own: whether the images are the user's own, so that the fingerprint covers their contents, as image_contents.py
+            promises; those of the embedded scenes follow from a seed.
 
     Returns:
         The pool; its `left_out` counts the images that cannot be used.
@@ -68,7 +71,7 @@ def build_pool(parts: list[str], folder: Path, *, workers: int | None = None) ->
     if len(parts) == 1 and parts[0].lower().endswith(".parquet") and Path(parts[0]).expanduser().is_file():
         return Pool(Path(parts[0]).expanduser())
     images, counts = _list(parts, folder)
-    listing = _fingerprint(images)
+    listing = _fingerprint(images, contents=own)
     identity = hashlib.sha256(json.dumps([listing, *map(_portable, parts)]).encode()).hexdigest()[:16]
     index = folder / f"pool-{identity}" / "pool.parquet"
     if not _is_current(index):
@@ -195,13 +198,16 @@ def _sources(names: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.replace_substring_regex(pc.binary_join_element_wise("datasets", names, "/"), SOURCE, r"\1")
 
 
-def _fingerprint(images: pa.Table) -> str:
-    """Hash of a table of `LISTING`."""
+def _fingerprint(images: pa.Table, *, contents: bool) -> str:
+    """Hash of a table of `LISTING` and, if `contents`, of those of its images."""
     digest = hashlib.sha256()
     for chunk in images.column("path").chunks:
         digest.update("\n".join([*chunk.to_pylist(), ""]).encode())
     for name in ("bytes", "id", "height", "width"):
         digest.update(images.column(name).fill_null(-1).to_numpy().astype("<i8").tobytes())
+    if contents:
+        names = images.column("path").take(covered(len(images))).to_pylist()
+        digest.update(contents_fingerprint(map(paths.image, names)).encode())
     return digest.hexdigest()[:16]
 
 
