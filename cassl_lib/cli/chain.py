@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from cassl_lib.cli.options import config_of
 from cassl_lib.errors import CasslError
@@ -21,13 +22,16 @@ def add_verbs(verb) -> None:
 
 def _chain(parsed: argparse.Namespace) -> int:
     from cassl_lib.data.processes import cores
-    from cassl_lib.stages import requests
+    from cassl_lib.stages import checks, requests
     from cassl_lib.tables import runner
     from cassl_lib.training.distributed import device_of_process
 
     config = config_of(parsed)
     jobs = parsed.jobs or (min(2, cores()) if device_of_process().type == "cpu" else 1)
-    needed = requests.with_inputs(requests.chain(config).values())
+    wanted = requests.chain(config)
+    if words := checks.unmatched_baseline(config):
+        print(f"warning: {words}", file=sys.stderr)
+    needed = requests.with_inputs(wanted.values())
     if failures := runner.make(needed, jobs=jobs):
         raise CasslError("\n".join(f"{failure.request.title}: {failure.reason}" for failure in failures))
     return 0

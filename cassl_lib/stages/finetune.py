@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cassl_lib.data import datasets
-from cassl_lib.errors import DataError
 from cassl_lib.runs import Run
+from cassl_lib.stages.checks import check_classes
 from cassl_lib.stages.identity import annotation_of
 from cassl_lib.stages.requests import Request
 from cassl_lib.stages.training import Training, train_detector
@@ -23,8 +23,7 @@ def finetune(request: Request, run: Run) -> dict:
     """
     config, annotation = request.config, annotation_of(request)
     labeled, val = datasets.labeled_set(config, annotation), datasets.validation_set(config, annotation)
-    if labeled.classes != val.classes:
-        raise DataError(f"{val.path}: its classes {val.classes} differ from those of {labeled.path}, {labeled.classes}")
+    check_classes(labeled, val)
     training = Training(
         stage=request.stage,
         title=request.title,

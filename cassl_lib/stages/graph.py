@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from cassl_lib.errors import CasslError, MissingRun
 from cassl_lib.runs import Run, open_run, run_of
-from cassl_lib.stages import launch
+from cassl_lib.stages import checks, launch
 from cassl_lib.stages import pseudo_labels as labels_stage
 from cassl_lib.stages.finetune import finetune
 from cassl_lib.stages.identity import identity
@@ -103,6 +103,8 @@ def make(request: Request, *, devices: int = 1) -> Run:
     finished = whole(run)
     if finished and world == 1:  # several processes decide together whether there is work, see `_alone`
         return run
+    if world == 1:
+        checks.check_data(request)
     if devices > 1:
         launch.torchrun(request, devices)
         return require(request)

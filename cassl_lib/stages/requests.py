@@ -95,7 +95,16 @@ def pseudo_labeler(config: Config) -> Request:
 
 
 def pseudo_labels(config: Config, labeler: Request | Run | None = None) -> Request:
-    """The pool labeled by `labeler`; None is the configuration's own pseudo labeler."""
+    """The pool labeled by `labeler`; None is the configuration's own pseudo labeler.
+
+    Raises:
+        ConfigError: own labeled images, but the pool is that of the drawn scenes.
+    """
+    if config.unlabeled == "scenes" and config.labeled != "scenes":
+        raise ConfigError(
+            f"unlabeled=None with labeled={config.labeled!r} would label the drawn scenes; give unlabeled=FOLDER (or "
+            "another pool), or a pseudo-label store"
+        )
     return Request("pseudo_labels", config, (labeler or pseudo_labeler(config),))
 
 
@@ -131,7 +140,12 @@ def baselines(config: Config) -> tuple[Request, ...]:
 def longer(config: Config, stage: str, factor: float) -> Config:
     """The configuration with `stage` trained `factor` times as long."""
     own: TrainConfig = getattr(config, stage)
-    return replace(config, **{stage: replace(own, epochs=own.epochs * factor, steps=round(own.steps * factor))})
+    return replace(config, **{stage: replace(own, epochs=own.epochs * factor, steps=_times(own.steps, factor))})
+
+
+def _times(steps: int, factor: float) -> int:
+    """Steps of a longer or shorter training, at least one; 0 stays 0, where epochs count."""
+    return max(1, round(steps * factor)) if steps else 0
 
 
 def chain(config: Config) -> dict[str, Request]:
