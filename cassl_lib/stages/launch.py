@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
+from cassl_lib import lifeline, paths
 from cassl_lib.errors import LaunchError
+from cassl_lib.files import write_atomically
 from cassl_lib.resolve import to_json
 from cassl_lib.stages.registry import SCRATCH
 from cassl_lib.stages.requests import DEFAULT_PARTS, Request
@@ -26,24 +27,31 @@ def options(request: Request) -> list[str]:
 def torchrun(request: Request, devices: int) -> None:
     """Make the run of a request, whose inputs are runs, with `devices` processes.
 
-    Under torchrun, because forked processes fail in a notebook that has touched CUDA. An interrupt stops all of them.
+    Under torchrun, because forked processes fail in a notebook that has touched CUDA. An interrupt stops all of them,
+    and so does the death of this process.
 
     Raises:
         LaunchError: a process failed.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "config.json"
-        file.write_text(json.dumps(to_json(request.config)))
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={devices}"]
-        # Without the "--" torchrun would take --start for an abbreviation of one of its own options.
-        command += ["-m", "--", "cassl_lib", "run", request.stage, "--config", str(file), *options(request)]
-        _stream(command)
+    file = paths.runs() / "launches" / f"{hashlib.sha256(request.key.encode()).hexdigest()[:12]}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, json.dumps(to_json(request.config)).encode())
+    command = [sys.executable, "-m", "cassl_lib.lifeline", "torch.distributed.run", "--standalone"]
+    # Without the "--" torchrun would take --start for an abbreviation of one of its own options.
+    command += [f"--nproc_per_node={devices}", "-m", "--", "cassl_lib", "run", request.stage]
+    _stream([*command, "--config", str(file), *options(request)])
 
 
 def _stream(command: list[str]) -> None:
     """Run a command and print its lines as they come; an interrupt here stops it and its children."""
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        bufsize=1,
+        start_new_session=True,
+        env=lifeline.environment(),
     )
     tail: list[str] = []
     try:

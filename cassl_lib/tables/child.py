@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import shlex
 import signal
 import subprocess
@@ -13,10 +12,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from cassl_lib import deadline, paths
+from cassl_lib import deadline, lifeline, paths
 from cassl_lib.config import TRAINING_SECTIONS, Config
 from cassl_lib.data.processes import cores
-from cassl_lib.files import write_atomically
+from cassl_lib.files import explained, open_own, write_atomically
 from cassl_lib.resolve import to_json
 from cassl_lib.stages import graph, launch
 from cassl_lib.stages.requests import Request
@@ -38,11 +37,12 @@ def make_in_process(request: Request, jobs: int, devices: int) -> tuple[int, str
     file = folder() / f"{hashlib.sha256(request.key.encode()).hexdigest()[:12]}.json"
     threads, config = share_of_cores(request.config, jobs, devices)
     write_atomically(file, json.dumps(to_json(config)).encode())
-    words = [sys.executable, "-m", "cassl_lib", "run", request.stage, "--config", str(file)]
+    words = [sys.executable, "-m", "cassl_lib.lifeline", "cassl_lib", "run", request.stage, "--config", str(file)]
     words += ["--devices", str(devices), *launch.options(request)]
-    status, out, err = _run(words, os.environ | threads)
-    with (folder() / "log.txt").open("a") as log:
-        log.write(f"$ {shlex.join(words)}\n{out}{err}\n")
+    status, out, err = _run(words, lifeline.environment() | threads)
+    log = folder() / "log.txt"
+    with explained(log), open_own(log, "ab") as file:
+        file.write(f"$ {shlex.join(words)}\n{out}{err}\n".encode())
     return status, "\n".join(err.splitlines()[-3:])
 
 

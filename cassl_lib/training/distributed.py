@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cassl_lib import deadline
+from cassl_lib import deadline, lifeline
 from cassl_lib.training.procedure import Batch, Procedure
 
 STEPS_BETWEEN = 8  # of asking for the deadline: a transfer, and on a GPU it waits for the step
@@ -23,8 +23,10 @@ PATIENCE = datetime.timedelta(hours=24)  # the first process evaluates alone, an
 
 @contextlib.contextmanager
 def processes():
-    """Join the process group of a torchrun launch; does nothing in a single process."""
+    """Join the process group of a torchrun launch, and end when torchrun dies; does nothing in a single process."""
     launched = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    if launched:
+        lifeline.follow_parent()
     if launched and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(device_of_process())

@@ -1,5 +1,6 @@
 """Several processes compute what one does; their failure and an interrupt reach whoever started them."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -88,7 +89,8 @@ def test_two_processes_compute_what_one_does(own_data, tmp_path, monkeypatch, ca
 
 def test_a_failing_process_is_an_error_with_its_message(config, tmp_path, monkeypatch):
     monkeypatch.setenv("CASSL_RUNS", str(tmp_path))
-    diverging = replace(config, pseudo_labeler=replace(config.pseudo_labeler, learning_rate=1e30))
+    steep = replace(config.pseudo_labeler, learning_rate=10.0, clip_norm=0.0, steps=50)
+    diverging = replace(config, pseudo_labeler=steep)
     with pytest.raises(LaunchError, match=r"error: step \d: losses .* on images"):
         obtain(requests.pseudo_labeler(diverging), devices=2)
 
@@ -123,22 +125,28 @@ def test_the_launched_command_means_the_request(config, monkeypatch):
     with pytest.raises(LaunchError, match="enough"):
         launch.torchrun(request, 4)
     assert seen["config"] == config
-    assert "-m torch.distributed.run --standalone --nproc_per_node=4 -m -- cassl_lib run finetune" in seen["command"]
+    assert (
+        "-m cassl_lib.lifeline torch.distributed.run --standalone --nproc_per_node=4 -m -- cassl_lib run finetune"
+        in seen["command"]
+    )
     assert seen["command"].endswith("--config FILE --input /runs/pseudo_labeler-1 --parts backbone")
     with pytest.raises(LaunchError, match="enough"):
         launch.torchrun(requests.baseline(config), 4)
     assert seen["command"].endswith("--config FILE --start scratch")
 
 
-def gone(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    return False
+def of_this_test(folder: Path) -> list[int]:
+    """The processes whose runs are in `folder`, those that were adopted too."""
+    found = []
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if f"CASSL_RUNS={folder}\0".encode() in environment.read_bytes():  # empty for those that have ended
+                found.append(int(environment.parent.name))
+    return sorted(set(found) - {os.getpid()})
 
 
-def test_an_interrupt_stops_all_processes(config, tmp_path, monkeypatch):
+@pytest.mark.parametrize("stopped_by", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupt_or_a_kill_stops_all_processes(stopped_by, config, tmp_path, monkeypatch):
     monkeypatch.setenv("CASSL_RUNS", str(tmp_path))
     endless = replace(config, pseudo_labeler=replace(config.pseudo_labeler, steps=100_000))
     (tmp_path / "endless.json").write_text(json.dumps(to_json(endless)))
@@ -159,13 +167,14 @@ def test_an_interrupt_stops_all_processes(config, tmp_path, monkeypatch):
             except subprocess.TimeoutExpired:
                 continue
         lock = logs[0].parent / "lock"
-        worker = int(lock.read_text().split()[1])
-        assert not gone(worker) and worker != process.pid
-        process.send_signal(signal.SIGINT)
+        assert len(of_this_test(tmp_path)) >= 4  # this one's child, torchrun, and its two
+        process.send_signal(stopped_by)
         assert process.wait(PATIENCE) != 0
         output.seek(0)
-        assert "stopped; rerun the same command to resume" in output.read()
-    assert gone(worker)
+        assert ("stopped; rerun the same command to resume" in output.read()) == (stopped_by == signal.SIGINT)
+    while left := of_this_test(tmp_path):  # at once after an interrupt, soon after a kill
+        assert stopped_by == signal.SIGKILL and time.monotonic() < deadline + PATIENCE, left
+        time.sleep(0.1)
     with lock.open() as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     assert not Run(lock.parent).finished
