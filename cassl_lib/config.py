@@ -77,6 +77,9 @@ class TrainConfig:
     batch_size: int = 16  # over all processes
     accumulate: int = 1  # parts of a process's batch, one after another, whose gradients are averaged: for few GPUs
     learning_rate: float = 1e-4  # UNSTATED: Entity's Swin configs; for 16 images, scaled linearly
+    fresh_rate: float = (
+        1.0  # times the learning rate, for what finetuning starts afresh: 4 as in CutLER, not in the paper
+    )
     optimizer: str = "adamw"  # adamw | sgd (momentum 0.9)
     weight_decay: float = 0.05  # UNSTATED: Entity's Swin configs; 0 on norms, biases, position tables
     warmup_steps: int = 1500  # of the learning rate, linear from 1/1000

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from cassl_lib.config import PARTS, Config, TrainConfig
 from cassl_lib.errors import ConfigError
+from cassl_lib.profiles import PROFILES
 from cassl_lib.runs import Run
 from cassl_lib.stages import identity
 from cassl_lib.stages.registry import SCRATCH, STAGES
@@ -230,10 +231,19 @@ def describe(asked: Request) -> str:
         threshold = config.pseudo_labels.threshold
         on = f"labels{'' if threshold is None else f' above {threshold:g}'} of {source or config.store}"
         return f"{learned}, {length(config.warmup)} on {on}"
-    own = f"{config.target}, {config.augment.kind}, {length(config.finetune)}"
+    own = f"{config.target}, {config.augment.kind}, {length(config.finetune)}{_options(config)}"
     if asked.is_baseline:
         return f"{own}, from scratch"
     return f"{own}, {' '.join(asked.parts)} from {source}"
+
+
+def _options(config: Config) -> str:
+    """What finetuning changes of the profile's own learning rate and weight decay."""
+    own, words = PROFILES[config.profile]["finetune"], {"learning_rate": "rate", "weight_decay": "weight decay"}
+    words["fresh_rate"] = "rate of fresh layers times"
+    values = {name: getattr(config.finetune, name) for name in words}
+    usual = {name: own.get(name, getattr(TrainConfig, name)) for name in words}
+    return "".join(f", {words[name]} {value:g}" for name, value in values.items() if value != usual[name])
 
 
 def length(section: TrainConfig) -> str:

@@ -58,6 +58,7 @@ def train_detector(training: Training, config: Config, run: Run) -> dict:
     seed_everything(stream(config.seed, training.stage, "weights"))
     detector = build_detector(training.model)
     copied = copy_parts(trained_weights(training.start), detector, parts=training.parts) if training.start else None
+    fresh = {name for name, _ in detector.named_parameters()} - set(copied.copied) if copied else ()
     # channels_last: the memory format in which convolutions are fastest.
     detector = detector.to(device_of_process(), memory_format=torch.channels_last)
     _announce(training, copied, run)
@@ -72,6 +73,7 @@ def train_detector(training: Training, config: Config, run: Run) -> dict:
         run=run,
         title=training.title,
         evaluate=_validation_of(training, config, detector, run),
+        fresh=fresh,
     )
 
     # Evaluate and save.

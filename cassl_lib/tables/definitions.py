@@ -205,6 +205,18 @@ def table9(config: Config) -> list[Row]:
         parts = PARTS[:count]
         cells = {number: finetuned(config, start, number=number, parts=parts) for number in numbers}
         rows.append(Row(", ".join(parts), cells))
+    # Two options of finetuning that the nearest relatives publish and the paper does not mention (CutLER, AlignDet).
+    own = config.finetune
+    options = {
+        "fresh layers at 4x rate": replace(own, fresh_rate=4.0),
+        "1.5x rate and 0.5x weight decay": replace(
+            own, learning_rate=1.5 * own.learning_rate, weight_decay=0.5 * own.weight_decay
+        ),
+    }
+    for name, section in options.items():
+        changed = replace(config, finetune=section)
+        cells = {number: finetuned(changed, start, number=number) for number in numbers}
+        rows.append(Row(", ".join([*PARTS[:3], name]), cells))
     return rows
 
 

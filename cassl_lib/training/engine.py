@@ -7,7 +7,7 @@ import functools
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +42,7 @@ def train(
     run: Run,
     title: str,
     evaluate: Callable[[int], float | None] | None = None,
+    fresh: Collection[str] = (),
 ) -> dict:
     """Train `procedure.model` in place for `steps` steps, resuming from the run's checkpoint if there is one.
 
@@ -51,6 +52,7 @@ def train(
         evaluate: function of the number of finished steps that returns the model's AP on held-out images, called in
             all processes every `config.evaluate_every` steps and after the last one. The first process's value counts.
             It may leave the model in evaluation mode and draw random numbers; both are restored.
+        fresh: names of parameters that learn at `config.fresh_rate` times the rate.
 
     Returns:
         seconds (over all parts of an interrupted run) and unreadable, the names of the images that were skipped; with
@@ -63,7 +65,7 @@ def train(
     """
     check_accumulation(config)
     device = next(procedure.model.parameters()).device
-    optimizer = build_optimizer(procedure.model, config)
+    optimizer = build_optimizer(procedure.model, config, fresh=fresh)
     progress = checkpoint.resume(run, procedure, optimizer)
     validation = Validation(evaluate, procedure.model, config, steps, run)
     losses_of = parallel(procedure, device).train()
@@ -121,7 +123,7 @@ def train_step(losses_of: nn.Module, optimizer, batch: Batch, *, step: int, step
             same gradient, so all of them stop, each naming its own images.
     """
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(step, config=config, steps=steps)
+        group["lr"] = group["factor"] * learning_rate(step, config=config, steps=steps)
     optimizer.zero_grad(set_to_none=True)
     parts, by_part = batch.parts(config.accumulate), []
     for number, part in enumerate(parts, 1):

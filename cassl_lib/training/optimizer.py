@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import torch
 from torch import nn
@@ -34,18 +35,27 @@ def learning_rate(step: int, *, config: TrainConfig, steps: int) -> float:
     return scaled_rate(config) * factor * 0.1**passed
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, config: TrainConfig, *, fresh: Collection[str] = ()) -> torch.optim.Optimizer:
     """AdamW or SGD over the trainable parameters. Norms, biases, per-level scales and position tables do not decay.
+
+    Each group has a `factor`, by which its learning rate is multiplied.
+
+    Args:
+        fresh: names of parameters whose factor is `config.fresh_rate`.
 
     Raises:
         ConfigError: an unknown optimizer.
     """
-    decayed, free = [], []
+    groups: dict[tuple[float, float], list] = {(config.weight_decay, 1.0): [], (0.0, 1.0): []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            table = any(word in name for word in POSITION_TABLES)
-            (free if parameter.ndim <= 1 or table else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
+            free = parameter.ndim <= 1 or any(word in name for word in POSITION_TABLES)
+            settings = 0.0 if free else config.weight_decay, config.fresh_rate if name in fresh else 1.0
+            groups.setdefault(settings, []).append(parameter)
+    groups = [
+        {"params": parameters, "weight_decay": decay, "factor": factor}
+        for (decay, factor), parameters in groups.items()
+    ]
     rate = scaled_rate(config)
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=rate, fused=True)

@@ -302,6 +302,7 @@ DEFAULTS = {
         "batch_size": 16,
         "accumulate": 1,
         "learning_rate": 1e-4,
+        "fresh_rate": 1.0,
         "optimizer": "adamw",
         "weight_decay": 0.05,
         "warmup_steps": 1500,

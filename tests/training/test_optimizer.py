@@ -56,6 +56,22 @@ def test_position_tables_of_transformers_do_not_decay():
     assert decays(vit)["pos_embed"] == 0 and decays(vit)["blocks.0.mlp.fc1.weight"] == 0.05
 
 
+def test_fresh_layers_learn_at_a_rate_of_their_own():
+    """With the default factor the groups are those of a model without fresh layers."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 2, 1))
+    fresh = {"1.weight", "1.bias"}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+
+    def factors(config: TrainConfig) -> dict[str, float]:
+        groups = build_optimizer(model, config, fresh=fresh).param_groups
+        return {names[id(parameter)]: group["factor"] for group in groups for parameter in group["params"]}
+
+    assert factors(TrainConfig(fresh_rate=4)) == {"0.weight": 1, "0.bias": 1, "1.weight": 4, "1.bias": 4}
+    assert set(factors(TrainConfig()).values()) == {1}
+    plain = [each["params"] for each in build_optimizer(model, TrainConfig()).param_groups]
+    assert [each["params"] for each in build_optimizer(model, TrainConfig(), fresh=fresh).param_groups] == plain
+
+
 def test_an_unknown_optimizer_is_an_error():
     with pytest.raises(ConfigError, match="optimizer='adam' is not allowed; use adamw or sgd"):
         build_optimizer(torch.nn.Linear(1, 1), TrainConfig(optimizer="adam"))

@@ -131,7 +131,7 @@ def survey(config: Config) -> Survey:
         pool = _if_there(lambda: datasets.pool(represented), config.unlabeled == "split")
 
     # Numbers of images, and where each comes from.
-    images = {"labeled": IMAGES["train"], "pool": IMAGES[config.split], "val": VAL_IMAGES}
+    images = {"labeled": IMAGES["train"], "pool": IMAGES.get(config.split, 0), "val": VAL_IMAGES}
     where = {}
     for name, each in (("labeled", labeled), ("pool", pool), ("val", val)):
         images[name] = images[name] if each is None else len(each)
