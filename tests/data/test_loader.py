@@ -134,7 +134,10 @@ def test_a_batch_leaves_out_unreadable_images(coco, tmp_path):
 def test_an_image_of_another_size_than_its_annotations_is_unusable(coco, tmp_path, masks):
     Image.new("RGB", (HEIGHT, WIDTH)).save(tmp_path / "images/a.jpg")
     _, _, image_id, (name,) = samples_of(coco, masks=masks)[(0, 0)]
-    assert image_id != 70 and name == f"{tmp_path / 'images/a.jpg'} (30x20 pixels, listed as 20x30, height and width swapped)"
+    assert (
+        image_id != 70
+        and name == f"{tmp_path / 'images/a.jpg'} (30x20 pixels, listed as 20x30, height and width swapped)"
+    )
     for path in (tmp_path / "images").iterdir():
         Image.new("RGB", (HEIGHT, WIDTH)).save(path)
     with pytest.raises(DataError, match="3 images in a row cannot be used, the last is .* listed as 20x30"):

@@ -181,7 +181,10 @@ def test_a_full_disk_stops_with_a_remedy_and_loses_nothing(config, labeler, pool
             resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limits[1]))
 
     try:
-        with pytest.raises(LabelingError, match="shard-00002.arrow cannot be .* Free disk space and rerun .* 2 shards are finished and kept"):
+        with pytest.raises(
+            LabelingError,
+            match="shard-00002.arrow cannot be .* Free disk space and rerun .* 2 shards are finished and kept",
+        ):
             label_into(tmp_path, labeler, pool, config, log=fill_after_the_second)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -407,7 +410,9 @@ def test_an_image_replaced_by_one_of_another_size_is_listed_as_unreadable(config
     label_into(tmp_path / "store", labeler, pool, config)
     labels = PseudoLabelStore(tmp_path / "store")
     assert [Path(labels.file_name(n)).name for n in range(len(labels))] == ["a.png", "c.png"]
-    assert labels.unreadable == [f"{tmp_path / 'images/b.png'} (96x64 pixels, listed as 64x96, height and width swapped)"]
+    assert labels.unreadable == [
+        f"{tmp_path / 'images/b.png'} (96x64 pixels, listed as 64x96, height and width swapped)"
+    ]
 
 
 def test_rles_equal_those_of_pycocotools():
