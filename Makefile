@@ -80,10 +80,10 @@ lab: .venv/ready  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
 
 # The notebooks of the chain are stored with results of the demo profile, over its finished runs in runs/.
-notebooks: .venv/ready-dev  ## execute 00 and the tables in place at the smoke profile, the chain at the demo's (seed 0)
+notebooks: .venv/ready-dev  ## execute 00 to 06 in place at the demo profile (seed 0), the tables at smoke
 	@$(BIN)/cassl chain --profile demo --seed 0 && store=$$(mktemp -d) && trap 'rm -rf "$$store"' EXIT && \
 	for file in notebooks/*.ipynb; do echo "== $$file"; case $$file in \
-	  notebooks/0[1-6]*) settings="CASSL_PROFILE=demo" ;; \
+	  notebooks/0*) settings="CASSL_PROFILE=demo" ;; \
 	  *) settings="CASSL_PROFILE=smoke CASSL_RUNS=$$store/runs CASSL_DATASETS=$$store/datasets" ;; esac; \
 	  env $$settings $(BIN)/jupyter nbconvert --log-level ERROR --to notebook --inplace --execute $$file \
 	    $(HUSH) || exit 1; done && \
