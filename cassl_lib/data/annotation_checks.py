@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cassl_lib.data.schema import Annotation, Category, Image, Label
+from cassl_lib.data.schema import Annotation, Category, Image, JudgedImage, Label, Object
 from cassl_lib.errors import DataError
 
 if TYPE_CHECKING:
@@ -19,15 +19,15 @@ MOST_FIT = 0.95  # share of boxes that are valid corners; of COCO's x, y, width,
 SOME_LEAVE = 0.1  # share of boxes that leave their image if read as x, y, width, height; of COCO's none do
 
 
-def check_images(images: Sequence[Image], name: str) -> None:
+def check_images(images: Sequence[Image | JudgedImage], name: str) -> None:
     """Raise DataError if images share an id or a file name. `name` is that of the file, for messages."""
     if (twice := _repeated(image.id for image in images)) is not None:
         names = [image.file_name for image in images if image.id == twice]
         raise DataError(f"{name}: {len(names)} images have the id {twice}, such as {names[-1]!r}; give each its own id")
-    if (twice := _repeated(image.file_name for image in images)) is not None:
+    if (twice := _repeated(image.file_name for image in images if image.file_name is not None)) is not None:
         ids = [image.id for image in images if image.file_name == twice]
         raise DataError(f"{name}: the images {ids[0]} and {ids[1]} have the same file_name {twice!r}; list it once")
-    if wrong := next((image for image in images if "\0" in image.file_name), None):
+    if wrong := next((image for image in images if "\0" in (image.file_name or "")), None):
         raise DataError(f"{name}: image {wrong.id}: file_name {wrong.file_name!r} has a NUL character; rename the file")
 
 
@@ -43,8 +43,8 @@ def check_categories(categories: Sequence[Category], name: str) -> None:
 
 
 def check_references(
-    annotations: Sequence[Annotation | Label],
-    images: Iterable[Image],
+    annotations: Sequence[Annotation | Label | Object],
+    images: Iterable[Image | JudgedImage],
     category_ids: Iterable[int],
     name: str,
     place: str = "annotations",

@@ -68,6 +68,7 @@ class JudgedImage(Struct, gc=False):
     """An image that results are evaluated on; its size is needed for masks only."""
 
     id: Id
+    file_name: FileName | None = None
     height: Length | None = None
     width: Length | None = None
 

@@ -5,12 +5,23 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
-import json
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 
 from pycocotools import mask as mask_api
+
+from cassl_lib.errors import DataError
+from cassl_lib.evaluation.inputs import (
+    GROUND_TRUTH,
+    RESULTS,
+    blocks,
+    check_masks,
+    check_result_masks,
+    read_ground_truth,
+    read_results,
+    with_mask,
+)
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 KEYPOINT_METRICS = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
@@ -49,12 +60,12 @@ def evaluate(
         ground truth.
 
     Raises:
-        ValueError: a field is missing or does not fit, such as a result for an unknown image.
+        DataError: a field is missing or does not fit, such as a result for an unknown image.
     """
     if side is not None and not side > 0:
-        raise ValueError(f"side must be a number of pixels above 0, got {side}")
+        raise DataError(f"side must be a number of pixels above 0, got {side}")
     if iou_type not in FIELDS:
-        raise ValueError(f"iou_type must be 'bbox', 'segm' or 'keypoints', got {iou_type!r}")
+        raise DataError(f"iou_type must be 'bbox', 'segm' or 'keypoints', got {iou_type!r}")
     with _garbage_collector_paused():
         ground_truth = _load_ground_truth(annotations, iou_type)
         detections = _load_results(results, ground_truth["images"], iou_type)
@@ -124,7 +135,7 @@ def _index(coco_class, dataset: dict):
 def _ap_per_class(evaluator, categories: list[dict]) -> dict[str, float]:
     names = [category["name"] for category in categories]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(
+        raise DataError(
             f"per_class=True: several categories are called {', '.join(twice)}, so their AP cannot be listed by name"
         )
     precision = evaluator.eval["precision"][:, :, :, 0, -1]  # (IoU, recall, category): all areas, most detections
@@ -140,21 +151,18 @@ def _ap_per_class(evaluator, categories: list[dict]) -> dict[str, float]:
 def _load_ground_truth(annotations, iou_type: str) -> dict:
     """A copy of the fields that evaluation reads, as a COCO dict: both libraries write into the dicts they get."""
     if isinstance(annotations, (str, Path)):
-        name, dataset = str(annotations), json.loads(Path(annotations).read_bytes())
+        name, dataset = str(annotations), read_ground_truth(annotations)
     else:
         name, dataset = "the given ground truth", getattr(annotations, "dataset", annotations)
     missing = [key for key in ("images", "annotations", "categories") if key not in dataset]
     if missing:
-        raise ValueError(
-            f"{name} has no {' and no '.join(missing)}. Give a COCO ground-truth file with images, annotations and "
-            "categories, such as instances_val2017.json; image_info_*.json files have no annotations."
-        )
+        raise DataError(f"{name} has no {' and no '.join(missing)}; give {GROUND_TRUTH}")
     # Renumber all ids but 0: unlike pycocotools, faster-coco-eval treats negative and fractional ids as 0.
     numbers: dict = {}
     entries = []
     for entry in dataset["annotations"]:
         if FIELDS[iou_type] not in entry:
-            raise ValueError(
+            raise DataError(
                 f"annotation {entry['id']} of {name} has no {FIELDS[iou_type]}, needed for iou_type={iou_type!r}"
             )
         number = numbers.setdefault(entry["id"], len(numbers) + 1) if entry["id"] != 0 else 0
@@ -162,12 +170,24 @@ def _load_ground_truth(annotations, iou_type: str) -> dict:
     if any(entry["id"] == 0 for entry in entries):
         warnings.warn(f"{name} has annotation id 0, which pycocotools never counts as matched", stacklevel=3)
     images = [{key: image[key] for key in ("id", "height", "width") if key in image} for image in dataset["images"]]
+    if iou_type == "segm":
+        sizes = _sizes(images)
+        check_masks(dataset["annotations"], sizes, name)
+        for entry in entries:
+            entry["segmentation"] = with_mask(entry["segmentation"], sizes[entry["image_id"]])
     return {"info": {}, "images": images, "annotations": entries, "categories": dataset["categories"]}
+
+
+def _sizes(images: list[dict]) -> dict[int, tuple[int | None, int | None]]:
+    """Height and width by image id; None where the ground truth does not give them."""
+    return {image["id"]: (image.get("height"), image.get("width")) for image in images}
 
 
 def _ground_truth_entry(entry: Mapping, iou_type: str) -> dict:
     kept = {key: entry[key] for key in ("image_id", "category_id", "bbox", FIELDS[iou_type]) if key in entry}
-    kept["iscrowd"] = entry.get("iscrowd", 0)
+    kept["iscrowd"] = int(entry.get("iscrowd", 0))
+    if "area" not in entry and "bbox" not in entry:
+        raise DataError(f"annotation {entry['id']} has no area and no bbox; give one, which its size is taken from")
     kept["area"] = entry["area"] if "area" in entry else entry["bbox"][2] * entry["bbox"][3]
     if iou_type == "keypoints":
         visible = sum(v > 0 for v in _keypoints(entry)[2::3])
@@ -178,25 +198,29 @@ def _ground_truth_entry(entry: Mapping, iou_type: str) -> dict:
 def _load_results(results, images: list[dict], iou_type: str) -> list[dict]:
     """A copy of the fields that evaluation reads, numbered from 1, with the areas that pycocotools assigns."""
     if isinstance(results, (str, Path)):
-        results = json.loads(Path(results).read_bytes())
+        results = read_results(results)
     if isinstance(results, Mapping) or not isinstance(results, Iterable):
-        raise ValueError(f"results must be a list of COCO result dicts, not {type(results).__name__}")
-    known, kept, area_field, field = {image["id"] for image in images}, [], None, FIELDS[iou_type]
-    for number, entry in enumerate(results, start=1):
-        area_field = area_field or _area_field(entry)
-        _check_result(entry, known, area_field, iou_type)
+        raise DataError(f"results must be {RESULTS}, not {type(results).__name__}")
+    sizes, kept, area_field, field = _sizes(images), [], None, FIELDS[iou_type]
+    for block in blocks(results):
+        area_field = area_field or (_area_field(block[0]) if block else None)
+        for entry in block:
+            _check_result(entry, sizes, area_field, iou_type)
         by_mask = area_field == "segmentation"
-        box = None if by_mask and field != "bbox" else _box(entry, area_field)  # of masks it takes long
-        kept.append(
-            {
-                "id": number,
-                "image_id": entry["image_id"],
-                "category_id": entry["category_id"],
-                "score": entry["score"],
-                "area": int(mask_api.area(entry[area_field])) if by_mask else box[2] * box[3],
-                field: box if field == "bbox" else entry[field],
-            }
-        )
+        if by_mask or field == "segmentation":
+            check_result_masks(block, sizes)
+        for entry in block:
+            box = None if by_mask and field != "bbox" else _box(entry, area_field)  # of masks it takes long
+            kept.append(
+                {
+                    "id": len(kept) + 1,
+                    "image_id": entry["image_id"],
+                    "category_id": entry["category_id"],
+                    "score": entry["score"],
+                    "area": int(mask_api.area(entry[area_field])) if by_mask else box[2] * box[3],
+                    field: box if field == "bbox" else entry[field],
+                }
+            )
     return kept
 
 
@@ -207,17 +231,17 @@ def _area_field(first: Mapping) -> str:
     return next((key for key in ("segmentation", "keypoints") if key in first), "bbox or segmentation")
 
 
-def _check_result(entry: Mapping, known: set[int], area_field: str, iou_type: str) -> None:
-    """Raise ValueError for a result of an unknown image, without a score, or without a needed field."""
-    image_id, score = entry["image_id"], entry.get("score")
+def _check_result(entry: Mapping, known: Container[int], area_field: str, iou_type: str) -> None:
+    """Raise DataError for a result of an unknown image, without a score, or without a needed field."""
+    image_id, score = entry.get("image_id"), entry.get("score")
     if image_id not in known:
-        raise ValueError(f"a result is for image {image_id}, which is not in the ground truth")
+        raise DataError(f"a result is for image {image_id}, which is not in the ground truth")
     if score is None or score != score:
-        raise ValueError(f"a result for image {image_id} has no score, or its score is NaN")
+        raise DataError(f"a result for image {image_id} has no score, or its score is NaN")
     needed = area_field if iou_type == "bbox" else FIELDS[iou_type]
-    if area_field not in entry or needed not in entry:
-        missing = needed if area_field in entry else area_field
-        raise ValueError(f"a result for image {image_id} has no {missing}, needed for iou_type={iou_type!r}")
+    for missing in (area_field, needed, "category_id"):
+        if missing not in entry:
+            raise DataError(f"a result for image {image_id} has no {missing}, needed for iou_type={iou_type!r}")
     if iou_type == "keypoints":
         _keypoints(entry)
 
@@ -233,7 +257,7 @@ def _box(entry: Mapping, area_field: str) -> list:
 
 
 def _keypoints(entry: Mapping):
-    """The keypoints of an annotation or a result, a flat list of x, y, v; raises ValueError unless there are 17."""
+    """The keypoints of an annotation or a result, a flat list of x, y, v; raises DataError unless there are 17."""
     if (count := len(entry["keypoints"])) != 3 * KEYPOINTS:
-        raise ValueError(f"image {entry['image_id']}: keypoints must be {KEYPOINTS} times x, y, v, got {count} numbers")
+        raise DataError(f"image {entry['image_id']}: keypoints must be {KEYPOINTS} times x, y, v, got {count} numbers")
     return entry["keypoints"]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from cassl_lib.data.annotation_checks import check_images, check_references
 from cassl_lib.data.coco import CocoImages
+from cassl_lib.data.coco_files import read
+from cassl_lib.data.schema import InstancesFile
 from cassl_lib.evaluation.matching import edge_errors, label_quality
 from cassl_lib.labels.store import PseudoLabelStore
 
@@ -67,13 +69,15 @@ def read_ground_truth(files: Iterable[Path]) -> tuple[dict[int, np.ndarray], dic
     boxes: dict[int, list] = {}
     unnamed: dict[int, list] = {}
     for path in files:
-        data = json.loads(Path(path).read_bytes())
-        hidden = {c["id"] for c in data["categories"] if c.get("supercategory") == UNNAMED}
-        for image in data["images"]:
-            boxes[image["id"]], unnamed[image["id"]] = [], []
-        for entry in data["annotations"]:
-            x, y, w, h = entry["bbox"]
-            boxes[entry["image_id"]].append((x, y, x + w, y + h))
-            unnamed[entry["image_id"]].append(entry["category_id"] in hidden)
+        data = read(path, InstancesFile, "a COCO instances file")
+        check_images(data.images, str(path))
+        check_references(data.annotations, data.images, [category.id for category in data.categories], str(path))
+        hidden = {category.id for category in data.categories if category.supercategory == UNNAMED}
+        for image in data.images:
+            boxes[image.id], unnamed[image.id] = [], []
+        for entry in data.annotations:
+            x, y, w, h = entry.bbox
+            boxes[entry.image_id].append((x, y, x + w, y + h))
+            unnamed[entry.image_id].append(entry.category_id in hidden)
     arrays = {image: np.array(each, np.float32).reshape(-1, 4) for image, each in boxes.items()}
     return arrays, {image: np.array(flags, bool) for image, flags in unnamed.items()}

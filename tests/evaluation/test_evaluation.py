@@ -312,7 +312,7 @@ def test_no_results_give_0_and_no_ground_truth_gives_minus_1(backend, class_agno
 def test_a_file_without_annotations_raises(tmp_path):
     path = tmp_path / "image_info_unlabeled2017.json"
     path.write_text(json.dumps({"images": [], "categories": []}))
-    with pytest.raises(ValueError, match=r"image_info_unlabeled2017\.json has no annotations.*instances_val2017"):
+    with pytest.raises(ValueError, match=r"image_info_unlabeled2017\.json: lacks annotations.*instances_val2017"):
         evaluate([], path)
 
 
