@@ -19,9 +19,8 @@ from cassl_lib import paths
 from cassl_lib.data.annotation_checks import check_categories, check_images, check_references
 from cassl_lib.data.coco_files import read
 from cassl_lib.data.image_contents import files_fingerprint
-from cassl_lib.data.image_files import inside
+from cassl_lib.data.image_files import MOST_PIXELS, inside
 from cassl_lib.data.instances import pack, positions
-from cassl_lib.data.mask_checks import MOST_PIXELS
 from cassl_lib.data.schema import Image, InstancesFile
 from cassl_lib.data.segmentations import Segmentations
 from cassl_lib.data.source import Annotations

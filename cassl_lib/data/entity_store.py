@@ -16,7 +16,8 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from cassl_lib import paths
-from cassl_lib.data.panoptic import PanopticFiles, check_segments, count_values, pngs_of, read_ids
+from cassl_lib.data.image_files import MOST_PIXELS
+from cassl_lib.data.panoptic import PanopticFiles, check_segments, count_values, few, pngs_of, read_ids
 from cassl_lib.data.processes import cores, process_pool
 from cassl_lib.errors import DataError
 from cassl_lib.files import alone, file_fingerprint
@@ -65,8 +66,13 @@ def check_ground_truth(files: PanopticFiles) -> None:
     for image in files.images:
         if lacking := [name for name in ("id", "file_name", "height", "width") if name not in image]:
             raise DataError(f"{files.path}: an image (id {image.get('id')}) lacks {', '.join(lacking)}")
-        if not isinstance(image["id"], int):
-            raise DataError(f"{files.path}: image id {image['id']!r} is not an integer; use integer ids, as COCO does")
+        if image["height"] * image["width"] > MOST_PIXELS:
+            raise DataError(f"{files.path}: image {image['id']} has more than {MOST_PIXELS:,} pixels; make it smaller")
+    listed = {image["id"] for image in files.images}
+    if unknown := [image for image in files.image_ids if image not in listed]:
+        raise DataError(
+            f"{files.path}: annotations of the images {few(unknown)}, which `images` lacks; list or remove them"
+        )
 
 
 def convert(files: PanopticFiles, folder: Path, identity: str, *, workers: int) -> None:

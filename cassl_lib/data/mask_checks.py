@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from cassl_lib.data.image_files import MOST_PIXELS
 from cassl_lib.data.segmentations import Segmentations
 
-MOST_PIXELS = 2**26  # of an image, and so of its masks
 FARTHEST = 1e5  # pixels from the top left corner, of a polygon's point
 LONGEST_OUTLINE = 2**20  # pixels; pycocotools allocates about 100 bytes per pixel of a polygon's outline
 AT_ONCE = 2**22  # values that are checked together, so that the checks need little memory

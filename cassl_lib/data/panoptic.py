@@ -5,18 +5,24 @@ The id of a pixel is R + 256 G + 256^2 B; 0 is void. Ground truth and results ha
 
 from __future__ import annotations
 
-import json
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
+from cassl_lib.data.annotation_checks import check_images
+from cassl_lib.data.coco_files import convert, read
+from cassl_lib.data.image_files import MOST_PIXELS, inside
+from cassl_lib.data.schema import JudgedImage, PanopticAnnotation, PanopticCategory, PanopticFile
 from cassl_lib.errors import DataError
 
 ID_LIMIT = 256**3  # three color channels
 # (H, W) integer segment ids, 0 for void, and the `segments_info` of exactly these ids
 Panoptic = tuple[np.ndarray, list[dict]]
+T = TypeVar("T")
 
 
 class PanopticError(DataError):
@@ -46,14 +52,14 @@ class PanopticFiles:
         self.folder = Path(folder) if folder is not None else pngs_of(self.path)
         if not self.folder.is_dir():
             raise PanopticError(f"{self.folder}: no such folder; give the folder of the PNGs that {self.path} names")
-        self.categories = _categories(data, self.path)
-        self._annotations = {annotation["image_id"]: annotation for annotation in data["annotations"]}
-        self.images = list(data.get("images") or ())
+        self.categories = _categories(data.categories or [], self.path)
+        self._annotations = {annotation["image_id"]: annotation for annotation in data.annotations}
+        self.images = _images(data.images or [], self.path)
         self._sizes = {
             image["id"]: (image["height"], image["width"]) for image in self.images if {"height", "width"} <= set(image)
         }
         self.image_ids = list(self._annotations)
-        _check_annotations(data["annotations"], {category["id"] for category in self.categories}, self.path)
+        _check_annotations(data.annotations, {category["id"] for category in self.categories}, self.path)
 
     def __len__(self) -> int:
         return len(self._annotations)
@@ -70,7 +76,7 @@ class PanopticFiles:
     def png(self, image_id: int) -> Path:
         """Path of an image's PNG, which may not exist."""
         self.segments(image_id)
-        return self.folder / self._annotations[image_id]["file_name"]
+        return self.folder / inside(self.folder, self._annotations[image_id]["file_name"], listed_in=self.path)
 
     def read(self, image_id: int) -> Panoptic:
         """The (H, W) int32 segment ids of an image, 0 for void, and its `segments_info`.
@@ -110,9 +116,13 @@ def read_ids(png: Path | str) -> np.ndarray:
         with Image.open(png) as image:
             if image.mode not in ("RGB", "RGBA", "P"):
                 raise PanopticError(f"{png} is a {image.mode!r} image; ids are colors, R + 256 G + 256^2 B: write RGB")
+            if image.width * image.height > MOST_PIXELS:
+                raise PanopticError(f"{png} has {image.width} x {image.height} pixels; {MOST_PIXELS:,} are the most")
             # The four bytes of a pixel are one little-endian number: several times faster than a sum over channels.
             pixels, shape = image.convert("RGBA").tobytes(), (image.height, image.width)
-    except (OSError, SyntaxError) as error:  # Pillow raises either for a damaged PNG
+    except PanopticError:
+        raise
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # of Pillow, for a damaged PNG
         raise PanopticError(f"{png} cannot be read ({error}); write it again") from error
     return (np.frombuffer(pixels, "<u4").reshape(shape) & (ID_LIMIT - 1)).astype(np.int32)
 
@@ -151,55 +161,67 @@ def few(values: list) -> str:
     return f"{', '.join(map(str, values[:5]))}{f' and {len(values) - 5} more' if len(values) > 5 else ''}"
 
 
-def _read(path: Path) -> dict:
-    """The parsed panoptic JSON. Raises PanopticError that names the list or key that is missing."""
+def _read(path: Path) -> PanopticFile:
+    """The parsed panoptic JSON. Raises PanopticError that names the place of what is wrong."""
     try:
-        data = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise PanopticError(f"{path}: no such file; give a COCO panoptic JSON") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise PanopticError(f"{path} is not JSON ({error}); give a COCO panoptic JSON") from error
-    annotations = data.get("annotations") if isinstance(data, dict) else None
-    if not isinstance(annotations, list):
-        raise PanopticError(f"{path} is not a COCO panoptic file: it has no list 'annotations'")
-    for annotation in annotations:
-        if "segments_info" not in annotation and "bbox" in annotation:
+        return read(path, PanopticFile, "a COCO panoptic JSON")
+    except DataError as error:
+        if _is_instances(path):
             raise PanopticError(
                 f"{path} is an instances file: its annotations have 'bbox' and no 'segments_info'; "
                 "give the panoptic JSON, such as panoptic_val2017.json"
-            )
-        if lacking := [name for name in ("image_id", "file_name", "segments_info") if name not in annotation]:
-            raise PanopticError(
-                f"{path}: the annotation of image {annotation.get('image_id')} lacks {', '.join(lacking)}"
-            )
-    return data
+            ) from error
+        raise PanopticError(str(error)) from error
 
 
-def _categories(data: dict, path: Path) -> list[dict]:
+def _is_instances(path: Path) -> bool:
+    with contextlib.suppress(DataError):
+        entries = read(path, dict, "a COCO panoptic JSON").get("annotations")
+        first = entries[0] if isinstance(entries, list) and entries else None
+        return isinstance(first, dict) and "bbox" in first and "segments_info" not in first
+    return False
+
+
+def _categories(categories: list[dict], path: Path) -> list[dict]:
     """The validated categories, sorted by id."""
-    categories = data.get("categories") or []
-    for category in categories:
-        if lacking := [name for name in ("id", "name", "isthing") if name not in category]:
-            raise PanopticError(
-                f"{path}: category {category.get('id')} lacks {', '.join(lacking)}; use COCO's 133 panoptic categories"
-            )
+    for row, category in enumerate(categories):
+        _typed(category, PanopticCategory, f"{path}: categories[{row}]")
     for name in ("id", "name"):
         if len({category[name] for category in categories}) < len(categories):
             raise PanopticError(f"{path}: two categories have the same {name}; give each its own")
     return sorted(categories, key=lambda category: category["id"])
 
 
-def _check_annotations(annotations: list[dict], categories: set[int], path: Path) -> None:
-    """Raise PanopticError for repeated images, and for segments with missing keys or invalid ids."""
-    seen = set()
+def _images(images: list[dict], path: Path) -> list[dict]:
+    """The validated image records."""
+    typed = [_typed(image, JudgedImage, f"{path}: images[{row}]") for row, image in enumerate(images)]
+    try:
+        check_images(typed, str(path))
+    except DataError as error:
+        raise PanopticError(str(error)) from error
+    return images
+
+
+def _typed(entry: dict, kind: type[T], where: str) -> T:
+    try:
+        return convert(entry, kind, f"{where} (id {entry.get('id')})")
+    except DataError as error:
+        raise PanopticError(str(error)) from error
+
+
+def _check_annotations(annotations: list[PanopticAnnotation], categories: set[int], path: Path) -> None:
+    """Raise PanopticError for repeated images or PNGs, and for invalid ids of segments."""
+    images: set[int] = set()
+    names: set[str] = set()
     for annotation in annotations:
         where = f"{path}, image {annotation['image_id']}"
-        if annotation["image_id"] in seen:
+        if annotation["image_id"] in images:
             raise PanopticError(f"{where}: the image has two annotations; keep one")
-        seen.add(annotation["image_id"])
+        if annotation["file_name"] in names:
+            raise PanopticError(f"{where}: another image has its PNG {annotation['file_name']!r}; name its own")
+        images.add(annotation["image_id"])
+        names.add(annotation["file_name"])
         for segment in annotation["segments_info"]:
-            if lacking := [name for name in ("id", "category_id") if name not in segment]:
-                raise PanopticError(f"{where}: segment {segment.get('id')} lacks {', '.join(lacking)}")
             number, category = segment["id"], segment["category_id"]
             if not 0 < number < ID_LIMIT:
                 raise PanopticError(f"{where}: segment id {number} is out of range; use 1 to {ID_LIMIT - 1}, 0 is void")

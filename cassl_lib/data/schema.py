@@ -145,8 +145,8 @@ class Segment(TypedDict):
     id: int
     category_id: Id
     iscrowd: NotRequired[Flag]
-    area: NotRequired[float]
-    bbox: NotRequired[Box]
+    area: NotRequired[int | float]
+    bbox: NotRequired[list[int | float]]
 
 
 class PanopticAnnotation(TypedDict):
