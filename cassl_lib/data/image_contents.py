@@ -61,6 +61,8 @@ def _content(path: Path | str) -> bytes:
     try:
         with open_file(path) as file:
             return hashlib.file_digest(file, "sha256").digest()
+    except (FileNotFoundError, NotADirectoryError):
+        return hashlib.sha256().digest()
     except OSError as error:
         describe_damage(path, error)
         return hashlib.sha256().digest()

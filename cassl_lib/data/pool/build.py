@@ -37,6 +37,7 @@ from cassl_lib.data.pool.index import (
     read_left_out,
     write_index,
 )
+from cassl_lib.data.pool.open_index import first_repeated
 from cassl_lib.errors import DataError
 from cassl_lib.files import alone
 
@@ -102,6 +103,11 @@ def _list(parts: list[str], folder: Path) -> tuple[pa.Table, list[int]]:
             )
             raise DataError(f"{part}: no image in it; {why}")
         tables.append(pa.concat_tables(batches))
+        if repeated := first_repeated(tables[-1].column("path")):
+            name = tables[-1].column("path")[repeated[0]].as_py()
+            raise DataError(
+                f"{part}: lists {name} twice, as images {repeated[0] + 1} and {repeated[1] + 1}; list it once"
+            )
     return pa.concat_tables(tables), [len(table) for table in tables]
 
 

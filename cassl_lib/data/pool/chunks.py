@@ -61,6 +61,6 @@ def _arguments(images: pa.Table) -> list[list]:
 
 
 def write_table(table: pa.Table, path: Path) -> None:
-    """Write a Parquet file with row groups of `CHUNK` rows, atomically."""
+    """Write a Parquet file with row groups of `CHUNK` rows and checksums of its pages, atomically."""
     with replacing(path) as temporary:
-        pq.write_table(table, temporary, row_group_size=CHUNK)
+        pq.write_table(table, temporary, row_group_size=CHUNK, write_page_checksum=True)

@@ -16,7 +16,7 @@ from cassl_lib import paths
 from cassl_lib.data.image_files import ENDINGS
 from cassl_lib.data.pool import folders, lists
 from cassl_lib.data.pool.folders import PACKED, Listed
-from cassl_lib.data.pool.index import open_index
+from cassl_lib.data.pool.open_index import open_index
 from cassl_lib.errors import DataError
 
 SHARE = re.compile(r"0?\.\d+")  # what follows FOLDER@

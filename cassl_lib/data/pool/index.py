@@ -8,6 +8,7 @@ import json
 from collections import OrderedDict
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
@@ -15,14 +16,12 @@ import pyarrow.parquet as pq
 
 from cassl_lib import paths
 from cassl_lib.data.pool.chunks import write_table
+from cassl_lib.data.pool.open_index import INDEX, REMEDY, in_one_line, open_index
 from cassl_lib.data.source import Annotations
 from cassl_lib.errors import DataError, LeftOut
 from cassl_lib.files import replacing
 
 CACHED_GROUPS = 4  # row groups per pool; readers go through it in order
-INDEX = pa.schema(
-    [("id", pa.int64()), ("path", pa.string()), ("height", pa.int32()), ("width", pa.int32()), ("source", pa.string())]
-)
 LEFT_OUT = pa.schema([("path", pa.string()), ("reason", pa.string()), ("detail", pa.string()), ("bytes", pa.int64())])
 REASONS = {
     "missing": "images are listed but do not exist",
@@ -31,6 +30,8 @@ REASONS = {
     "duplicate": "images are byte-identical to an earlier one",
     "near duplicate": "images resemble one of those to keep out",
 }
+COUNTS = ("listed", "images", *REASONS)  # of each part
+PARTS = list[dict[str, int | str]]
 
 
 class Pool:
@@ -47,9 +48,7 @@ class Pool:
     def __init__(self, index: Path):
         self.index = Path(index)
         self._file = open_index(self.index)
-        known = self._file.schema_arrow.metadata
-        self.fingerprint = known[b"fingerprint"].decode()
-        self.parts: list[dict] = json.loads(known.get(b"parts", b"[]"))
+        self.fingerprint, self.parts = _metadata(self.index, self._file.schema_arrow.metadata)
         sizes = [self._file.metadata.row_group(n).num_rows for n in range(self._file.metadata.num_row_groups)]
         self._first = np.cumsum([0, *sizes])
         self._groups: OrderedDict[int, pa.Table] = OrderedDict()
@@ -109,20 +108,22 @@ class Pool:
         return self._groups[number].column(name)[index - int(self._first[number])].as_py()
 
 
+def _metadata(index: Path, known: dict[bytes, bytes]) -> tuple[str, list[dict]]:
+    """Fingerprint and parts of an index. Raises DataError if they are not what `write_index` has written."""
+    try:
+        fingerprint, parts = known[b"fingerprint"].decode(), msgspec.json.decode(known.get(b"parts", b"[]"), type=PARTS)
+    except (UnicodeDecodeError, msgspec.DecodeError) as error:
+        raise DataError(f"{index}: its metadata is damaged ({error}); {REMEDY}") from error
+    for part in parts:
+        if lacking := [
+            name for name in ("part", *COUNTS) if not isinstance(part.get(name), int if name in COUNTS else str)
+        ]:
+            raise DataError(f"{index}: its metadata lacks {lacking[0]} of a part; {REMEDY}")
+    return fingerprint, parts
+
+
 def _shown(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def open_index(path: Path) -> pq.ParquetFile:
-    """The Parquet file of a pool's index. Raises DataError if the file is anything else."""
-    try:
-        file = pq.ParquetFile(path, memory_map=True)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} cannot be read as Parquet ({error}); build the index again") from error
-    known = file.schema_arrow.metadata or {}
-    if b"fingerprint" not in known or not file.schema_arrow.remove_metadata().equals(INDEX):
-        raise DataError(f"{path} is not a pool index; make one with: python -m cassl_lib pool PART --out {path.name}")
-    return file
 
 
 def save(pool: Pool, index: Path, *, without: dict[int, str] | None = None) -> Pool:
@@ -166,9 +167,17 @@ def read_left_out(index: Path) -> pa.Table:
     file = left_out_file(index)
     if not file.exists():
         return LEFT_OUT.empty_table()
-    options = pa.csv.ConvertOptions(column_types=LEFT_OUT, strings_can_be_null=False)
+    options = pa.csv.ConvertOptions(
+        column_types=LEFT_OUT, include_columns=LEFT_OUT.names, strings_can_be_null=False, null_values=[]
+    )
     parsing = pa.csv.ParseOptions(newlines_in_values=True)
-    return pa.csv.read_csv(file, convert_options=options, parse_options=parsing)
+    try:
+        left_out = pa.csv.read_csv(file, convert_options=options, parse_options=parsing)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file} is damaged ({in_one_line(error)}); {REMEDY}") from error
+    if unknown := set(left_out.column("reason").unique().to_pylist()) - set(REASONS):
+        raise DataError(f"{file}: unknown reason {min(unknown)!r}; {REMEDY}")
+    return left_out
 
 
 def fingerprint_with(fingerprint: str, left_out: pa.Table) -> str:

@@ -14,7 +14,7 @@ import pyarrow.csv
 
 from cassl_lib import paths
 from cassl_lib.data.coco import locate
-from cassl_lib.data.image_files import ENDINGS
+from cassl_lib.data.image_files import ENDINGS, inside
 from cassl_lib.data.pool.folders import Listed
 from cassl_lib.errors import DataError
 
@@ -31,13 +31,17 @@ def list_coco(part: str) -> Listed:
         raise DataError(f"{path} is not valid JSON: the file is not UTF-8 text ({error}); give a COCO JSON") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path} is not a COCO image_info file ({error!r}); give a COCO JSON") from error
+    known: dict[int, str] = {}  # names by id
     for name, *facts in entries:
         if not isinstance(name, str):
             raise DataError(f"{path}: file_name {name!r} is not a string; correct this entry")
-        if not all(isinstance(fact, int) for fact in facts) or abs(facts[0]) >= 2**63 or max(facts[1:]) >= 2**31:
+        whole = all(type(fact) is int for fact in facts)  # true is not a number
+        if not whole or abs(facts[0]) >= 2**63 or not all(1 <= side < 2**31 for side in facts[1:]):
             raise DataError(f"{path}: {name}: id, height and width must be integers in range, got {facts}")
+        if (other := known.setdefault(facts[0], name)) is not name:
+            raise DataError(f"{path}: {other} and {name} have the same id {facts[0]}; give each its own id")
     for name, *facts in sorted(entries):
-        yield _joined(prefix, name), 0, *facts
+        yield _joined(images, prefix, name, path), 0, *facts
 
 
 def list_open_images(part: str) -> Listed:
@@ -55,15 +59,17 @@ def list_open_images(part: str) -> Listed:
         )
     columns = [name for name in ("ImageID", "Subset") if name in names]
     converting = pa.csv.ConvertOptions(include_columns=columns, column_types=dict.fromkeys(columns, pa.string()))
-    prefixes: dict[str, str] = {}  # by subset
+    folders: dict[str, tuple[Path, str]] = {}  # by subset, with the prefix of portable names
     for batch in _batches(path, parsing, converting):
         ids = batch.column(0).to_pylist()
         subsets = batch.column(1).to_pylist() if len(columns) > 1 else itertools.repeat("", len(ids))
         for image_id, subset in zip(ids, subsets, strict=True):
-            if subset not in prefixes:
+            if subset not in folders:
+                inside(images or path.parent, subset, listed_in=path)
                 images = images or _find_folder(path, ("", "images"), [subset or f"{image_id}.jpg"])
-                prefixes[subset] = paths.portable_prefix(images / subset if (images / subset).is_dir() else images)
-            yield f"{prefixes[subset]}{image_id}.jpg", 0, None, None, None
+                folder = images / subset if (images / subset).is_dir() else images
+                folders[subset] = folder, paths.portable_prefix(folder)
+            yield _joined(*folders[subset], f"{image_id}.jpg", path), 0, None, None, None
 
 
 def _batches(path: Path, parsing, converting) -> Iterator[pa.RecordBatch]:
@@ -102,8 +108,10 @@ def list_places(part: str) -> Listed:
         names.append(name.lstrip("/"))
     names = [name for name in names if name]
     if names:
-        prefix = paths.portable_prefix(images or _find_folder(path, PLACES, names[:20]))
-        yield from ((_joined(prefix, name), 0, None, None, None) for name in names)
+        images = images or _find_folder(path, PLACES, names[:20])
+        prefix = paths.portable_prefix(images)
+        for name in names:
+            yield _joined(images, prefix, name, path), 0, None, None, None
 
 
 def _list_and_folder(part: str) -> tuple[Path, Path | None]:
@@ -125,6 +133,8 @@ def _find_folder(path: Path, candidates: tuple[str, ...], names: list[str]) -> P
     )
 
 
-def _joined(prefix: str, name: str) -> str:
-    """The portable name of a file in the folder of `prefix`; an absolute name stays where it is."""
-    return paths.portable(name) if os.path.isabs(name) else prefix + os.path.normpath(name)
+def _joined(folder: Path, prefix: str, name: str, listed_in: Path) -> str:
+    """The portable name of a file in a folder with this `paths.portable_prefix`; see `inside`."""
+    name = os.path.normpath(inside(folder, name, listed_in=listed_in))
+    leads_out = os.path.isabs(name) or name.startswith(os.pardir)
+    return paths.portable(folder / name) if leads_out else prefix + name
