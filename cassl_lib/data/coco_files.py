@@ -110,9 +110,12 @@ def _problem(error: msgspec.ValidationError, content: bytes) -> str:
 
 
 def _identity(content: bytes, name: str, row: int) -> str:
-    """The id of an entry of a file that is not parsed."""
-    whole = _decoder(dict[str, msgspec.Raw]).decode(content)[name] if name else content
-    return _id_of(_decoder(Any).decode(_decoder(list[msgspec.Raw]).decode(whole)[row]))
+    """The id of an entry of a file that is not parsed; empty if it cannot be."""
+    try:
+        whole = _decoder(dict[str, msgspec.Raw]).decode(content)[name] if name else content
+        return _id_of(_decoder(Any).decode(_decoder(list[msgspec.Raw]).decode(whole)[row]))
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return ""
 
 
 def _id_of(entry: Any) -> str:

@@ -61,9 +61,7 @@ def _too_large(parts: np.ndarray, sizes: np.ndarray) -> Problem:
 
 def _wrong_size(parts: np.ndarray, sizes: np.ndarray) -> Problem:
     wrong = (parts[:, 1] != Segmentations.POLYGON) & (parts[:, 4:] != sizes).any(1)
-    return _first(
-        wrong, np.arange(len(parts)), lambda n: f"its RLE is of {_by(parts[n, 4:])}, its image {_by(sizes[n])}"
-    )
+    return _first(wrong, np.arange(len(parts)), lambda n: f"its RLE has {_by(parts[n, 4:])}, its image {_by(sizes[n])}")
 
 
 def _polygons(numbers: np.ndarray, rows: np.ndarray, parts: np.ndarray, sizes: np.ndarray) -> Problem:
