@@ -66,6 +66,8 @@ def from_coco(
     """
     labels = ImportedLabels(coco, results)
     prefix, folder = Path(images).expanduser().resolve() if images is not None else None, Path(folder)
+    if prefix is not None:
+        labels.check_inside(prefix)
     request = {"labeler": labeler, "pool": labels.pool, "shard_size": shard_size, "images": prefix and str(prefix)}
     check_same(folder, request, begin(folder, request), remedy="Import")
     for index, start in enumerate(range(0, len(labels), shard_size)):

@@ -15,6 +15,7 @@ from pycocotools import mask as mask_api
 from cassl_lib import paths
 from cassl_lib.data.annotation_checks import check_categories, check_images, check_references
 from cassl_lib.data.coco_files import convert, parse, segmentation_of
+from cassl_lib.data.image_files import inside
 from cassl_lib.data.instances import positions
 from cassl_lib.data.mask_checks import empty_masks, first_invalid
 from cassl_lib.data.schema import Category, Detection, Label, LabelFile
@@ -63,6 +64,11 @@ class ImportedLabels:
     def __len__(self) -> int:
         """Number of images."""
         return len(self.images)
+
+    def check_inside(self, folder: Path) -> None:
+        """Raise DataError if the name of an image leads out of its folder, see `image_files.inside`."""
+        for image in self.images:
+            inside(folder, image.file_name, listed_in=self._name)
 
     def row(self, index: int, prefix: Path | None = None) -> dict:
         """The store's row of an image, its file name joined to the folder `prefix`."""

@@ -7,11 +7,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from small_sets import DATA, image_entry, write_coco
 
+from cassl_lib.data.coco import CocoImages
 from cassl_lib.data.pool.build import build_pool
 from cassl_lib.data.pool.index import LEFT_OUT, Pool, left_out_file, write_index
 from cassl_lib.data.pool.open_index import INDEX
 from cassl_lib.errors import DataError
+from cassl_lib.labels.coco import from_coco
 
 SIZE = 25_000  # rows, in three groups
 
@@ -175,6 +178,24 @@ def test_a_list_does_not_lead_out_of_its_folder(kind, outside, images, monkeypat
         build_pool([part], images / "index")
     monkeypatch.setenv("CASSL_ALLOW_OUTSIDE", "1")
     assert len(build_pool([part], images / "index")) == (1 if outside.startswith("/") else 2)
+
+
+@pytest.mark.parametrize("outside", OUTSIDE)
+def test_labels_do_not_lead_out_of_their_image_folder(outside, tmp_path, monkeypatch):
+    """A labeled set, and labels of another model, whose images are elsewhere."""
+    path = write_coco(tmp_path, DATA | {"images": [*DATA["images"], image_entry(12, outside)]})
+
+    def imported():
+        return from_coco(path, tmp_path / "store", images=tmp_path / "images")
+
+    for read in (lambda: CocoImages(path, tmp_path / "images"), imported):
+        with pytest.raises(
+            DataError, match=f"instances.json: the file name '{outside}' leads out of .*images, and a f"
+        ):
+            read()
+    assert not (tmp_path / "store").exists()
+    monkeypatch.setenv("CASSL_ALLOW_OUTSIDE", "1")
+    assert len(CocoImages(path, tmp_path / "images")) == 3
 
 
 @pytest.mark.parametrize("subset", ["../x", "/etc"])
