@@ -73,8 +73,8 @@ def make_tables() -> None:
     from cassl_lib.stages import requests
     from cassl_lib.tables import runner
 
-    wanted = [requests.baseline(config()), requests.finetune(config())]
-    runner.make(requests.with_inputs(wanted), jobs=2)
+    wanted = [requests.pseudo_labeler(config()), requests.baseline(config())]
+    runner.make(wanted, jobs=2)
 
 
 def launch() -> None:
