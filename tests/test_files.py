@@ -11,6 +11,7 @@ import pytest
 
 from cassl_lib import files
 from cassl_lib.errors import DiskFull
+from cassl_lib.evaluation.results import ResultWriter
 
 DEAD, ALIVE = 2**22 - 3, os.getppid()  # process ids
 
@@ -99,6 +100,14 @@ def test_a_full_disk_names_file_space_and_remedy_and_leaves_no_partial_file(tmp_
     assert f"MB free on {tmp_path}. Free disk space and rerun the same command to resume." in message
     assert caught.value.errno == errno.EFBIG
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_results_that_do_not_fit_are_deleted(tmp_path):
+    with largest_file(1000), pytest.raises(DiskFull, match=r"results.* cannot be written: .*MB free"):
+        with ResultWriter(tmp_path / "results") as writer:
+            for image_id in range(100):
+                writer.add(image_id, [{"image_id": image_id, "score": 0.5}])
+    assert not list((tmp_path / "results").iterdir())
 
 
 def test_an_interrupt_and_another_error_leave_no_partial_file(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import shutil
 import sys
@@ -159,7 +160,10 @@ def _draw(store: PseudoLabelStore, chosen: range, file: Path) -> Path:
         except OSError as error:
             raise DataError(f"{source.image_path(index)}: {error}. Restore the image") from error
         instances.append(source.annotations(index, masks=store.has_masks))
-    plotting.show_instances(images, instances).savefig(file, dpi=110, bbox_inches="tight")
+    picture = io.BytesIO()
+    figure = plotting.show_instances(images, instances)
+    figure.savefig(picture, format=file.suffix[1:], dpi=110, bbox_inches="tight")
+    write_atomically(file, picture.getvalue())
     return file
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from cassl_lib.files import write_atomically
+from cassl_lib.errors import DiskFull
+from cassl_lib.files import explained, write_atomically
 
 
 class ResultWriter:
@@ -15,7 +17,10 @@ class ResultWriter:
 
     A line is `{"image_id": ..., "results": [COCO result dicts]}` and is flushed at once, so that the results of a
     killed process can be inspected. Only finished files have an index beside them, and only those are read. A new
-    writer overwrites the file of an earlier one with the same rank and world.
+    writer overwrites the file of an earlier one with the same rank and world. On a full disk the file is deleted.
+
+    Raises:
+        DiskFull: from any of its methods.
     """
 
     def __init__(self, folder: str | Path, rank: int = 0, world: int = 1):
@@ -39,12 +44,14 @@ class ResultWriter:
         line = json.dumps({"image_id": image_id, "results": results}, default=_text)
         self._offsets[image_id] = self._file.tell()
         self._results += len(results)
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
+        with explained(self.path):
+            self._file.write(line.encode() + b"\n")
+            self._file.flush()
 
     def finish(self) -> None:
         """Close the file and write its index."""
-        os.fsync(self._file.fileno())
+        with explained(self.path):
+            os.fsync(self._file.fileno())
         entry = {"bytes": self._file.tell(), "results": self._results}
         entry |= {"images": list(self._offsets), "offsets": list(self._offsets.values())}
         self._file.close()
@@ -57,7 +64,10 @@ class ResultWriter:
         if error is None:
             self.finish()
         else:
-            self._file.close()
+            with contextlib.suppress(OSError):  # what does not fit on the disk is still to be written
+                self._file.close()
+        if error is not None and issubclass(error, DiskFull):
+            self.path.unlink(missing_ok=True)
 
 
 class StoredResults:

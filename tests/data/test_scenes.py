@@ -1,6 +1,8 @@
 """The embedded scenes: reproducible, valid COCO, and safe against kills, races and damage."""
 
 import json
+import platform
+import resource
 import signal
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from cassl_lib.data.scenes import dataset as scenes
 from cassl_lib.data.scenes import scene
 from cassl_lib.data.scenes.dataset import SceneSpec, prepare, verify
 from cassl_lib.data.scenes.kinds import NAMED, UNNAMED
-from cassl_lib.errors import SceneError
+from cassl_lib.errors import DiskFull, SceneError
 
 # half of the things are unnamed even in the labeled units, so that a test sees whether they are left out
 SPEC = SceneSpec(size=64, train=12, val=6, tune=3, pool=(10, 4, 4, 4), places=4, openimages=4, unnamed=(0.5,) * 4)
@@ -191,13 +193,25 @@ def test_the_next_call_finishes_the_work_of_a_killed_one(files, tmp_path, patch)
     assert process.wait(60) == -signal.SIGKILL
     process.stdout.close()
     assert any(tmp_path.iterdir()) and not (tmp_path / "manifest.json").exists()
-    left = tmp_path / ".train.partial" / "images" / "train" / "left.jpg"  # as if a call for more scenes had been killed
+    # As if a call for more scenes had been killed
+    left = tmp_path / f".train.{platform.node()}.{2**22 - 3}.0123456789abcdef.tmp" / "images" / "train" / "left.jpg"
     left.parent.mkdir(parents=True, exist_ok=True)
     left.touch()
     again = prepare(tmp_path, SPEC, ["train"], progress=False)
     assert again.fingerprint("train") == files.fingerprint("train")
     assert verify(tmp_path) == ["train"] and not (again.images("train") / "left.jpg").exists()
     assert {p.name for p in tmp_path.iterdir()} == {"images", "annotations", "manifest.json", ".lock"}
+
+
+def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))  # an image is larger
+        with pytest.raises(DiskFull, match=f"^{tmp_path / 'train'} cannot be written: .* Free disk space and rerun"):
+            prepare(tmp_path, SPEC, ["train"], progress=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_of_two_concurrent_processes_one_draws_and_both_return(files, tmp_path):

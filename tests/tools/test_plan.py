@@ -112,7 +112,7 @@ def test_disk_and_labels(small):
     assert rows["pseudo_labels"].kept == 25 * (100 + 60)  # store and index
     assert (rows["pseudo_labels"].labels, rows["pseudo_labels"].labels_used) == (100, 50)
     plan = Plan("", tuple(rows.values()), (), "/runs", free=5100)
-    assert plan.needed == 5 * 100 + 4000 + 2 * 300  # a checkpoint and its successor
+    assert plan.needed == 5 * 100 + 4000 + 3 * 300  # a checkpoint, the one before it and its successor
     text = cost.table(plan)
     assert "disk: 5.1 kB needed at most, 5.1 kB free in /runs" in text and "NOT ENOUGH" not in text
     lines = cost.table(replace(plan, free=3000)).splitlines()
@@ -340,8 +340,8 @@ def test_the_papers_detector_is_measured_without_data_or_weights(monkeypatch, no
     rows = {row.stage: row for row in plan.rows}
     labeler = rows["pseudo_labeler"]
     assert rows["finetune"].kept > labeler.kept > 100e6  # Swin-T and its head; finetuning has 79 classes more
-    # Two checkpoints: weights and AdamW's two moments, which Swin's tables of positions do not have.
-    assert 2 * 2.9 < labeler.temporary / labeler.kept < 2 * 3
+    # Three checkpoints: weights and AdamW's two moments, which Swin's tables of positions do not have.
+    assert 3 * 2.9 < labeler.temporary / labeler.kept < 3 * 3
     assert all(math.isfinite(row.seconds) and row.seconds > 0 for row in plan.rows)
     assert any("random weights" in note and "upper bound" in note for note in plan.notes)
 

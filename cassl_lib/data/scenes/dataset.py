@@ -28,7 +28,7 @@ from cassl_lib.data.scenes.kinds import NAMED
 from cassl_lib.data.scenes.records import UnitRecords, as_png, panoptic_segments
 from cassl_lib.data.scenes.scene import LABELED, POOLS, UNITS, Scene, SceneSpec, draw_scene
 from cassl_lib.errors import SceneError
-from cassl_lib.files import alone
+from cassl_lib.files import alone, folder_beside, write_atomically
 
 VERSION = 2  # of the drawing; raise it whenever the same spec gives other pixels or annotations
 CLASSES = tuple(kind.name for kind in NAMED)
@@ -172,12 +172,7 @@ def _read_manifest(root: Path) -> dict:
 
 
 def _write_manifest(root: Path, manifest: dict) -> None:
-    partial = root / "manifest.json.partial"
-    with partial.open("w") as file:
-        json.dump(manifest, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, root / "manifest.json")
+    write_atomically(root / "manifest.json", json.dumps(manifest, indent=1).encode())
 
 
 def _unlist(root: Path, units: Sequence[str]) -> None:
@@ -189,16 +184,15 @@ def _unlist(root: Path, units: Sequence[str]) -> None:
 
 def _write_unit(files: SceneFiles, spec: SceneSpec, unit: str, progress: bool) -> None:
     """Draw a unit into a temporary folder, move its files into place, then list it in the manifest."""
-    partial = SceneFiles(files.root / f".{unit}.partial")
-    shutil.rmtree(partial.root, ignore_errors=True)  # left by a killed process
-    content = _draw_unit(partial, spec, unit, progress)
-    entry = {"content": content, "bytes": _hash_files(partial, unit), "files": _count(partial, unit)}
-    _unlist(files.root, [unit])
-    for drawn, target in zip(partial._all(unit), files._all(unit), strict=True):
-        shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(drawn, target)
-    shutil.rmtree(partial.root)
+    with folder_beside(files.root / unit) as folder:
+        partial = SceneFiles(folder)
+        content = _draw_unit(partial, spec, unit, progress)
+        entry = {"content": content, "bytes": _hash_files(partial, unit), "files": _count(partial, unit)}
+        _unlist(files.root, [unit])
+        for drawn, target in zip(partial._all(unit), files._all(unit), strict=True):
+            shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(drawn, target)
     finished = {**_read_manifest(files.root)["units"], unit: entry}
     _write_manifest(files.root, {"spec": _spec_as_json(spec), "units": finished})
 

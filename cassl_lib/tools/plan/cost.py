@@ -130,8 +130,8 @@ def _training_row(
     during = math.ceil(steps / section.evaluate_every) if section.evaluate_every else 0
     evaluation = (images["val"] + during * images.get("heldout", 0)) * detecting.seconds / devices
     seconds = rate.start + seen * rate.seconds / devices + evaluation
-    # A checkpoint replaces the previous one only when it is whole; both are deleted when the stage is finished.
-    return Row(name, seen, steps, seconds, evaluation, rate.weights, 2 * rate.checkpoint)
+    # The newest checkpoint, the one before it, and the one being written; all are deleted when the stage is finished.
+    return Row(name, seen, steps, seconds, evaluation, rate.weights, 3 * rate.checkpoint)
 
 
 def schedules_of(

@@ -234,7 +234,7 @@ def _assumptions(config: Config, devices: int, device: torch.device) -> list[str
         "evaluation: detection on the validation images, at the rate of labeling; computing AP is left out",
         "loading: as fast as in this measurement; a disk slower than the page cache takes longer",
         f"baselines: from scratch, {lengths} as long as finetuning; the best on held-out images is compared",
-        "disk: weights of each stage, the pseudo-label store, the pool's index; two checkpoints while a stage trains",
+        "disk: weights of each stage, the pseudo-label store, the pool's index; three checkpoints while a stage trains",
         "finished runs: not subtracted; a stage whose run is finished costs nothing again",
     ]
     if devices > 1:
