@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 from small_models import AGNOSTIC, SMALL
+from small_sets import save_turned
 
 from cassl_lib.errors import ConfigError, DataError, MissingRun
 from cassl_lib.models.build import build_detector
@@ -156,3 +157,13 @@ def test_a_run_is_given_by_name_prefix_or_folder(store, predictor):
 def test_a_run_without_a_detector_raises(store):
     with pytest.raises(ConfigError, match="pseudo_labels-a is not a run of a detector; give a run of pseudo_lab"):
         Predictor(Run(store / "pseudo_labels-a"))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_detections_are_in_the_displayed_frame(predictor, images, orientation, tmp_path):
+    """The same detections as in the displayed pixels, whatever the EXIF orientation of the file."""
+    displayed = images[0].permute(1, 2, 0).numpy()
+    (of_file,) = predictor.predict(save_turned(tmp_path / "a.png", displayed, orientation))
+    (of_array,) = predictor.predict(displayed)
+    assert of_file["masks"].shape[1:] == (32, 48) and len(of_file["boxes"])
+    np.testing.assert_array_equal(of_file["boxes"], of_array["boxes"])

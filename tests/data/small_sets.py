@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 from pycocotools import mask as mask_api
 
 from cassl_lib.config import AugmentConfig
@@ -43,6 +43,17 @@ def write_coco(folder, data, images=("a.jpg", "b.jpg", "c.jpg")):
         Image.new("RGB", (WIDTH, HEIGHT), (100, 100, 100)).save(folder / "images" / name)
     path = folder / "instances.json"
     path.write_text(data if isinstance(data, str) else json.dumps(data))
+    return path
+
+
+def save_turned(path, pixels, orientation, **options):
+    """Write pixels (H, W, 3) such that they are displayed as given, but stored in an EXIF orientation, 1 to 8."""
+    # 1, 5: as it is; 2, 6: right side first; 3, 7: bottom and right first; 4, 8: bottom first; 5 to 8: transposed
+    first = [np.s_[:], np.s_[:, ::-1], np.s_[::-1, ::-1], np.s_[::-1]][(orientation - 1) % 4]
+    stored = pixels[first] if orientation < 5 else pixels[first].transpose(1, 0, 2)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif, **options)
     return path
 
 
