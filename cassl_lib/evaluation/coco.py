@@ -94,14 +94,12 @@ def _garbage_collector_paused():
 
 
 def _run(ground_truth: dict, detections: list[dict], iou_type: str, *, scale: float | None):
-    coco_class, evaluator_class = _libraries()
+    coco_class, evaluator_class = _libraries(ground_truth)
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Found annotation id 0")
+        warnings.filterwarnings("ignore", message="hotcoco: area range")  # of limits that scale
         evaluator = evaluator_class(
             _index(coco_class, ground_truth), _index(coco_class, ground_truth | {"annotations": detections}), iou_type
         )
-        # For keypoints faster-coco-eval would take the categories of the annotations instead of the listed ones.
-        evaluator.params.catIds = sorted(category["id"] for category in ground_truth["categories"])
         if scale is not None:
             scaled = {limit: limit * scale for limit in AREA_LIMITS}
             ranges = evaluator.params.areaRng
@@ -112,17 +110,20 @@ def _run(ground_truth: dict, detections: list[dict], iou_type: str, *, scale: fl
     return evaluator
 
 
-def _libraries():
-    """The COCO and evaluator classes of faster-coco-eval, tested to give equal numbers, or else of pycocotools."""
-    try:
-        from faster_coco_eval import COCO, COCOeval_faster
+def _libraries(ground_truth: dict):
+    """The COCO and evaluator classes of hotcoco, tested to give equal numbers, or else of pycocotools.
 
-        return COCO, COCOeval_faster
+    Annotation id 0 is pycocotools' own: it stores the id of the matched annotation, or 0 for no match.
+    """
+    try:
+        from hotcoco import COCO, COCOeval
     except ImportError:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
-
-        return COCO, COCOeval
+    if any(entry["id"] == 0 for entry in ground_truth["annotations"]):
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    return COCO, COCOeval
 
 
 def _index(coco_class, dataset: dict):
@@ -157,7 +158,7 @@ def _load_ground_truth(annotations, iou_type: str) -> dict:
     missing = [key for key in ("images", "annotations", "categories") if key not in dataset]
     if missing:
         raise DataError(f"{name} has no {' and no '.join(missing)}; give {GROUND_TRUTH}")
-    # Renumber all ids but 0: unlike pycocotools, faster-coco-eval treats negative and fractional ids as 0.
+    # Renumber all ids but 0: pycocotools takes any number, hotcoco positive integers.
     numbers: dict = {}
     entries = []
     for entry in dataset["annotations"]:

@@ -23,12 +23,12 @@ SIZE = 320  # pixels; holds boxes of COCO's large range
 SAMPLES = Path(os.environ.get("CASSL_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
 
-@pytest.fixture(params=["faster-coco-eval", "pycocotools"])
+@pytest.fixture(params=["hotcoco", "pycocotools"])
 def backend(request, monkeypatch):
     if request.param == "pycocotools":
-        monkeypatch.setitem(sys.modules, "faster_coco_eval", None)  # importing it now fails
+        monkeypatch.setitem(sys.modules, "hotcoco", None)  # importing it now fails
     else:
-        pytest.importorskip("faster_coco_eval")
+        pytest.importorskip("hotcoco")
 
 
 def random_boxes(rng, count):
