@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from typing import Any
 
 import torch.distributed as dist
 
@@ -118,9 +119,17 @@ def make(request: Request, *, devices: int = 1) -> Run:
             result = FUNCTIONS[request.stage](request, run)
             if rank == 0:
                 run.finish(result)
+                _name_unreadable(run, result)
         if dist.is_initialized():
             dist.barrier()
     return run
+
+
+def _name_unreadable(run: Run, result: Mapping[str, Any]) -> None:
+    """Log how many images of a finished run could not be used, and one of them."""
+    lost = [*result.get("unreadable", ()), *result.get("unreadable_validation", ())]
+    if lost:
+        logger.warning("%s: images that could not be used: %s, e.g. %s", run.id, f"{len(lost):,}", lost[0])
 
 
 def located(request: Request) -> Run:

@@ -435,7 +435,7 @@ def test_an_image_that_cannot_be_labeled_is_named_and_has_no_labels(chain, confi
     assert warmed.result["images"] == 3
 
 
-def test_a_damaged_training_image_is_skipped_and_named(chain, config, elsewhere, tmp_path):
+def test_a_damaged_training_image_is_skipped_and_named(chain, config, elsewhere, tmp_path, caplog):
     labels = tmp_path / "train.json"
     labeled = datasets.labeled_set(config)
     shutil.copy(labeled.path, labels)
@@ -444,8 +444,10 @@ def test_a_damaged_training_image_is_skipped_and_named(chain, config, elsewhere,
     (tmp_path / "images" / name).write_text("no image")
     val = datasets.validation_set(config)
     own = replace(config, labeled=str(labels), val=f"{val.path}{os.pathsep}{val.folder}", labeled_images=0)
-    result = obtain(requests.baseline(own)).result
-    assert len(result["unreadable"]) == 1 and name in result["unreadable"][0]
+    run = obtain(requests.baseline(own))
+    assert len(run.result["unreadable"]) == 1 and name in run.result["unreadable"][0]
+    message = f"{run.id}: images that could not be used: 1, e.g. {tmp_path / 'images' / name} ("
+    assert any(line.startswith(message) for line in caplog.messages)
 
 
 def test_a_warm_up_with_a_single_label_stays_finite_and_one_without_is_rejected(chain, config, elsewhere, caplog):
