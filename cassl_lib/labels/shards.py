@@ -22,6 +22,7 @@ from pycocotools import mask as mask_api
 
 from cassl_lib.errors import PseudoLabelError
 from cassl_lib.files import write_atomically
+from cassl_lib.labels.manifest import check_manifest
 
 FORMAT, VERSION = "cassl pseudo labels", 2
 AGNOSTIC = ({"id": 1, "name": "object"},)  # categories of class-agnostic labels
@@ -176,16 +177,14 @@ def read_manifest(folder: Path) -> dict:
             f"{path}: format {manifest['format']!r} {manifest['version']}, not {FORMAT!r} {VERSION}. Label again."
         )
     manifest = read_json(path, {"labeler", "pool", "categories", "images", "labels", "shards"})
+    check_manifest(manifest, path)
     _check_shards(folder, manifest)
     return manifest
 
 
 def _check_shards(folder: Path, manifest: dict) -> None:
     """Raise PseudoLabelError unless the folder holds exactly the manifest's shards, each of the right size."""
-    path = folder / "manifest.json"
     for entry in manifest["shards"]:
-        if not isinstance(entry, dict) or not ENTRY_KEYS <= entry.keys():
-            raise PseudoLabelError(f"{path} is damaged: a shard's entry is incomplete. Delete it and label again.")
         shard = folder / entry["file"]
         if entry["labeler"] != manifest["labeler"]:
             raise PseudoLabelError(

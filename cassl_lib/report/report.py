@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cassl_lib import paths
+from cassl_lib.files import write_atomically
 from cassl_lib.report import blocks, chain, claims, markers, pictures, readme, tables
 from cassl_lib.tables import compare, results
 
@@ -70,7 +71,7 @@ def renew() -> list[Path]:
     for name, text in texts.items():
         file = paths.REPOSITORY / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
+        write_atomically(file, text.encode())
         written.append(file)
     written += pictures.save(figures(), paths.REPOSITORY / "figures")
     tracked = {*(paths.REPOSITORY / "reports/tables").glob("*.csv"), *(paths.REPOSITORY / "figures").glob("*.png")}

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from cassl_lib import paths
+from cassl_lib import paths, recorded_files
 from cassl_lib.config import Config
 from cassl_lib.errors import ConfigError
 from cassl_lib.files import write_atomically
@@ -59,8 +59,8 @@ def write(content: Mapping, stem: str) -> Path:
 
 
 def read(file: Path) -> dict:
-    """The content of a result file."""
-    return json.loads(file.read_text())
+    """The content of a result file. Raises DataError if it is damaged, see `recorded_files`."""
+    return recorded_files.read(file)
 
 
 def recorded(profile: str) -> dict[int | str, dict]:

@@ -9,17 +9,23 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import strategies as st
 from mutations import damaged, json_files
 from PIL import Image
 from pycocotools import mask as mask_api
+from recorded import PLAN_CHECK, recorded_chain, recorded_table
 
 from cassl_lib.data.pool.build import build_pool
 from cassl_lib.data.pool.index import Pool
 from cassl_lib.labels.shards import finish, write_shard
 from cassl_lib.labels.store import PseudoLabelStore
+from cassl_lib.report import blocks, chain, claims, readme, tables
+from cassl_lib.report.report import csv_text
 from cassl_lib.resolve import read_config, resolve, to_json
 from cassl_lib.stages import requests
+from cassl_lib.tables import compare, results
+from cassl_lib.tables.summary import paragraph
 
 CELLS = [None, 0, -1, 1, 2**31 - 1, 2**40, "", "x", "../x", "/etc/passwd", 1.5, True, [1]]
 
@@ -157,3 +163,29 @@ def merged(given: dict, read: dict) -> dict:
     for name, value in given.items():
         whole[name] = whole[name] | value if isinstance(value, dict) else value
     return whole
+
+
+def recorded(folder: Path):
+    """Recorded tables, chains and measurements, as the report reads and renders them."""
+    table, summary = recorded_table(), recorded_chain()
+    documents = {"table3_demo": table, "chain_demo_large_seed0": summary, "plan_check_demo_tiny": PLAN_CHECK}
+
+    def check(case: tuple[str, bytes]) -> None:
+        name, content = case
+        for stem, document in documents.items():
+            (folder / f"{stem}.json").write_bytes(content if stem == name else json.dumps(document).encode())
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(results, "RESULTS", folder)
+            collected = results.recorded("demo")[3]
+            assert collected == json.loads((folder / "table3_demo.json").read_bytes()), "other content"
+            assert compare.text(collected) and compare.html(collected) and compare.markdown(collected)
+            assert csv_text(collected).count("\n") > 1
+            for make in (chain.seeds, chain.pseudo_labels, claims.table, readme.plan, tables.baseline_lengths):
+                assert blocks.markdown(make()) and blocks.html(make())
+            (only,) = results.chains("demo", "large")
+            assert paragraph(summary, [only, only])
+
+    strategies = [
+        json_files(document).map(lambda file, name=name: (name, file)) for name, document in documents.items()
+    ]
+    return st.one_of(*strategies), check

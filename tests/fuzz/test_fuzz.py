@@ -26,6 +26,7 @@ KINDS = {
     "pool_index": file_kinds.pool_index,
     "manifest": file_kinds.manifest,
     "config": file_kinds.config,
+    "recorded": file_kinds.recorded,
 }
 
 

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from cassl_lib import paths
+from cassl_lib.errors import DataError
 from cassl_lib.report import blocks, chain, readme, report, tables
 from cassl_lib.tables import compare, results
 
@@ -112,8 +113,9 @@ def test_a_table_without_a_notebook_does_not_link_to_that_of_another(tmp_path, m
 
 def test_the_readme_shows_a_picture_only_if_one_is_recorded(record, tmp_path):
     assert list(readme.picture()) == []
-    drawn = {"rows": {"baseline": [], "CA-SSL": []}}
-    gathered = {"profile": "demo", "split": "large", "seed": 0, "pictures": {"stages": drawn, "detections": drawn}}
+    drawn = {"images": [], "rows": {"baseline": [], "CA-SSL": []}, "scenes": None}
+    gathered = {"profile": "demo", "split": "large", "seed": 0, "classes": ["cat"]}
+    gathered["pictures"] = {"stages": drawn, "detections": drawn}
     (tmp_path / "pictures_demo_large_seed0.json").write_text(json.dumps(gathered))
     assert "](figures/stages.png)" in blocks.markdown(readme.picture())
 
@@ -144,5 +146,5 @@ def test_one_seed_is_no_table_of_seeds(record):
 
 def test_a_summary_without_its_numbers_raises(record):
     record({"seed": 0}, {"seed": 1})
-    with pytest.raises(KeyError):
+    with pytest.raises(DataError, match=r"chain_demo_large_seed[01].json: lacks .*; restore it, or delete it"):
         chain.seeds()

@@ -5,13 +5,22 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from recorded import recorded_chain
 
 from cassl_lib import paths
 from cassl_lib.report import blocks, chain, claims, markers, pictures, readme, report, tables
 from cassl_lib.report.report import csv_text
 from cassl_lib.tables import compare, results
 
-RUN = {"stage": "finetune", "steps": 10, "seconds": 90.0, "device": "2 CPU cores", "threads": "1", "torch": "2.15.0"}
+RUN = {
+    "stage": "finetune",
+    "what": "instances",
+    "steps": 10,
+    "seconds": 90.0,
+    "device": "2 CPU cores",
+    "threads": "1",
+    "torch": "2.15.0",
+}
 RUN |= {"date": "2026-01-02", "commit": "abc1234"}
 REPORT = paths.REPOSITORY / report.REPORT
 SECTIONS = [(file, name) for file, sections in report.GENERATED.items() for name in sections]
@@ -93,10 +102,18 @@ def test_claims_are_judged_by_paired_differences(recorded):
 
 def summaries(*numbers):
     """Summaries of chains of seeds 0, 1, ... with student and pseudo labeler as given and other numbers alike."""
-    same = {"cassl_ap": 0.35, "baseline_ap": 0.32, "objects_ga_ap": 0.30, "profile": "demo", "split": "large"}
+    same = recorded_chain() | {
+        "cassl_ap": 0.35,
+        "baseline_ap": 0.32,
+        "objects_ga_ap": 0.30,
+        "profile": "demo",
+        "split": "large",
+    }
     place = {"device": "2 CPU cores", "torch": "2.15.0", "date": "2026-01-02", "commit": "abc"}
     return [
-        same | {"seed": seed, "warmup_agnostic_ap": student, "labeler_agnostic_ap": labeler, "environment": place}
+        recorded_chain()
+        | same
+        | {"seed": seed, "warmup_agnostic_ap": student, "labeler_agnostic_ap": labeler, "environment": place}
         for seed, (student, labeler) in enumerate(numbers)
     ]
 

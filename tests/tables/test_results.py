@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from recorded import recorded_chain
 
 from cassl_lib.errors import ConfigError
 from cassl_lib.resolve import resolve, to_json
@@ -35,7 +36,7 @@ def test_a_result_is_recorded_with_its_configuration(folder):
 
 def test_chains_are_read_by_seed(folder):
     for seed in (10, 2):
-        results.record(resolve(profile="smoke", seed=seed), {"seed": seed})
+        results.record(resolve(profile="smoke", seed=seed), recorded_chain() | {"seed": seed})
     assert [chain["seed"] for chain in results.chains("smoke", "tiny")] == [2, 10]
     assert results.chains("demo", "tiny") == []
 
