@@ -14,6 +14,7 @@ from cassl_lib.stages.requests import Request, describe
 from cassl_lib.tables.definitions import ROWS, applicable
 from cassl_lib.tools.plan import estimate
 from cassl_lib.tools.plan.cost import duration
+from cassl_lib.tools.plan.pace import pace
 from cassl_lib.training.optimizer import number_of_steps
 
 
@@ -66,8 +67,8 @@ def cost_of(missing: Sequence[Request], finished: Iterable[Run]) -> dict[Request
         seen.setdefault(result["stage"], []).append(result["seconds"] / amount)
     rates = {stage: statistics.mean(values) for stage, values in seen.items()}
     if any(request.stage not in rates for request in missing):
-        for row in estimate.estimate(missing[0].config).rows:
-            rates.setdefault(row.stage, row.seconds / max(row.steps or row.images, 1))
+        for stage, seconds in pace(missing[0].config).items():
+            rates.setdefault(stage, seconds)
     counts: dict[tuple, Mapping[str, int]] = {}
     costs = {}
     for request in missing:

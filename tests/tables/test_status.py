@@ -1,5 +1,6 @@
 """What a table still needs: which tables and seeds are meant, what is finished, what the rest costs."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from cassl_lib.resolve import resolve
 from cassl_lib.stages.requests import pseudo_labeler, warmup
 from cassl_lib.tables import definitions, status
 from cassl_lib.tables.definitions import ROWS
-from cassl_lib.tools.plan import throughput
+from cassl_lib.tools.plan import cost, estimate, pace, throughput
 
 
 def test_tables_are_named_by_number_or_name():
@@ -51,7 +52,7 @@ def test_finished_runs_of_a_stage_give_its_rate(store, monkeypatch):
     config = resolve(profile="smoke")
     done, missing = pseudo_labeler(config), pseudo_labeler(replace(config, seed=1))
     run = finish(done, steps=10, seconds=5.0)
-    monkeypatch.setattr(status.estimate, "estimate", None)
+    monkeypatch.setattr(status, "pace", None)
     assert status.cost_of([missing], [run]) == {missing: 3.0}
     first, second, total = status.listing([done, missing], config).splitlines()
     assert f"finished {run.id}" in first and first.endswith("seed 0")
@@ -66,3 +67,13 @@ def test_the_dry_run_measures_and_lists_and_makes_nothing(store, monkeypatch, ca
     out = capsys.readouterr().out
     assert out.count("missing  ") == 4 == len(needed(3, resolve(profile="smoke"))) and "4 runs, 4 missing" in out
     assert not list(store.glob("*/result.json"))
+    # The second time nothing is measured; what cannot be read is.
+    measured = []
+    rates = json.loads((store / "pace.json").read_text())
+    plan = cost.Plan("", (cost.Row("warmup", steps=10, images=160, seconds=5.0, evaluation=0.0, kept=0),), (), "", 0)
+    monkeypatch.setattr(estimate, "estimate", lambda config: measured.append(config) or plan)
+    assert main(["table", "3", "--profile", "smoke", "--batch-size", "2", "--seed", "1", "--dry-run"]) == 0
+    assert not measured and json.loads((store / "pace.json").read_text()) == rates
+    (store / "pace.json").write_text("{")
+    assert pace.pace(resolve(profile="smoke")) == {"warmup": 0.5} and len(measured) == 1
+    assert json.loads((store / "pace.json").read_text()) != rates
