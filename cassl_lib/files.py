@@ -83,7 +83,7 @@ def say_without_locks(folder: Path) -> None:
 
 
 def open_own(path: Path, mode: str) -> IO[bytes]:
-    """Open a file of the run store, created if needed and never truncated. A link in its place raises OSError."""
+    """Open a file of a shared folder in a binary mode, created if needed. A link in its place raises OSError."""
     return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_CREAT | os.O_NOFOLLOW, 0o666))
 
 

@@ -38,6 +38,16 @@ def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
     assert (tmp_path / "precious").read_text() == "content"
 
 
+def test_results_that_are_a_link_are_not_written_through(tmp_path):
+    (tmp_path / "precious").write_text("content")
+    name = ResultWriter(tmp_path).path
+    name.unlink()
+    name.symlink_to("precious")
+    with pytest.raises(OSError, match="symbolic links"):
+        ResultWriter(tmp_path)
+    assert (tmp_path / "precious").read_text() == "content"
+
+
 def test_temporary_names_cannot_be_predicted_and_are_never_links(tmp_path, monkeypatch):
     names = set()
     for _ in range(3):

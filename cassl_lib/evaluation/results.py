@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cassl_lib.errors import DiskFull
-from cassl_lib.files import explained, write_atomically
+from cassl_lib.files import explained, open_own, write_atomically
 
 
 class ResultWriter:
@@ -29,7 +29,7 @@ class ResultWriter:
         self.index.unlink(missing_ok=True)
         self._offsets: dict[int, int] = {}
         self._results = 0
-        self._file = self.path.open("wb")
+        self._file = open_own(self.path, "wb")
 
     def add(self, image_id: int, results: list[dict]) -> None:
         """Append all results of one image, possibly none. RLE counts may be bytes.
