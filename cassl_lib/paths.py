@@ -4,6 +4,7 @@ import itertools
 import os
 from pathlib import Path
 
+ALLOW_OUTSIDE = "CASSL_ALLOW_OUTSIDE"  # name of the variable that the shell's --allow-outside sets
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -62,7 +63,7 @@ def profile() -> str | None:
 
 def allow_outside() -> bool:
     """Whether names in annotation files and lists may lead out of their image folder: $CASSL_ALLOW_OUTSIDE is 1."""
-    return os.environ.get("CASSL_ALLOW_OUTSIDE") == "1"
+    return os.environ.get(ALLOW_OUTSIDE) == "1"
 
 
 def hash_images() -> bool:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 from pathlib import Path
 
-from cassl_lib import log_to_stderr
+from cassl_lib import log_to_stderr, paths
 from cassl_lib.cli import chain, data, labels, pool, table
 from cassl_lib.cli.options import add_config_options, check_numbers, config_of
 from cassl_lib.config import PARTS
@@ -16,6 +17,9 @@ from cassl_lib.errors import CasslError, ConfigError, Stopped
 from cassl_lib.files import write_atomically
 from cassl_lib.resolve import why_profile
 from cassl_lib.stages.registry import SCRATCH, STAGES
+
+LABELS = ("label", "labels", "pool", "import-labels")
+READS_IMAGES = ("run", "chain", "table", "operating-point", "summary", "plan", *LABELS)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,6 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
     """
     parsed = _parser().parse_args(arguments)
     log_to_stderr()
+    if getattr(parsed, "allow_outside", False):
+        os.environ[paths.ALLOW_OUTSIDE] = "1"  # for the processes that it starts too
     try:
         check_numbers(parsed)
         return parsed.act(parsed) or 0
@@ -86,6 +92,10 @@ def _parser() -> argparse.ArgumentParser:
     point.add_argument("--record", action="store_true", help="keep the numbers under reports/results/")
     verb("report", _report, "regenerate report, figures and tables from reports/results/", configured=False)
     _add_benchmarks(verb)
+    for name in READS_IMAGES:
+        verbs.choices[name].add_argument(
+            "--allow-outside", action="store_true", help="read images whose listed names lead out of their folder"
+        )
     return parser
 
 

@@ -167,7 +167,8 @@ def write_name(axis: Axes, spot: tuple[float, float], text: str, color: str, *, 
 @lru_cache(maxsize=1024)
 def extent(text: str) -> tuple[float, float]:
     """Width and height of a label with a name, points."""
-    return TextPath((0, 0), text, size=NAME).get_extents().width + 4, NAME + 2.5
+    plain = text.replace("$", "S")  # `$` would begin a formula
+    return TextPath((0, 0), plain, size=NAME).get_extents().width + 4, NAME + 2.5
 
 
 def _shared(first: Sequence[float], second: Sequence[float]) -> float:

@@ -6,6 +6,7 @@ from io import BytesIO
 from pathlib import Path
 
 import matplotlib.figure
+import matplotlib.text
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
@@ -32,6 +33,16 @@ class Figure(matplotlib.figure.Figure):
         """As matplotlib's, but `dpi` is independent of a notebook's settings; `colors`: size of the PNG's palette."""
         super().__init__(*args, dpi=dpi, **kwargs)
         self.colors = colors
+
+    def savefig(self, *args, **kwargs):
+        """As matplotlib's, but names are drawn as they are: `$` and what follows it is no formula.
+
+        Formulas of matplotlib's own tick labels, such as powers of ten, stay.
+        """
+        for text in self.findobj(matplotlib.text.Text):
+            if "\\mathdefault" not in text.get_text():
+                text.set_parse_math(False)
+        return super().savefig(*args, **kwargs)
 
     def _repr_png_(self) -> bytes:
         return png_bytes(self)

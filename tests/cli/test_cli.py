@@ -288,3 +288,10 @@ def test_the_module_is_the_same_command():
     command = [sys.executable, "-m", "cassl_lib", "show", "--seed", "-1"]
     done = subprocess.run(command, cwd=paths.REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr == "error: seed=-1 is out of range; use 0 to 2147483647\n"
+
+
+def test_names_that_lead_out_of_their_folder_are_allowed_in_the_shell_for_this_process_and_its_children(monkeypatch):
+    monkeypatch.setenv(paths.ALLOW_OUTSIDE, "")
+    assert not paths.allow_outside()
+    assert main(["pool", "--allow-outside", "--out", "none.txt", "."]) == 2  # refused for its ending
+    assert paths.allow_outside() and os.environ[paths.ALLOW_OUTSIDE] == "1"

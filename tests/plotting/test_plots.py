@@ -417,3 +417,20 @@ def test_drawing_does_not_import_pyplot():
     code = "import sys; from cassl_lib import plotting; plotting.pipeline_figure()._repr_png_(); print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "matplotlib.figure" in run.stdout.split() and "matplotlib.pyplot" not in run.stdout.split()
+
+
+HOSTILE = ["$x_{1^", "cost in $ and $", r"\\frac{1}{0} $\\alpha$", "a_b^c", "$$"]
+
+
+def test_names_with_formula_characters_are_drawn_as_they_are():
+    labels = np.arange(len(HOSTILE))
+    boxes = np.array([[5, 5 + 30 * n, 90, 30 + 30 * n] for n in range(len(HOSTILE))])
+    instances = [{"boxes": boxes, "labels": labels, "scores": np.full(len(HOSTILE), 0.9)}]
+    figure = plotting.show_instances(images((160, 160)), instances, names=HOSTILE, titles=[HOSTILE[0]])
+    assert figure._repr_png_()[:4] == b"\x89PNG"
+    shown = {text.get_text() for axis in figure.axes for text in (*axis.texts, axis.title)}
+    assert HOSTILE[0] in shown
+    rows = {name: instances for name in ("ground truth", *HOSTILE[:2])}
+    assert plotting.compare_detections(images((160, 160)), rows, names=HOSTILE)._repr_png_()
+    history = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]
+    assert plotting.curves({name: history for name in HOSTILE}, "loss")._repr_png_()
