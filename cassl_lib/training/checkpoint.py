@@ -83,7 +83,7 @@ def resume(run: Run, procedure: Procedure, optimizer: torch.optim.Optimizer) -> 
     saved = saved or sealed.read(file)
     try:
         procedure.model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
+        _load_optimizer(optimizer, saved["optimizer"])
         if states := saved.get("procedure"):  # checkpoints of version 0.1.0 have none
             procedure.load_state_dict(_unpacked(states[rank if len(states) == world else 0]))
         if len(saved["random"]) == world:
@@ -98,6 +98,15 @@ def resume(run: Run, procedure: Procedure, optimizer: torch.optim.Optimizer) -> 
         run.forget_log_after(progress.step)
         logger.info("%s: resuming at step %d", run.id, progress.step)
     return progress
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """Restore an optimizer; settings of its groups that an earlier version did not save stay as they are."""
+    before = [dict(group) for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, own in zip(optimizer.param_groups, before, strict=True):
+        for name, value in own.items():
+            group.setdefault(name, value)
 
 
 def keep_best(run: Run, model: nn.Module, step: int) -> None:
