@@ -111,7 +111,10 @@ def without(key, *names):
         (without("annotations", "bbox"), "annotations[0] (id 1): lacks bbox"),
         (without("annotations", "image_id"), "annotations[0] (id 1): lacks image_id"),
         (without("categories", "name"), "categories[0] (id 90): lacks name"),
-        (DATA | {"images": [image_entry(1, "gone.jpg")], "annotations": []}, "none of its 1 images (such as 'gone.jpg') is in"),
+        (
+            DATA | {"images": [image_entry(1, "gone.jpg")], "annotations": []},
+            "none of its 1 images (such as 'gone.jpg') is in",
+        ),
     ],
 )
 def test_a_file_that_is_not_coco_instances_is_named_in_the_error(tmp_path, data, message):
