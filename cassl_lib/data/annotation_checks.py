@@ -91,10 +91,15 @@ def doubtful_boxes(xywh: np.ndarray, sizes: np.ndarray) -> str | None:
     return None
 
 
-def check_trainable(source: CocoImages) -> None:
-    """Raise DataError if a labeled set has nothing to learn from, or boxes that are not in COCO's format."""
+def check_boxes(source: CocoImages) -> None:
+    """Raise DataError if a set's boxes seem not to be in COCO's format."""
     if source.doubt:
         raise DataError(f"{source.path}: {source.doubt}")
+
+
+def check_trainable(source: CocoImages) -> None:
+    """Raise DataError if a labeled set has nothing to learn from, or boxes that are not in COCO's format."""
+    check_boxes(source)
     if not len(source.boxes):
         reasons = str(source.left_out).replace("\n", "; ")
         raise DataError(

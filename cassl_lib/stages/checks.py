@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from cassl_lib import paths
 from cassl_lib.config import Config
 from cassl_lib.data import datasets
-from cassl_lib.data.annotation_checks import check_trainable
+from cassl_lib.data.annotation_checks import check_boxes, check_trainable
 from cassl_lib.data.coco import CocoImages
 from cassl_lib.data.image_files import spread
 from cassl_lib.errors import DataError
@@ -46,6 +46,7 @@ def check_data(request: Request) -> None:
         annotation = annotation_of(request)
         labeled, val = datasets.labeled_set(config, annotation), datasets.validation_set(config, annotation)
         check_trainable(labeled)
+        check_boxes(val)
         check_classes(labeled, val)
         _warn_once(f"labeled={config.labeled}", _files(labeled), _files(val))
     else:

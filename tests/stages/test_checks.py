@@ -64,9 +64,12 @@ def test_other_classes_in_validation_are_refused_before_the_first_stage(tmp_path
 
 
 def test_boxes_that_are_shares_of_the_image_are_refused_before_the_first_stage(tmp_path):
-    labeled, val = write_set(tmp_path, "train", box=(0.1, 0.1, 0.5, 0.5)), write_set(tmp_path, "val", first=50)
-    config = resolve(profile="smoke", masks=False, labeled=labeled, val=val)
-    assert "between 0 and 1" in refused(requests.pseudo_labeler(config))
+    """In the labeled set, and in validation."""
+    shares, pixels = write_set(tmp_path, "shares", box=(0.1, 0.1, 0.5, 0.5)), write_set(tmp_path, "pixels", first=50)
+    for labeled, val in ((shares, pixels), (pixels, shares)):
+        config = resolve(profile="smoke", masks=False, labeled=labeled, val=val)
+        message = refused(requests.pseudo_labeler(config))
+        assert "shares.json" in message and "between 0 and 1" in message
 
 
 def test_own_labeled_images_without_a_pool_are_refused_by_all_that_would_label(tmp_path, capsys):
