@@ -239,5 +239,6 @@ def _is_panoptic(path: Path) -> bool:
     """Whether the first annotation of a file has `segments_info`."""
     with contextlib.suppress(DataError):
         entries = read(path, dict, WHAT).get("annotations")
-        return isinstance(entries, list) and bool(entries) and "segments_info" in entries[0]
+        first = entries[0] if isinstance(entries, list) and entries else None
+        return isinstance(first, dict) and "segments_info" in first
     return False

@@ -49,6 +49,7 @@ class Annotation(Struct, gc=False):
     category_id: Id
     bbox: Box
     id: Id | None = None
+    area: float | None = None
     iscrowd: Flag = 0
     segmentation: Raw = NO_SEGMENTATION
 

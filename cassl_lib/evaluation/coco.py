@@ -177,7 +177,8 @@ def _load_ground_truth(annotations, iou_type: str) -> dict:
         check_masks(dataset["annotations"], sizes, name)
         for entry in entries:
             entry["segmentation"] = with_mask(entry["segmentation"], sizes[entry["image_id"]])
-    return {"info": {}, "images": images, "annotations": entries, "categories": dataset["categories"]}
+    categories = [{key: each[key] for key in ("id", "name") if key in each} for each in dataset["categories"]]
+    return {"info": {}, "images": images, "annotations": entries, "categories": categories}
 
 
 def _sizes(images: list[dict]) -> dict[int, tuple[int | None, int | None]]:

@@ -33,10 +33,13 @@ def open_index(path: Path) -> pq.ParquetFile:
     try:
         state = os.stat(path)
         file = pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
+        schema = file.schema_arrow
+        problem = _other_columns(schema)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # names of damaged columns are not text
         raise DataError(f"{path} cannot be read as Parquet ({in_one_line(error)}); {REMEDY}") from error
-    if b"fingerprint" not in (file.schema_arrow.metadata or {}) or (problem := _other_columns(file.schema_arrow)):
-        what = f": {problem}" if b"fingerprint" in (file.schema_arrow.metadata or {}) else ""
+    known = b"fingerprint" in (schema.metadata or {})
+    if not known or problem:
+        what = f": {problem}" if known else ""
         raise DataError(
             f"{path} is not a pool index{what}; make one with: python -m cassl_lib pool PART --out {path.name}"
         )
