@@ -35,7 +35,6 @@ TRAIN = {
     "accumulate": (1, 65_536),
     "learning_rate": (0, 10),
     "fresh_rate": (0, 1000),
-    "fresh_rate": (0, 1000),
     "optimizer": ("adamw", "sgd"),
     "weight_decay": SHARE,
     "warmup_steps": (0, MANY),
