@@ -52,6 +52,8 @@ def check(content: Any, kind: type) -> str | None:
     try:
         msgspec.convert(content, kind)
         return None
+    except UnicodeEncodeError as error:  # half of a pair of escapes, such as "\\ud800"
+        return f"{error.object[:50]!r} is not text"
     except msgspec.ValidationError as error:
         found = ERROR.fullmatch(str(error))
         place = _named(content, kind, _keys(found["place"] or ""))

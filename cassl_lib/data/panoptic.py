@@ -122,7 +122,7 @@ def read_ids(png: Path | str) -> np.ndarray:
             pixels, shape = image.convert("RGBA").tobytes(), (image.height, image.width)
     except PanopticError:
         raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # of Pillow, for a damaged PNG
+    except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:  # a damaged PNG
         raise PanopticError(f"{png} cannot be read ({error}); write it again") from error
     return (np.frombuffer(pixels, "<u4").reshape(shape) & (ID_LIMIT - 1)).astype(np.int32)
 

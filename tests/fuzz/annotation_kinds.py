@@ -59,8 +59,8 @@ def write_images(folder: Path) -> Path:
 
 
 def parsed(content: bytes):
-    """A naive reading of an accepted JSON file."""
-    return json.loads(content.decode(json.detect_encoding(content)).removeprefix("\ufeff"))
+    """A naive reading of an accepted JSON file; damage in a text that nothing reads is accepted."""
+    return json.loads(content.decode(json.detect_encoding(content), "replace").removeprefix("\ufeff"))
 
 
 def instances(folder: Path):
@@ -148,8 +148,14 @@ def of_pycocotools(truth: dict, found: list, iou_type: str) -> list[float]:
         entry["iscrowd"] = entry.get("iscrowd", 0)
         if entry.get("area") is None:
             entry["area"] = entry["bbox"][2] * entry["bbox"][3]
+        if iou_type == "keypoints":
+            entry["area"] = float(entry["area"])  # an integer beyond 64 bits is an object to NumPy
+            entry["keypoints"] = [float(number) for number in entry["keypoints"]]
+            entry["bbox"] = entry.get("bbox") or [0, 0, 0, 0]  # read only where no keypoint is visible
         if iou_type == "keypoints" and entry.get("num_keypoints") is None:
             entry["num_keypoints"] = sum(v > 0 for v in entry["keypoints"][2::3])
+    for entry in found if iou_type == "keypoints" else ():
+        entry["keypoints"] = [float(number) for number in entry["keypoints"]]
     coco.createIndex()
     evaluator = COCOeval(coco, coco.loadRes(found) if found else COCO(), iou_type)
     evaluator.params.imgIds = sorted(coco.imgs)

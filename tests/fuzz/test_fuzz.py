@@ -16,7 +16,7 @@ from isolated import outcomes
 
 CASES = int(os.environ.get("CASSL_FUZZ_CASES", 300))
 ONLY = os.environ.get("CASSL_FUZZ_ONLY")
-SHOWN = 8  # failures in a message
+SHOWN = 20  # failures in a message
 KINDS = {
     "instances": annotation_kinds.instances,
     "keypoints": annotation_kinds.keypoints,
