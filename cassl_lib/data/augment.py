@@ -1,4 +1,4 @@
-"""Weak and strong augmentation (Sec. 4, Table 6), by torchvision's transforms: boxes, masks and pixels move together.
+"""Weak and strong augmentation (Sec. 4, Table 6): boxes, masks and pixels move together, as in torchvision.
 
 Weak augmentation is multi-scale resizing, cropping and a flip. Strong augmentation is Soft Teacher's, which the paper
 cites: scale jitter and one color operation, and on pseudo-labeled images also one geometric operation and erased
@@ -17,6 +17,9 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from cassl_lib.config import AugmentConfig
+from cassl_lib.data.nearest import MOST_INDICES, Turn, resize_masks, shift
+
+GRAY = 125  # of pixels that augmentation fills in
 
 
 def training_transform(config: AugmentConfig, *, pseudo_labeled: bool = False) -> Callable:
@@ -35,16 +38,8 @@ def training_transform(config: AugmentConfig, *, pseudo_labeled: bool = False) -
         sizes, steps = range(low, high + 1), [partial(strong, crop)] if pseudo_labeled else [_color, *crop]
     else:
         sizes, steps = config.sizes, crop
-    steps = [v2.RandomHorizontalFlip(0.5), _RandomShortestSize(list(sizes), max_size=config.longest), *steps]
+    steps = [partial(_flip_and_resize, sizes, config.longest), *steps]
     return partial(_train_sample, steps)  # not a closure, so that it can be pickled for loading processes
-
-
-class _RandomShortestSize(v2.RandomShortestSize):
-    """Torchvision's, which would round the short side of a thin image, such as 2 x 3000, to 0."""
-
-    def make_params(self, flat_inputs):
-        height, width = super().make_params(flat_inputs)["size"]
-        return {"size": (max(1, height), max(1, width))}
 
 
 def test_transform(config: AugmentConfig) -> Callable:
@@ -63,13 +58,32 @@ def _train_sample(steps, image, target):
 
 
 def _test_sample(config: AugmentConfig, image, target):
-    return F.resize(image, list(test_shape(tuple(image.shape[-2:]), config))).as_subclass(torch.Tensor), target
+    resized = F.resize(image, list(test_shape(tuple(image.shape[-2:]), config)))
+    return resized.as_subclass(torch.Tensor).contiguous(), target
 
 
 def _apply(steps, image, target):
     for step in steps:
         image, target = step(image, target)
     return image, target
+
+
+def _flip_and_resize(sizes, longest: int, image, target):
+    """Flip with a chance of 1/2, then resize: torchvision's RandomHorizontalFlip and RandomShortestSize, same draws."""
+    flip, short = bool(torch.rand(1) < 0.5), sizes[int(torch.randint(len(sizes), ()))]
+    height, width = image.shape[-2:]
+    scale = min(short / min(height, width), longest / max(height, width))
+    size = max(1, int(height * scale)), max(1, int(width * scale))  # torchvision rounds a thin image's side to 0
+
+    def resize(value):
+        if isinstance(value, tv_tensors.Mask):
+            masks = value.as_subclass(torch.Tensor).reshape(-1, height, width)
+            return tv_tensors.Mask(resize_masks(masks, size, flip=flip).reshape(*value.shape[:-2], *size))
+        return F.resize(F.horizontal_flip(value) if flip else value, list(size))
+
+    resized = {name: resize(value) if name != "labels" else value for name, value in target.items()}
+    image = resize(image)
+    return tv_tensors.wrap(image.as_subclass(torch.Tensor).contiguous(), like=image), resized
 
 
 def _drop_lost_instances(image, target):
@@ -150,10 +164,21 @@ def _turns(motion: dict) -> bool:
 
 def _move(motion: dict, image, target):
     """Move image and target. Pixels from outside are gray in the image and 0 in the masks."""
-    gray = {tv_tensors.Image: 125, tv_tensors.Mask: 0}
+    height, width = image.shape[-2:]
+    fill = {tv_tensors.Image: GRAY, tv_tensors.Mask: 0}
+    turn = _turns(motion) and height * width <= MOST_INDICES and Turn((height, width), motion["angle"], motion["shear"])
 
     def move(value):
-        return F.affine(value, scale=1.0, fill=gray.get(type(value)), **motion)
+        if isinstance(value, tv_tensors.BoundingBoxes) or (_turns(motion) and not turn):
+            return F.affine(value, scale=1.0, fill=fill.get(type(value)), **motion)
+        pixels = value.as_subclass(torch.Tensor)
+        if not turn:
+            moved = shift(pixels, motion["translate"], fill[type(value)])
+        elif isinstance(value, tv_tensors.Image):
+            moved = turn.image(pixels, GRAY)
+        else:
+            moved = turn.masks(pixels.reshape(-1, height, width)).reshape(value.shape)
+        return tv_tensors.wrap(moved, like=value)
 
     moved = {name: move(value) if name != "labels" else value for name, value in target.items()}
     return move(image), moved
@@ -187,7 +212,7 @@ def _erase(image, target):
         ratio = _uniform(0, 0.2)
         h, w = int(height * ratio), int(width * ratio)
         top, left = int(torch.randint(height - h + 1, ())), int(torch.randint(width - w + 1, ()))
-        image[..., top : top + h, left : left + w] = 125
+        image[..., top : top + h, left : left + w] = GRAY
         if "masks" in target:
             target["masks"][..., top : top + h, left : left + w] = 0
     return image, target
