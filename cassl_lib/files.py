@@ -6,9 +6,11 @@ neither they nor locks follow links.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import logging
 import os
@@ -16,6 +18,7 @@ import platform
 import re
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +27,7 @@ from typing import IO
 from cassl_lib.errors import DiskFull
 
 WITHOUT_LOCKS = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS)  # of file systems that do not support locks
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)  # of a store of somebody else, or one that is kept safe
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ABANDONED_AFTER = 24 * 3600  # seconds, of a temporary file of another host, whose processes cannot be asked for
 TEMPORARY = re.compile(r"(?P<writer>\..+)\.(?P<process>\d+)\.(?:[0-9a-f]{16}|\d+)\.tmp")  # digits: of version 0.1.0
@@ -161,6 +165,36 @@ def _reason(error: OSError, folder: Path) -> str:
     free = shutil.disk_usage(folder).free / 1e6 if folder.is_dir() else 0
     why = {errno.EDQUOT: "quota exceeded", errno.EFBIG: "larger than files may be here"}.get(error.errno, "disk full")
     return f"{why}, {free:,.0f} MB free on {folder}. Free disk space and rerun the same command to resume."
+
+
+# ---- stores that cannot be written ----
+
+
+@contextlib.contextmanager
+def where_writable(path: Path) -> Iterator[None]:
+    """Write what is only kept for next time: where the store is read-only this is logged, and nothing is kept."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in READ_ONLY:
+            raise
+        logger.info("%s: not kept, %s", path, (error.strerror or "no permission").lower())
+
+
+@functools.cache
+def writable(folder: Path) -> Path:
+    """`folder`, created if needed; where the store is read-only, a folder that is deleted when this process ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open_own(folder / ".lock", "rb+"):
+            return folder
+    except OSError as error:
+        if error.errno not in READ_ONLY:
+            raise
+    temporary = Path(tempfile.mkdtemp(prefix="cassl-"))
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    logger.info("%s cannot be written; using %s until this process ends", folder, temporary)
+    return temporary
 
 
 # ---- what dead processes leave behind ----

@@ -39,6 +39,7 @@ def _chain(parsed: argparse.Namespace) -> int:
 
 def _summary(parsed: argparse.Namespace) -> None:
     from cassl_lib import paths
+    from cassl_lib.files import where_writable
     from cassl_lib.report import pictures
     from cassl_lib.report.gather import gather
     from cassl_lib.tables import results
@@ -47,14 +48,17 @@ def _summary(parsed: argparse.Namespace) -> None:
     config = config_of(parsed)
     numbers, file = summarize(config)
     print(table(numbers))
-    print(file)
+    if file:
+        print(file)
     if parsed.record:  # before the pictures, so that an unreadable image cannot cost the numbers
         print(results.record(config, numbers))
     gathered = gather(config)
     if parsed.record:
         print(results.record(config, gathered, "pictures"))
     drawn = pictures.draw(gathered) | {"demo": pictures.demo_picture(gathered, numbers)}
-    for file in pictures.save(drawn, paths.runs() / "pictures"):
-        print(file)
+    folder = paths.runs() / "pictures"
+    with where_writable(folder):
+        for file in pictures.save(drawn, folder):
+            print(file)
     print()
     print(paragraph(numbers, results.chains(config.profile, config.split)))

@@ -20,7 +20,7 @@ from cassl_lib.data.image_files import MOST_PIXELS
 from cassl_lib.data.panoptic import PanopticFiles, check_segments, count_values, few, pngs_of, read_ids
 from cassl_lib.data.processes import cores, process_pool
 from cassl_lib.errors import DataError
-from cassl_lib.files import alone, file_fingerprint
+from cassl_lib.files import alone, file_fingerprint, writable
 from cassl_lib.labels.shards import finish, finished_shards, write_shard
 from cassl_lib.labels.store import PseudoLabelStore
 
@@ -50,7 +50,7 @@ def entity_store(path: Path, *, workers: int | None = None) -> PseudoLabelStore:
     if not (folder / "manifest.json").exists():
         files = PanopticFiles(path)
         check_ground_truth(files)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = writable(folder)
         with alone(folder):
             if not (folder / "manifest.json").exists():
                 convert(files, folder, identity, workers=cores() if workers is None else workers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
+import os
 import warnings
 from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
@@ -31,6 +32,8 @@ FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}  # t
 COCO_SIDE = 640  # pixels, of a typical photograph of COCO
 AREA_LIMITS = (32**2, 96**2)  # between small, medium and large
 KEYPOINTS = 17  # of COCO's person, the only ones with tolerances in pycocotools
+
+_threads_of: int | None = None  # the process that has used hotcoco
 
 
 def evaluate(
@@ -114,16 +117,19 @@ def _run(ground_truth: dict, detections: list[dict], iou_type: str, *, scale: fl
 def _libraries(ground_truth: dict):
     """The COCO and evaluator classes of hotcoco, tested to give equal numbers, or else of pycocotools.
 
-    Annotation id 0 is pycocotools' own: it stores the id of the matched annotation, or 0 for no match.
+    Annotation id 0 is pycocotools' own: it stores the id of the matched annotation, or 0 for no match. And the threads
+    of hotcoco do not survive a fork: a process whose parent has used it would wait for them for ever.
     """
-    try:
+    global _threads_of
+    with contextlib.suppress(ImportError):
         from hotcoco import COCO, COCOeval
-    except ImportError:
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-    if any(entry["id"] == 0 for entry in ground_truth["annotations"]):
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
+
+        _threads_of = _threads_of or os.getpid()
+        if _threads_of == os.getpid() and all(entry["id"] != 0 for entry in ground_truth["annotations"]):
+            return COCO, COCOeval
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
     return COCO, COCOeval
 
 

@@ -155,7 +155,9 @@ def finish(
     manifest |= {"images" if name == "rows" else name: sum(e[name] for e in entries) for name in ("rows", "labels")}
     manifest |= {"unreadable": sum(len(entry["unreadable"]) for entry in entries), "shards": entries}
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
+    file, content = folder / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode()
+    if not file.exists() or file.read_bytes() != content:  # a finished store may be read-only
+        write_atomically(file, content)
     return manifest
 
 

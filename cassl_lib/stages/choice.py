@@ -11,7 +11,7 @@ from cassl_lib import deadline
 from cassl_lib.config import Config
 from cassl_lib.data import datasets
 from cassl_lib.evaluation.detector import evaluate_detector
-from cassl_lib.files import write_atomically
+from cassl_lib.files import where_writable, write_atomically
 from cassl_lib.runs import Run
 from cassl_lib.stages.identity import ANNOTATIONS
 from cassl_lib.stages.models import load_detector
@@ -49,5 +49,6 @@ def heldout_metrics(run: Run, config: Config) -> dict:
             folder=Path(folder),
             side=datasets.area_side(config),
         )
-    write_atomically(run.held_out_file(images.fingerprint), json.dumps(metrics).encode())
+    with where_writable(run.folder):
+        write_atomically(run.held_out_file(images.fingerprint), json.dumps(metrics).encode())
     return metrics

@@ -12,6 +12,7 @@ from typing import Any
 import torch.distributed as dist
 
 from cassl_lib.errors import CasslError, MissingRun
+from cassl_lib.files import where_writable
 from cassl_lib.runs import Run, open_run, run_of
 from cassl_lib.stages import checks, launch
 from cassl_lib.stages import pseudo_labels as labels_stage
@@ -145,7 +146,8 @@ def whole(run: Run) -> bool:
 def _missing(request: Request, run: Run) -> MissingRun:
     """The error with the command that makes exactly this run, from inputs that are there."""
     if not run.finished or not (run.folder / "config.json").exists():
-        open_run(identity(request)).keep_config(request.config)
+        with where_writable(run.folder):
+            open_run(identity(request)).keep_config(request.config)
     words = ["run", request.stage, "--config", str(run.folder / "config.json"), *launch.options(request)]
     state = "damaged" if run.finished else "missing"
     command = f"python -m cassl_lib {shlex.join(words)}"

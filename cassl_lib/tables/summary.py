@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cassl_lib import paths
 from cassl_lib.config import Config
-from cassl_lib.files import write_atomically
+from cassl_lib.files import where_writable, write_atomically
 from cassl_lib.labels.store import PseudoLabelStore
 from cassl_lib.paper import TABLE2
 from cassl_lib.runs import Run
@@ -61,15 +61,21 @@ def numbers_of(config: Config, runs: Mapping[str, Run]) -> dict[str, float | int
     }
 
 
-def summarize(config: Config) -> tuple[dict, Path]:
-    """Gather the chain's numbers, with where they come from, and write them to `summary.json` in the run store."""
+def summarize(config: Config) -> tuple[dict, Path | None]:
+    """Gather the chain's numbers, with where they come from, and write them to `summary.json` in the run store.
+
+    Returns:
+        The numbers, and the file; None where the store cannot be written.
+    """
     runs = chain_runs(config)
     origin = {"profile": config.profile, "split": config.split, "seed": config.seed}
     whole = numbers_of(config, runs) | origin | {"runs": {name: run.id for name, run in runs.items()}}
     whole["environment"] = runs["cassl"].result["environment"]
     file = paths.runs() / "summary.json"
-    write_atomically(file, (json.dumps(whole, indent=1) + "\n").encode())
-    return whole, file
+    with where_writable(file):
+        write_atomically(file, (json.dumps(whole, indent=1) + "\n").encode())
+        return whole, file
+    return whole, None
 
 
 def paragraph(numbers: Mapping, recorded: Sequence[Mapping]) -> str:

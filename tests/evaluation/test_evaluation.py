@@ -5,6 +5,7 @@ import copy
 import io
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -251,6 +252,19 @@ def test_annotation_ids_do_not_matter(backend):
     assert evaluate(results, dataset) == expected
     dataset["annotations"][0]["id"] = dataset["annotations"][1]["id"]
     assert_equal(evaluate(results, dataset, per_class=True), reference(results, dataset, "bbox"))
+
+
+def test_a_forked_process_evaluates_too():
+    """Hotcoco's threads, which its parent has started, are not there."""
+    objects = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 40, 50], "area": 2000, "iscrowd": 0}]
+    dataset = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "a"}], "annotations": objects}
+    results = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 40, 50], "score": 0.9}]
+    assert evaluate(results, dataset)["AP"] > 0.999
+    child = os.fork()
+    if not child:
+        signal.alarm(20)  # ends it without a handler
+        os._exit(0 if evaluate(results, dataset)["AP"] > 0.999 else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_annotation_id_0_is_never_matched_and_gives_a_warning(backend):

@@ -39,7 +39,7 @@ from cassl_lib.data.pool.index import (
 )
 from cassl_lib.data.pool.open_index import first_repeated
 from cassl_lib.errors import DataError
-from cassl_lib.files import alone
+from cassl_lib.files import alone, writable
 
 LISTING = pa.schema(
     [("path", pa.string()), ("bytes", pa.int64()), ("id", pa.int64()), ("height", pa.int32()), ("width", pa.int32())]
@@ -76,7 +76,7 @@ def build_pool(parts: list[str], folder: Path, *, workers: int | None = None, ow
     identity = hashlib.sha256(json.dumps([listing, *map(_portable, parts)]).encode()).hexdigest()[:16]
     index = folder / f"pool-{identity}" / "pool.parquet"
     if not _is_current(index):
-        index.parent.mkdir(parents=True, exist_ok=True)
+        index = writable(index.parent) / index.name
         with alone(index.parent):
             if not _is_current(index):
                 _build(images, list(zip(parts, counts, strict=True)), index, listing, workers)

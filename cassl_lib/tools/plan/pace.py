@@ -8,7 +8,7 @@ import json
 
 from cassl_lib import paths
 from cassl_lib.config import Config
-from cassl_lib.files import write_atomically
+from cassl_lib.files import where_writable, write_atomically
 from cassl_lib.resolve import to_json
 from cassl_lib.runs import environment
 from cassl_lib.tools.plan import estimate
@@ -33,7 +33,7 @@ def pace(config: Config) -> dict[str, float]:
     if key not in known:
         rows = estimate.estimate(config).rows
         known[key] = {row.stage: row.seconds / max(row.steps or row.images, 1) for row in rows}
-        with contextlib.suppress(OSError):
+        with where_writable(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, (json.dumps(known, indent=1) + "\n").encode())
     return known[key]
