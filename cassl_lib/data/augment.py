@@ -93,9 +93,10 @@ def _drop_lost_instances(image, target):
     keep = ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(dim=1)
     if "masks" in target:
         keep &= target["masks"].flatten(1).amax(dim=1) > 0  # several times as fast as `any` of a comparison
-    plain = {name: value.as_subclass(torch.Tensor) for name, value in target.items()}
-    kept = {name: value if name == "ignored" else value[keep] for name, value in plain.items()}
-    kept["boxes"] = boxes[keep]
+    kept = {name: value.as_subclass(torch.Tensor) for name, value in target.items()} | {"boxes": boxes}
+    if not keep.all():  # index rows only if there is one to drop: masks are large
+        rows = keep.nonzero()[:, 0]
+        kept = {name: value if name == "ignored" else value.index_select(0, rows) for name, value in kept.items()}
     if "masks" in target:
         kept["masks"] = kept["masks"].reshape(-1, *size)
     return image.as_subclass(torch.Tensor), kept

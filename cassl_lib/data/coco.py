@@ -135,8 +135,7 @@ class CocoImages:
         if masks:
             if len(self.boxes) and not len(self.segmentations.parts):
                 raise DataError(f"{self.path} holds boxes only, no segmentation; use masks=False")
-            decoded = [self.segmentations.decode(row, size) for row in range(rows.start, rows.stop)]
-            instances["masks"] = np.stack(decoded) if decoded else np.zeros((0, *size), np.uint8)
+            instances["masks"] = self.segmentations.decode(range(rows.start, rows.stop), size)
         return instances
 
     def ground_truth(self) -> dict:

@@ -32,8 +32,8 @@ KEPT = 256 << 20  # ... until a loading process holds so many
 def read_image(path: Path) -> torch.Tensor:
     """(3, H, W) uint8 RGB of an image file, or of an image inside a tar archive (see `image_files.member_name`).
 
-    The image is as displayed: turned by its EXIF orientation, and converted as in `image_pixels.rgb`. Raises OSError if
-    it cannot be read.
+    The image is as displayed: turned by its EXIF orientation, and converted as in `image_pixels.rgb`. In memory the
+    three colors of a pixel are neighbors, as torch resizes images fastest. Raises OSError if it cannot be read.
     """
     # Pillow is as fast as torchvision's decode_image, with equal pixels; but a damaged JPEG can crash decode_image.
     try:
@@ -43,7 +43,7 @@ def read_image(path: Path) -> torch.Tensor:
         raise
     except DAMAGED as error:
         raise OSError(f"damaged: {error}") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 class Samples(Dataset):

@@ -49,16 +49,14 @@ class Segmentations:
         chosen.first = np.searchsorted(chosen.parts[:, 0], np.arange(len(rows) + 1))
         return chosen
 
-    def decode(self, row: int, size: tuple[int, int]) -> np.ndarray:
-        """The mask of one annotation, (H, W) uint8 of 0 and 1; all 0 if the annotation has no segmentation."""
-        if self.first[row] == self.first[row + 1]:
-            return np.zeros(size, np.uint8)
-        return coco_mask.decode(self.rle(row, size))
+    def decode(self, rows: Iterable[int], size: tuple[int, int]) -> np.ndarray:
+        """Masks of annotations, (N, H, W) uint8 of 0 and 1; all 0 without a segmentation. See `decode_masks`."""
+        return decode_masks([self.rle(row, size) for row in rows], size)
 
     def rle(self, row: int, size: tuple[int, int]) -> dict:
-        """The mask of one annotation that has a segmentation, as compressed RLE: `size` (H, W) and `counts`, bytes."""
+        """The mask of one annotation as compressed RLE: `size` (H, W) and `counts`, bytes."""
         rles = self._rles(row, size)
-        return coco_mask.merge(rles) if len(rles) > 1 else rles[0]
+        return rles[0] if len(rles) == 1 else coco_mask.merge(rles) if rles else _empty(size)
 
     def covers(self, row: int, size: tuple[int, int]) -> bool:
         """Whether the mask of one annotation has a pixel."""
@@ -93,8 +91,14 @@ def _split(segmentation: list | Rle | None) -> Iterator[tuple[int, Sequence, Seq
                 yield Segmentations.POLYGON, polygon, (0, 0)
 
 
+def _empty(size: tuple[int, int]) -> dict:
+    """The RLE of a mask without a pixel."""
+    return coco_mask.frPyObjects({"size": list(size), "counts": [size[0] * size[1]]}, *size)
+
+
 def decode_masks(rles: Sequence[dict], size: tuple[int, int]) -> np.ndarray:
-    """(N, H, W) uint8 masks of N compressed RLEs; `size` is (H, W), needed if N is 0."""
-    if not rles:
-        return np.zeros((0, *size), np.uint8)
-    return np.ascontiguousarray(coco_mask.decode(rles).transpose(2, 0, 1))
+    """(N, H, W) uint8 masks of N compressed RLEs; `size` is (H, W), needed if N is 0.
+
+    In memory the pixels of a column are neighbors, as in an RLE.
+    """
+    return coco_mask.decode(rles).transpose(2, 0, 1) if rles else np.zeros((0, *size), np.uint8)

@@ -86,6 +86,6 @@ def _detections(
             {
                 "scores": torch.tensor([result["score"] for result in chosen]),
                 "labels": torch.tensor([label_of[result["category_id"]] for result in chosen], dtype=torch.int64),
-                "masks": torch.from_numpy(masks).bool(),
+                "masks": torch.from_numpy(masks).contiguous().bool(),
             },
         )
