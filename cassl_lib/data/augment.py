@@ -17,6 +17,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from cassl_lib.config import AugmentConfig
+from cassl_lib.data import colors
 from cassl_lib.data.nearest import MOST_INDICES, Turn, resize_masks, shift
 
 GRAY = 125  # of pixels that augmentation fills in
@@ -128,16 +129,17 @@ def _color(image, target):
     factor = 1.8 * m / 10 + 0.1
     operations = (
         lambda x: x,
-        F.autocontrast,
-        F.equalize,
-        lambda x: F.solarize(x, min(int(256 * m / 10), 255)),
+        colors.autocontrast,
+        colors.equalize,
+        lambda x: colors.by_value(partial(F.solarize, threshold=min(int(256 * m / 10), 255)), x),
         lambda x: F.adjust_saturation(x, factor),
         lambda x: F.adjust_contrast(x, factor),
-        lambda x: F.adjust_brightness(x, factor),
-        lambda x: F.adjust_sharpness(x, factor),
+        lambda x: colors.by_value(partial(F.adjust_brightness, brightness_factor=factor), x),
+        lambda x: colors.adjust_sharpness(x, factor),
         lambda x: F.posterize(x, 4 - int(4 * m / 10)),
     )
-    return operations[int(torch.randint(len(operations), ()))](image), target
+    operation = operations[int(torch.randint(len(operations), ()))]
+    return tv_tensors.wrap(operation(image.as_subclass(torch.Tensor)), like=image), target
 
 
 def _draw_motion(shape: tuple[int, int], *, turn: bool) -> dict:
