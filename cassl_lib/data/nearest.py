@@ -42,7 +42,7 @@ def resize_masks(masks: torch.Tensor, size: tuple[int, int], *, flip: bool) -> t
 
 def _origins(old: int, new: int) -> np.ndarray:
     """(new,) int64: which of `old` pixels each of `new` is a copy of, ascending."""
-    positions = torch.arange(old, dtype=torch.float64).reshape(1, 1, old)
+    positions = torch.arange(old, dtype=torch.float32).reshape(1, 1, old)  # for float64 torch rounds differently
     return torch.nn.functional.interpolate(positions, size=new, mode="nearest").long().numpy().reshape(new)
 
 

@@ -9,7 +9,7 @@ from torchvision.transforms.v2 import functional as F
 from cassl_lib.data import nearest
 from cassl_lib.data.nearest import Turn, extents, resize_masks, shift
 
-SIZES = [(1, 1), (1, 9), (7, 2), (2, 300), (64, 96), (101, 57), (255, 333)]
+SIZES = [(1, 1), (1, 9), (7, 2), (2, 300), (14, 231), (64, 96), (101, 57), (247, 136), (255, 333)]
 
 
 def some_masks(size, *, seed=0):
@@ -40,7 +40,7 @@ def test_extents_by_hand():
 def test_masks_are_resized_as_by_torchvision(size, flip):
     masks = some_masks(size)
     flipped = masks.flip(-1) if flip else masks
-    for new in [*SIZES, size, (size[0] + 1, size[1] * 2), (800, 1066)]:
+    for new in [*SIZES, size, (size[0] + 1, size[1] * 2), (396, 112), (209, 373), (800, 1066)]:
         expected = F.resize(tv_tensors.Mask(flipped), list(new)).as_subclass(torch.Tensor)
         assert torch.equal(resize_masks(masks, new, flip=flip), expected)
         # as they are decoded: column by column
