@@ -6,11 +6,13 @@ from functools import partial
 
 import pytest
 import torch
+from plain_augment import plain_training_sample
 from small_sets import STRONG, WEAK
 from torchvision import tv_tensors
 from torchvision.ops import box_iou
 from torchvision.transforms import v2
 
+from cassl_lib.config import AugmentConfig
 from cassl_lib.data import augment
 from cassl_lib.data.augment import test_shape as shape_at_test_time
 from cassl_lib.data.augment import test_transform as transform_at_test_time
@@ -388,3 +390,32 @@ def test_transforms_can_be_pickled_for_worker_processes():
     transform = pickle.loads(pickle.dumps(training_transform(STRONG, pseudo_labeled=True)))
     assert transform(*rectangle(50, 35, 90, 65))[0].shape == (3, 96, 96)
     assert isinstance(transform_at_test_time(WEAK), partial)
+
+
+UNCROPPED = AugmentConfig(sizes=(320, 352), strong_sizes=(200, 420), longest=500)
+
+
+@pytest.mark.parametrize("parts", [("masks", "ignored"), ("masks",), ()])
+@pytest.mark.parametrize("pseudo_labeled", [False, True])
+@pytest.mark.parametrize("config", [WEAK, STRONG, UNCROPPED, replace(UNCROPPED, kind="strong")])
+def test_samples_are_those_of_torchvisions_transforms(config, pseudo_labeled, parts):
+    """Bit for bit, and with the same draws."""
+    transform = training_transform(config, pseudo_labeled=pseudo_labeled)
+    for seed in range(25):
+        size = ((128, 160), (240, 321), (97, 96))[seed % 3]
+        image, target = odd_shapes(size)
+        target["ignored"] = tv_tensors.Mask((image[0] > 200).byte())
+        target = {name: target[name] for name in ("boxes", "labels", *parts)}
+        if seed % 5 == 0:  # in memory as images are read and masks decoded
+            image = tv_tensors.Image(image.permute(1, 2, 0).contiguous().permute(2, 0, 1))
+            target |= {name: tv_tensors.Mask(target[name].mT.contiguous().mT) for name in parts}
+        before = [image.clone(), *(value.clone() for value in target.values())]
+        torch.manual_seed(seed)
+        found, found_target = transform(image, target)
+        drawn = torch.rand(())
+        torch.manual_seed(seed)
+        expected, expected_target = plain_training_sample(config, image, target, pseudo_labeled=pseudo_labeled)
+        assert torch.equal(found, expected) and drawn == torch.rand(()) and found_target.keys() == target.keys()
+        for name, value in expected_target.items():
+            assert torch.equal(found_target[name], value) and found_target[name].dtype == value.dtype
+        assert all(map(torch.equal, before, [image, *target.values()]))  # the inputs are not modified
