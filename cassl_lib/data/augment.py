@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as F
 
 from cassl_lib.config import AugmentConfig
 from cassl_lib.data import colors
-from cassl_lib.data.nearest import MOST_INDICES, Turn, resize_masks, shift
+from cassl_lib.data.nearest import MOST_INDICES, Turn, extents, resize_masks, shift
 
 GRAY = 125  # of pixels that augmentation fills in
 
@@ -192,13 +192,8 @@ def _move(motion: dict, image, target):
 # targets without masks are neither rotated nor sheared.
 def _fit_boxes(target: dict) -> dict:
     """Replace each box by the tight box of its mask, with edges past the last pixel; zeros for an empty mask."""
-    masks = target["masks"]
-    edges = []
-    for occupied in (masks.amax(1) > 0, masks.amax(2) > 0):  # columns (N, W), rows (N, H)
-        first, last = occupied.int().argmax(1), occupied.int().flip(1).argmax(1)
-        edges.append((first, torch.where(occupied.any(1), occupied.shape[1] - last, 0)))
-    (left, right), (top, bottom) = edges
-    boxes = torch.stack([left, top, right, bottom], 1).to(target["boxes"].dtype)
+    edges = torch.tensor(extents(target["masks"].numpy()), dtype=target["boxes"].dtype).reshape(-1, 4)
+    boxes = edges[:, [2, 0, 3, 1]]  # (top, bottom, left, right) to xyxy
     return {**target, "boxes": tv_tensors.wrap(boxes, like=target["boxes"])}
 
 

@@ -64,7 +64,7 @@ class Turn:
     """A rotation and shear of images and masks of one size around their center: torchvision's `affine`.
 
     Attributes:
-        origins: (H, W) int32; 1 + the flat index of the pixel that each pixel is a copy of, 0 for one from outside.
+        origins: (H, W) int64; 1 + the flat index of the pixel that each pixel is a copy of, 0 for one from outside.
     """
 
     def __init__(self, shape: tuple[int, int], angle: float, shear: list[float]):
@@ -86,15 +86,17 @@ class Turn:
             torch.add(x * along_x, (y * along_y)[:, None], out=grid[0, ..., axis])
         numbers = torch.arange(1, height * width + 1, dtype=torch.float32).reshape(1, 1, height, width)
         origins = torch.nn.functional.grid_sample(numbers, grid, "nearest", "zeros", align_corners=False)
-        self.origins = origins[0, 0].int().numpy()
+        self.origins = origins[0, 0].long().numpy()
 
     def image(self, image: torch.Tensor, fill: int) -> torch.Tensor:
         """An image (3, H, W) uint8; pixels from outside are `fill`."""
-        height, width = self.origins.shape
-        pixels = torch.full((height * width + 1, 4), fill, dtype=torch.uint8)  # four channels, to copy 32 bits at once
-        pixels[1:, :3] = image.flatten(1).T
-        moved = pixels.view(torch.int32)[:, 0].numpy().take(self.origins)
-        return torch.from_numpy(moved).view(torch.uint8).reshape(height, width, 4).permute(2, 0, 1)[:3].contiguous()
+        moved = np.empty(image.shape, np.uint8)
+        pixels = np.empty(self.origins.size + 1, np.uint8)
+        pixels[0] = fill
+        for channel, target in zip(image.numpy(), moved, strict=True):
+            pixels[1:] = channel.reshape(-1)
+            pixels.take(self.origins, out=target, mode="clip")  # all are inside; other modes copy `out`
+        return torch.from_numpy(moved)
 
     def masks(self, masks: torch.Tensor) -> torch.Tensor:
         """Masks (N, H, W) uint8; pixels from outside are 0."""
