@@ -83,8 +83,8 @@ def _flip_and_resize(sizes, longest: int, image, target):
         return F.resize(F.horizontal_flip(value) if flip else value, list(size))
 
     resized = {name: resize(value) if name != "labels" else value for name, value in target.items()}
-    image = resize(image)
-    return tv_tensors.wrap(image.as_subclass(torch.Tensor).contiguous(), like=image), resized
+    pixels = resize(image).as_subclass(torch.Tensor).contiguous()
+    return tv_tensors.wrap(pixels, like=image), resized
 
 
 def _drop_lost_instances(image, target):
@@ -120,7 +120,7 @@ def strong(crop: list, image, target):
     image, target = _apply([*steps, *crop], image, target)
     if _turns(motion):
         target = _fit_boxes(target)  # before erasing, which leaves boxes as they are
-    return _erase(image, target)
+    return _erase(image, target)  # in place: `_move` has made copies
 
 
 def _color(image, target):
@@ -200,11 +200,8 @@ def _fit_boxes(target: dict) -> dict:
 def _erase(image, target):
     """Erase 1 to 4 patches, with sides of up to a fifth of the image's: gray in the image, 0 in the masks.
 
-    Boxes do not change.
+    Boxes do not change. Image and masks are modified.
     """
-    image, target = image.clone(), dict(target)
-    if "masks" in target:
-        target["masks"] = target["masks"].clone()
     height, width = image.shape[-2:]
     for _ in range(int(torch.randint(1, 5, ()))):
         ratio = _uniform(0, 0.2)

@@ -8,6 +8,7 @@ two processes together see the same samples as one.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -184,6 +185,7 @@ def batches(samples: Samples, order: Iterable[list[tuple[int, int]]], *, workers
         batch_sampler=order,
         num_workers=workers,
         collate_fn=_collate,
+        worker_init_fn=keep_freed_memory,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=False,
         generator=torch.Generator(),  # for the workers' seeds, which must not advance the model's random stream
@@ -200,6 +202,18 @@ def _collate(samples: list[tuple]) -> tuple[list, list, list, list[str]]:
     usable = [sample for sample in samples if sample[0] is not None]
     images, targets, ids = ([sample[part] for sample in usable] for part in range(3))
     return images, targets, ids, [name for sample in samples for name in sample[3]]
+
+
+def keep_freed_memory(worker: int = 0) -> None:
+    """Make this process keep up to 128 MB of the memory that it frees, instead of returning it to the system.
+
+    The system clears each page that it hands out again, which took a quarter of the time of strong augmentation.
+    """
+    trim_threshold, map_threshold = -1, -3  # names of glibc's settings; other C libraries have no `mallopt`
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(trim_threshold, 128 << 20)
+        mallopt(map_threshold, 32 << 20)
 
 
 @contextlib.contextmanager

@@ -17,10 +17,16 @@ MOST_INDICES = 2**24  # whole numbers that float32 represents
 def extents(masks: np.ndarray) -> list[tuple[int, int, int, int]]:
     """(top, bottom, left, right) of each mask (N, H, W), with edges past the last pixel; zeros for an empty mask."""
     found = []
-    for occupied in (masks.max(axis=2) > 0, masks.max(axis=1) > 0):  # rows (N, H), columns (N, W)
-        first, last = occupied.argmax(axis=1), occupied.shape[1] - occupied[:, ::-1].argmax(axis=1)
-        found += [first, np.where(occupied.any(axis=1), last, 0)]
-    return list(zip(*(edges.tolist() for edges in found), strict=True))
+    for mask, rows in zip(masks, masks.max(axis=2) > 0, strict=True):
+        top, bottom = _ends(rows)
+        found.append((top, bottom, *_ends(mask[top:bottom].max(axis=0) > 0)) if bottom else (0, 0, 0, 0))
+    return found
+
+
+def _ends(occupied: np.ndarray) -> tuple[int, int]:
+    """Where the first true value is, and one past the last; zeros if there is none."""
+    first = int(occupied.argmax())
+    return (first, len(occupied) - int(occupied[::-1].argmax())) if occupied[first] else (0, 0)
 
 
 def resize_masks(masks: torch.Tensor, size: tuple[int, int], *, flip: bool) -> torch.Tensor:

@@ -23,7 +23,7 @@ from torchvision.transforms import v2
 from cassl_lib.config import AugmentConfig
 from cassl_lib.data.augment import training_transform
 from cassl_lib.data.coco import CocoImages
-from cassl_lib.data.loader import Samples
+from cassl_lib.data.loader import Samples, keep_freed_memory
 
 OBJECTS = 10  # per image
 
@@ -36,6 +36,7 @@ def bench_loading(folder: Path, *, rounds: int = 5, images: int = 40) -> dict:
         `small_weak` and `small_strong` at 96 pixels with three objects.
     """
     torch.set_num_threads(1)
+    keep_freed_memory()  # as in a loading process
     with tempfile.TemporaryDirectory() as place:
         full = _write(Path(place) / "full", folder, images, (480, 640), OBJECTS)
         small = _write(Path(place) / "small", folder, images, (96, 96), 3)

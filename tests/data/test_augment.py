@@ -291,7 +291,6 @@ def test_erased_patches_are_gray_and_removed_from_masks(monkeypatch):
             patched[:, gone].unique(), torch.tensor([125]).byte()[: gone.any()]
         )
         assert (patched[:, ~gone] == 250).all() and torch.equal(erased["boxes"], target["boxes"])
-        assert (image == 250).all() and (target["masks"] == 1).all()  # the inputs are not modified
 
 
 @pytest.mark.parametrize("pseudo_labeled", [False, True])

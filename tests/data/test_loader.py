@@ -1,6 +1,8 @@
 """Reading images, samples and their order."""
 
 import errno
+import platform
+import resource
 from dataclasses import replace
 
 import numpy as np
@@ -250,3 +252,26 @@ def test_the_order_can_resume_at_any_step():
     for start in range(7):
         assert order(start=start) == order()[start:]
     assert len(Order(7, batch_size=4, start=2, stop=6, seed=0)) == 4
+
+
+class MappedPages(torch.utils.data.Dataset):
+    """Samples that are the number of pages that the system hands out when 60 MB are allocated again and again."""
+
+    def __getitem__(self, ticket):
+        pages = []
+        for _ in range(10):
+            arrays = [np.ones(20 << 20, np.uint8) for _ in range(3)]
+            del arrays
+            pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+        return pages[-1] - pages[0], {}, 0, []
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
+def test_loading_processes_keep_freed_memory(monkeypatch):
+    def pages():
+        ((counts, *_),) = batches(MappedPages(), in_turn([0], 1), workers=1)
+        return counts[0]
+
+    kept = pages()
+    monkeypatch.setattr(loader, "keep_freed_memory", lambda worker: None)
+    assert kept < pages() / 10
