@@ -10,7 +10,6 @@ import atexit
 import contextlib
 import errno
 import fcntl
-import functools
 import hashlib
 import logging
 import os
@@ -34,6 +33,7 @@ TEMPORARY = re.compile(r"(?P<writer>\..+)\.(?P<process>\d+)\.(?:[0-9a-f]{16}|\d+
 
 logger = logging.getLogger(__name__)
 _said: set[Path] = set()  # folders on which this process has said that locks do not work
+_instead: dict[Path, Path] = {}  # temporary folders of this process, by the folder that cannot be written
 _swept: set[Path] = set()  # folders that this process has cleared of leftovers
 
 
@@ -181,7 +181,6 @@ def where_writable(path: Path) -> Iterator[None]:
         logger.info("%s: not kept, %s", path, (error.strerror or "no permission").lower())
 
 
-@functools.cache
 def writable(folder: Path) -> Path:
     """`folder`, created if needed; where the store is read-only, a folder that is deleted when this process ends."""
     try:
@@ -191,10 +190,11 @@ def writable(folder: Path) -> Path:
     except OSError as error:
         if error.errno not in READ_ONLY:
             raise
-    temporary = Path(tempfile.mkdtemp(prefix="cassl-"))
-    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
-    logger.info("%s cannot be written; using %s until this process ends", folder, temporary)
-    return temporary
+    if folder not in _instead:
+        _instead[folder] = Path(tempfile.mkdtemp(prefix="cassl-"))
+        atexit.register(shutil.rmtree, _instead[folder], ignore_errors=True)
+        logger.info("%s cannot be written; using %s until this process ends", folder, _instead[folder])
+    return _instead[folder]
 
 
 # ---- what dead processes leave behind ----

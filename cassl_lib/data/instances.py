@@ -134,5 +134,5 @@ def _beyond_largest(rows: np.ndarray, areas: np.ndarray) -> np.ndarray:
 def _leave_out(left_out: LeftOut, reason: str, annotations: Sequence[Annotation], rows: np.ndarray) -> None:
     for row in rows:
         entry = annotations[row]
-        box = f" {[*entry.bbox]}" if reason.startswith("boxes") else ""
+        box = f" [{', '.join(f'{number:g}' for number in entry.bbox)}]" if reason.startswith("boxes") else ""
         left_out.add(reason, f"annotation {entry.id}{box}")

@@ -195,9 +195,10 @@ def _sizes(images: list[dict]) -> dict[int, tuple[int | None, int | None]]:
 def _ground_truth_entry(entry: Mapping, iou_type: str) -> dict:
     kept = {key: entry[key] for key in ("image_id", "category_id", "bbox", FIELDS[iou_type]) if key in entry}
     kept["iscrowd"] = int(entry.get("iscrowd", 0))
-    if "area" not in entry and "bbox" not in entry:
+    area = entry.get("area")
+    if area is None and "bbox" not in entry:
         raise DataError(f"annotation {entry['id']} has no area and no bbox; give one, which its size is taken from")
-    kept["area"] = entry["area"] if "area" in entry else entry["bbox"][2] * entry["bbox"][3]
+    kept["area"] = entry["bbox"][2] * entry["bbox"][3] if area is None else area
     if iou_type == "keypoints":
         visible = sum(v > 0 for v in _keypoints(entry)[2::3])
         kept["num_keypoints"] = entry.get("num_keypoints", visible)

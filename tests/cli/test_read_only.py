@@ -31,7 +31,6 @@ def store(tmp_path, monkeypatch) -> Path:
 
     for name in really:
         monkeypatch.setattr(os, name, refusing(name))
-    files.writable.cache_clear()
     return folder
 
 

@@ -50,7 +50,8 @@ def own_data(config, tmp_path_factory):
     file.write_text(json.dumps(data))
     own = {name: f"{path}{os.pathsep}{images.folder}" for name, path, images in
            (("labeled", file, labeled), ("val", val.path, val))}  # fmt: skip
-    return replace(config, **own)
+    pool = datasets.pool(config)
+    return replace(config, **own, unlabeled=str(pool.image_path(0).parent))
 
 
 def losses(run: Run) -> list[list[float]]:
