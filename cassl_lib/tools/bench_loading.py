@@ -35,8 +35,6 @@ def bench_loading(folder: Path, *, rounds: int = 5, images: int = 40) -> dict:
         `torchvision` (its wrapper, with the weak transforms), `weak` and `strong` (pseudo-labeled) at COCO size, and
         `small_weak` and `small_strong` at 96 pixels with three objects.
     """
-    torch.set_num_threads(1)
-    keep_freed_memory()  # as in a loading process
     with tempfile.TemporaryDirectory() as place:
         full = _write(Path(place) / "full", folder, images, (480, 640), OBJECTS)
         small = _write(Path(place) / "small", folder, images, (96, 96), 3)
@@ -110,4 +108,6 @@ def _torchvision(source: CocoImages, config: AugmentConfig) -> Callable[[int, in
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
+    keep_freed_memory()  # as in a loading process
     print(json.dumps(bench_loading(Path(sys.argv[1]), rounds=int(sys.argv[2]) if len(sys.argv) > 2 else 5)))
