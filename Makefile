@@ -79,14 +79,12 @@ bench: .venv/ready  ## seconds and memory of the detector beside the public Cond
 lab: .venv/ready  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
 
-# The notebooks of the chain are stored with results of the demo profile, over its finished runs in runs/.
-notebooks: .venv/ready-dev  ## execute 00 to 06 in place at the demo profile (seed 0), the tables at smoke
-	@$(BIN)/cassl chain --profile demo --seed 0 && store=$$(mktemp -d) && trap 'rm -rf "$$store"' EXIT && \
+# Stored with results of the demo profile: the chain over its finished runs in runs/, the tables with recorded numbers.
+notebooks: .venv/ready-dev  ## execute all in place at the demo profile (seed 0); the tables show what is recorded
+	@$(BIN)/cassl chain --profile demo --seed 0 && \
 	for file in notebooks/*.ipynb; do echo "== $$file"; case $$file in \
-	  notebooks/0*) settings="CASSL_PROFILE=demo" ;; \
-	  *) settings="CASSL_PROFILE=smoke CASSL_RUNS=$$store/runs CASSL_DATASETS=$$store/datasets" ;; esac; \
-	  env $$settings $(BIN)/jupyter nbconvert --log-level ERROR --to notebook --inplace --execute $$file \
-	    $(HUSH) || exit 1; done && \
+	  notebooks/1*) more="-p recorded True -p seeds 3" ;; *) more="" ;; esac; \
+	  CASSL_PROFILE=demo $(PAPERMILL) $$file $$file $$more $(HUSH) || exit 1; done && \
 	$(BIN)/python tests/notebooks/clean_notebooks.py notebooks/*.ipynb
 
 report: .venv/ready  ## regenerate report, README tables, HTML, CSVs and figures from reports/results/

@@ -22,6 +22,7 @@ from cassl_lib.tables.rows import Rows
 from cassl_lib.tables.runner import number
 
 SETTINGS = tuple(name for name in inspect.signature(resolve).parameters if name != "stage")
+FLAGS = ("recorded",)  # notebook parameters that are True or False
 COUNTS = {"devices": "processes", "jobs": "runs", "seeds": "seeds"}  # notebook parameters that are numbers
 NAMES = ("pseudo_labeler", "warmup", "run", "other", "images")  # notebook parameters that are names or None
 DETECTORS = tuple(name for name, each in STAGES.items() if each.trains)  # stages whose runs hold a detector
@@ -49,14 +50,14 @@ def configure(namespace: Mapping, *, stage: str | None = None) -> Config:
     declared = declared_names() or _values_among(namespace)
     check_injected(declared)
     config = resolve(**{name: namespace[name] for name in declared if name in SETTINGS}, stage=stage)
-    check_own({name: namespace[name] for name in declared if name in COUNTS or name in NAMES})
+    check_own({name: namespace[name] for name in declared if name in (*FLAGS, *COUNTS, *NAMES)})
     print(why_profile(namespace.get("profile", "auto")))
     return config
 
 
 def _values_among(namespace: Mapping) -> list[str]:
     """The parameters in a namespace, not functions and modules; nbval keeps no history of cells to read instead."""
-    known = (name for name in (*SETTINGS, *COUNTS, *NAMES) if name in namespace)
+    known = (name for name in (*SETTINGS, *FLAGS, *COUNTS, *NAMES) if name in namespace)
     return [name for name in known if not callable(namespace[name]) and not inspect.ismodule(namespace[name])]
 
 
@@ -72,7 +73,9 @@ def check_own(own: Mapping) -> None:
         if (name, count) != ("seeds", None) and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
             raise ConfigError(f"{name}={count!r} is not a number of {things}; use an integer from 1")
     for name, value in own.items():
-        if name in COUNTS or value is None:
+        if name in FLAGS and not isinstance(value, bool):
+            raise ConfigError(f"{name}={value!r} is not allowed; use True or False")
+        if name in (*COUNTS, *FLAGS) or value is None:
             continue
         if not isinstance(value, str) or not value.strip():
             raise ConfigError(f"{name}={value!r} is not a name; use None for the default")

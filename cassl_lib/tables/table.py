@@ -15,7 +15,7 @@ from functools import cached_property
 from cassl_lib.config import Config
 from cassl_lib.stages import graph
 from cassl_lib.stages.requests import Request, describe
-from cassl_lib.tables import compare, runner, status
+from cassl_lib.tables import archive, compare, runner, status
 from cassl_lib.tables.definitions import ROWS, Row, requests_of
 from cassl_lib.tables.rows import Rows
 
@@ -28,17 +28,18 @@ class Table:
         seeds: of the whole chain, the configuration's own first.
     """
 
-    def __init__(self, number: int | str, config: Config, *, seeds: int | None = None):
+    def __init__(self, number: int | str, config: Config, *, seeds: int | None = None, recorded: bool = False):
         """
         Args:
             seeds: how many; None is the profile's number.
+            recorded: show the numbers that are kept under `reports/results/`, and make no run.
 
         Raises:
             ConfigError: the table is not implemented, or the number of seeds is not positive.
         """
         status.check_no_store(config)
         self.number = status.table_named(number)
-        self.config, self.seeds = config, status.seeds_of(config, seeds)
+        self.config, self.seeds, self.recorded = config, status.seeds_of(config, seeds), recorded
 
     @property
     def rows(self) -> list[Row]:
@@ -53,9 +54,10 @@ class Table:
     @property
     def status(self) -> Rows:
         """One line per run: its stage, its name if it is finished, and what it is."""
-        lines = []
-        for request, run in graph.find_all(self.requests).items():
-            state = run.id if run else "missing"
+        lines, found = [], graph.find_all(self.requests)
+        kept = archive.find_all(self.requests, self.config.profile) if self.recorded else found
+        for request, run in kept.items():
+            state = "missing" if run is None else run.id if found[request] else f"{run.id}, recorded"
             lines.append([request.title, state, describe(request), str(request.config.seed)])
         return Rows(["stage", "run", "settings", "seed"], lines)
 
@@ -66,6 +68,8 @@ class Table:
             jobs: runs side by side on this machine.
             devices: processes per run; more than one starts torchrun.
         """
+        if self.recorded:
+            return Rows([], [], empty="The recorded numbers are shown; no run is made.")
         failures = runner.make(self.requests, jobs=jobs, devices=devices, separate_processes=False)
         self.__dict__.pop("collected", None)
         lines = [[each.request.title, describe(each.request), each.reason] for each in failures]
@@ -74,7 +78,7 @@ class Table:
     @cached_property
     def collected(self) -> dict:
         """The numbers, see `runner.collect`; recomputed after `make`."""
-        return runner.collect(self.number, self.config, self.seeds)
+        return runner.collect(self.number, self.config, self.seeds, kept=self.recorded)
 
     @property
     def claims(self) -> Rows:

@@ -18,6 +18,8 @@ KEPT_METADATA = ("tags",)  # of cells
 def clean(notebook: dict) -> dict:
     """The notebook, changed in place."""
     notebook["metadata"] = {"kernelspec": notebook["metadata"]["kernelspec"]}
+    injected = "injected-parameters"  # papermill's cell, which the stored notebook must not have
+    notebook["cells"] = [cell for cell in notebook["cells"] if injected not in cell["metadata"].get("tags", ())]
     for number, cell in enumerate(notebook["cells"]):
         cell["id"] = str(number)
         cell["metadata"] = {name: value for name, value in cell["metadata"].items() if name in KEPT_METADATA}

@@ -11,6 +11,7 @@ from cassl_lib.resolve import resolve
 from cassl_lib.stages import choice, graph
 from cassl_lib.tables import archive, results, runner
 from cassl_lib.tables.definitions import ROWS, requests_of
+from cassl_lib.tables.table import Table
 
 APS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
@@ -92,6 +93,18 @@ def test_runs_that_compete_are_kept_with_their_held_out_numbers(config, judged, 
 
     monkeypatch.setattr(choice, "heldout_metrics", late)
     assert not {run.id for run in lengths} & {run.id for run in archive.finished(rows)}
+
+
+def test_a_recorded_table_is_shown_without_a_run(config, judged, monkeypatch):
+    finish_all(requests_of(ROWS[3](config)))
+    archive.keep("smoke", archive.finished(ROWS[3](config)))
+    shutil.rmtree(runner.folder().parent)
+    monkeypatch.setattr(runner, "make", None)
+    plain, table = Table(3, config), Table(3, config, recorded=True)
+    assert "no run is made" in str(table.make()) and table.collected["rows"]["12 (1x)"]["AP"]["0"] > 0
+    assert all(line[1].endswith(", recorded") for line in table.status.body)
+    assert plain.collected["rows"]["12 (1x)"]["AP"] == {"0": None}
+    assert {line[1] for line in plain.status.body} == {"missing"}
 
 
 def test_two_writers_lose_nothing(config):
