@@ -18,8 +18,7 @@ KEPT_METADATA = ("tags",)  # of cells
 def clean(notebook: dict) -> dict:
     """The notebook, changed in place."""
     notebook["metadata"] = {"kernelspec": notebook["metadata"]["kernelspec"]}
-    injected = "injected-parameters"  # papermill's cell, which the stored notebook must not have
-    notebook["cells"] = [cell for cell in notebook["cells"] if injected not in cell["metadata"].get("tags", ())]
+    _remove_injected(notebook)
     for number, cell in enumerate(notebook["cells"]):
         cell["id"] = str(number)
         cell["metadata"] = {name: value for name, value in cell["metadata"].items() if name in KEPT_METADATA}
@@ -27,6 +26,16 @@ def clean(notebook: dict) -> dict:
             kept = [_without_paths(output) for output in cell["outputs"] if output.get("name") != "stderr"]
             cell["outputs"] = _merged(kept)
     return notebook
+
+
+def _remove_injected(notebook: dict) -> None:
+    """Take out the cell of parameters that papermill has inserted; what was executed after it moves up by one."""
+    cells = notebook["cells"]
+    for place in [n for n, cell in enumerate(cells) if "injected-parameters" in cell["metadata"].get("tags", ())]:
+        for counted in (each for cell in cells[place + 1 :] for each in (cell, *cell.get("outputs", ()))):
+            if counted.get("execution_count"):
+                counted["execution_count"] -= 1
+        del cells[place]
 
 
 def _merged(outputs: list[dict]) -> list[dict]:

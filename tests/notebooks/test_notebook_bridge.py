@@ -69,6 +69,7 @@ def test_configure_resolves_the_parameters_and_says_why(capsys):
         {"devices": 2, "warmup": "warmup-1"},
         {"jobs": 0},
         {"seeds": "3"},
+        {"recorded": "yes"},
     ],
 )
 def test_bad_parameters_of_a_notebook_raise(own):
