@@ -12,6 +12,7 @@ from cassl_lib.errors import DataError
 
 Share = Annotated[float, Meta(ge=-1, le=1)]  # AP and the like; a difference may be negative
 Count = Annotated[int, Meta(ge=0)]
+Length = Annotated[str, Meta(pattern=r"^\d+( steps)?$|^[\d.]+ epochs$")]  # in words where there is no run yet
 Amount = Annotated[float, Meta(ge=0)]
 BySeed = dict[str, Share | None]
 
@@ -45,8 +46,8 @@ class UsedRun(TypedDict):
 class Lengths(TypedDict):
     """A cell that several lengths of training compete for."""
 
-    steps: dict[str, BySeed]
-    chosen: dict[str, str | None]
+    steps: dict[Length, BySeed]
+    chosen: dict[str, Annotated[str, Meta(pattern=r"^\d+$")] | None]
 
 
 class Table(TypedDict):

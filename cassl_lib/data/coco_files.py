@@ -121,7 +121,7 @@ def _identity(content: bytes, name: str, row: int) -> str:
 def _id_of(entry: Any) -> str:
     """The id of an entry, or that of its image, as ` (id 42)`; empty if it has none."""
     key = next((key for key in ("id", "image_id") if isinstance(entry, dict) and key in entry), None)
-    return f" ({key} {str(entry[key])[:50]})" if key else ""
+    return f" ({key} {repr(entry[key])[:50]})" if key else ""
 
 
 def _place_of_constant(content: bytes) -> str:

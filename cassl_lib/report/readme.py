@@ -84,7 +84,7 @@ def picture() -> Sequence[Block]:
 
 def plan() -> Sequence[Block]:
     """`plan --check`: planned and measured cost of a chain, one group of columns per pool that was checked."""
-    checks = sorted(_all("plan_check_*.json"), key=lambda each: IMAGES[each["split"]])
+    checks = sorted(_all("plan_check_*.json"), key=lambda each: IMAGES.get(each["split"], 0))
     if not checks:
         return NOTHING
     groups = [Cell(), *(Cell(f"pool {each['split']}", span=3) for each in checks)]

@@ -34,7 +34,7 @@ def error_of(folder, data):
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        ("images.1.id", "3", "images[1].id (id 3): expected an integer, got a string"),
+        ("images.1.id", "3", "images[1].id (id '3'): expected an integer, got a string"),
         ("images.1.id", 3.5, "images[1].id (id 3.5): expected an integer, got a number"),
         ("images.1.id", None, "images[1].id (id None): expected an integer, got null"),
         ("images.1.id", True, "expected an integer, got true or false"),
@@ -47,7 +47,7 @@ def error_of(folder, data):
         ("annotations.1.image_id", "70", "annotations[1].image_id (id 2): expected an integer, got a string"),
         ("annotations.1.category_id", "90", "annotations[1].category_id (id 2): expected an integer, got a string"),
         ("annotations.1.category_id", 90.5, "annotations[1].category_id (id 2): expected an integer, got a number"),
-        ("annotations.1.id", "two", "annotations[1].id (id two): expected an integer or null"),
+        ("annotations.1.id", "two", "annotations[1].id (id 'two'): expected an integer or null"),
         ("annotations.1.bbox", "2 3 5 4", "annotations[1].bbox (id 2): expected a list, got a string"),
         ("annotations.1.bbox", [2, 3, 5], "annotations[1].bbox (id 2): expected a list of length 4"),
         ("annotations.1.bbox.2", None, "annotations[1].bbox[2] (id 2): expected a number, got null"),

@@ -69,7 +69,7 @@ def _lines(curves: Mapping[str, Mapping], config: Mapping) -> Iterator[tuple[str
 def _measured(steps: Mapping[str, Mapping]) -> dict[int, Mapping]:
     """By number of steps, in rising order; without lengths that have no run yet, whose names are words."""
     done = {name: cell for name, cell in steps.items() if any(value is not None for value in cell.values())}
-    return {int(name): done[name] for name in sorted(done, key=int)}
+    return {int(name): done[name] for name in sorted(filter(str.isdecimal, done), key=int)}
 
 
 def _epochs(steps: list[int], config: Mapping) -> list[float] | None:
