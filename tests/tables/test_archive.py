@@ -6,8 +6,10 @@ import shutil
 import pytest
 from table_requests import cells_of, finish, with_runs
 
+from cassl_lib import paths
 from cassl_lib.errors import DataError, Stopped
 from cassl_lib.resolve import resolve
+from cassl_lib.runs import finished_runs
 from cassl_lib.stages import choice, graph
 from cassl_lib.tables import archive, results, runner
 from cassl_lib.tables.definitions import ROWS, requests_of
@@ -48,6 +50,12 @@ def finish_all(requests) -> None:
         finish(with_runs(request), metrics={"box": numbers, "box_agnostic": numbers}, steps=100 * (place + 1))
 
 
+def lose_runs() -> None:
+    """Delete every run; data sets that were converted in the store may be open in this process."""
+    for name in finished_runs():
+        shutil.rmtree(paths.runs() / name)
+
+
 def test_a_table_is_the_same_after_its_runs_are_lost(config, judged):
     """With its chosen lengths and the facts of its runs."""
     rows = ROWS[9](config)
@@ -55,11 +63,11 @@ def test_a_table_is_the_same_after_its_runs_are_lost(config, judged):
     before = runner.collect(9, config, [0])
     assert before["lengths"]["nothing, AP"]["chosen"]["0"]
     archive.keep("smoke", archive.finished(rows))
-    shutil.rmtree(config_runs := runner.folder().parent)
+    lose_runs()
     assert not any(runner.collect(9, config, [0])["rows"]["backbone"]["AP"].values())  # asked for without what is kept
     after = runner.collect(9, config, [0], kept=True)
     assert after["rows"] == before["rows"] and after["lengths"] == before["lengths"] and after["runs"] == before["runs"]
-    assert archive.unfinished(rows, "smoke") == [] and not list(config_runs.glob("finetune-*"))
+    assert archive.unfinished(rows, "smoke") == [] and not list(paths.runs().glob("finetune-*"))
 
 
 def test_only_what_is_neither_finished_nor_kept_is_needed(config, judged):
@@ -71,7 +79,7 @@ def test_only_what_is_neither_finished_nor_kept_is_needed(config, judged):
     file = archive.archive_file("smoke")
     kept = [line for line in file.read_text().splitlines() if graph.located(with_runs(missing)).id not in line]
     file.write_text("".join(line + "\n" for line in kept))
-    shutil.rmtree(runner.folder().parent)
+    lose_runs()
     assert archive.unfinished(rows, "smoke") == [*missing.with_inputs()]
 
 
@@ -98,7 +106,7 @@ def test_runs_that_compete_are_kept_with_their_held_out_numbers(config, judged, 
 def test_a_recorded_table_is_shown_without_a_run(config, judged, monkeypatch):
     finish_all(requests_of(ROWS[3](config)))
     archive.keep("smoke", archive.finished(ROWS[3](config)))
-    shutil.rmtree(runner.folder().parent)
+    lose_runs()
     monkeypatch.setattr(runner, "make", None)
     plain, table = Table(3, config), Table(3, config, recorded=True)
     assert "no run is made" in str(table.make()) and table.collected["rows"]["12 (1x)"]["AP"]["0"] > 0
@@ -112,7 +120,7 @@ def test_two_writers_lose_nothing(config):
     first, *others = requests_of(rows)
     finish_all([first])
     archive.keep("smoke", archive.finished(rows))
-    shutil.rmtree(runner.folder().parent)
+    lose_runs()
     finish_all(others[:1])
     archive.keep("smoke", [graph.located(with_runs(others[0]))])
     assert len(archive.kept("smoke")) == 2
