@@ -57,9 +57,14 @@ def check(content: Any, kind: type) -> str | None:
     except msgspec.ValidationError as error:
         found = ERROR.fullmatch(str(error))
         place = _named(content, kind, _keys(found["place"] or ""))
-    problem = re.sub(r"Object missing required field `(.*)`", r"lacks \1", found["problem"])
+    return f"{place}: {in_words(found['problem'])}".removeprefix(": ")
+
+
+def in_words(problem: str) -> str:
+    """What msgspec says of a value that does not fit, without its place, in plain words."""
+    problem = re.sub(r"Object missing required field `(.*)`", r"lacks \1", problem)
     problem = re.sub(r"`([^`]*)`", lambda match: _plain(match[1]), problem)
-    return f"{place}: {problem[:1].lower()}{problem[1:]}".removeprefix(": ")
+    return problem[:1].lower() + problem[1:]
 
 
 def _keys(place: str) -> list[str | int | None]:

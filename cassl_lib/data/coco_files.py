@@ -14,17 +14,9 @@ import msgspec
 
 from cassl_lib.data.schema import Rle, Segmentation
 from cassl_lib.errors import DataError
+from cassl_lib.typed_json import in_words
 
 T = TypeVar("T")
-NAMES = {
-    "int": "an integer",
-    "float": "a number",
-    "str": "a string",
-    "bool": "true or false",
-    "array": "a list",
-    "object": "an object",
-    "null": "null",
-}
 PLACE = re.compile(r"(?P<problem>.*?)(?: - at `\$\.?(?P<place>.*)`)?", re.DOTALL)
 ENTRY = re.compile(r"(?P<list>\w*)\[(?P<row>\d+)\]")  # at the beginning of a place
 
@@ -93,13 +85,7 @@ def _utf8(content: bytes) -> bytes:
 def _parts(error: msgspec.ValidationError) -> tuple[str, str]:
     """The place in the file, such as `annotations[17].bbox[2]`, and what is wrong there, in plain words."""
     found = PLACE.fullmatch(str(error))
-    problem = re.sub(r"Object missing required field `(.*)`", r"lacks \1", found["problem"])
-    problem = re.sub(r"`([^`]*)`", lambda match: _plain(match[1]), problem)
-    return found["place"] or "", problem[:1].lower() + problem[1:]
-
-
-def _plain(names: str) -> str:
-    return " or ".join(NAMES.get(name, name) for name in names.split(" | "))
+    return found["place"] or "", in_words(found["problem"])
 
 
 def _problem(error: msgspec.ValidationError, content: bytes) -> str:

@@ -200,8 +200,7 @@ def collect(table: int | str, config: Config, seeds: Sequence[int], *, kept: boo
     whole |= {"rows": {}, "lengths": {}, "runs": {}}
     for seed in seeds:
         rows = ROWS[table](replace(config, seed=seed))
-        needed = requests_of(rows)
-        found = archive.find_all(needed, config.profile) if kept else graph.find_all(needed)
+        found = find_all(requests_of(rows), config.profile, kept=kept)
         for row in rows:
             cells = whole["rows"].setdefault(row.name, {})
             for column, cell in row.cells.items():
@@ -211,6 +210,11 @@ def collect(table: int | str, config: Config, seeds: Sequence[int], *, kept: boo
                     _add_lengths(whole["lengths"], cell, found, best, name=f"{row.name}, {column}", seed=str(seed))
         whole["runs"][str(seed)] = {run.id: _facts(request, run) for request, run in found.items() if run}
     return whole | {"config": to_json(config), "environment": environment()}
+
+
+def find_all(requests: Sequence[Request], profile: str, *, kept: bool) -> FinishedRuns:
+    """The finished run of each request; with `kept`, a run that was kept stands in for one that is missing."""
+    return archive.find_all(requests, profile) if kept else graph.find_all(requests)
 
 
 def _best(cell: Cell, found: FinishedRuns) -> Run | KeptRun | None:

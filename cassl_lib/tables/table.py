@@ -13,7 +13,6 @@ from __future__ import annotations
 from functools import cached_property
 
 from cassl_lib.config import Config
-from cassl_lib.stages import graph
 from cassl_lib.stages.requests import Request, describe
 from cassl_lib.tables import archive, compare, runner, status
 from cassl_lib.tables.definitions import ROWS, Row, requests_of
@@ -54,10 +53,9 @@ class Table:
     @property
     def status(self) -> Rows:
         """One line per run: its stage, its name if it is finished, and what it is."""
-        lines, found = [], graph.find_all(self.requests)
-        kept = archive.find_all(self.requests, self.config.profile) if self.recorded else found
-        for request, run in kept.items():
-            state = "missing" if run is None else run.id if found[request] else f"{run.id}, recorded"
+        lines = []
+        for request, run in runner.find_all(self.requests, self.config.profile, kept=self.recorded).items():
+            state = "missing" if run is None else f"{run.id}{', recorded' * isinstance(run, archive.KeptRun)}"
             lines.append([request.title, state, describe(request), str(request.config.seed)])
         return Rows(["stage", "run", "settings", "seed"], lines)
 

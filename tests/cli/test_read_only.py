@@ -9,6 +9,7 @@ import pytest
 
 from cassl_lib import files
 from cassl_lib.cli.main import main
+from cassl_lib.stages.registry import STAGES
 from cassl_lib.tools.plan import cost, estimate
 
 
@@ -37,9 +38,7 @@ def store(tmp_path, monkeypatch) -> Path:
 def test_a_dry_run_needs_no_writable_store(store, monkeypatch, capsys, caplog):
     """Entities are converted into a folder of this process, and the measured pace is not kept."""
     caplog.set_level(logging.INFO, "cassl_lib")
-    rows = [cost.Row(name, steps=1, images=1, seconds=1.0, evaluation=0.0, kept=0) for name in ("warmup", "finetune")]
-    rows += [cost.Row(name, steps=1, images=1, seconds=1.0, evaluation=0.0, kept=0) for name in ("pseudo_labeler",)]
-    rows += [cost.Row("pseudo_labels", steps=0, images=1, seconds=1.0, evaluation=0.0, kept=0)]
+    rows = [cost.Row(name, steps=1, images=1, seconds=1.0, evaluation=0.0, kept=0) for name in STAGES]
     monkeypatch.setattr(estimate, "estimate", lambda config: cost.Plan("", tuple(rows), (), "", 0))
     assert main(["table", "3", "--profile", "smoke", "--dry-run"]) == 0
     assert "4 runs, 4 missing" in capsys.readouterr().out and not list(store.iterdir())

@@ -13,13 +13,7 @@ from cassl_lib.resolve import to_json
 from cassl_lib.runs import environment
 from cassl_lib.tools.plan import estimate
 
-ANY = (
-    "seed",
-    "split",
-    "labeled_images",
-    "store",
-    "baseline_lengths",
-)  # of a configuration: they do not decide the pace
+ANY = ("seed", "split", "labeled_images", "store", "baseline_lengths")  # settings that do not decide the pace
 WHERE = ("device", "threads", "torch", "machine")
 
 
@@ -41,7 +35,8 @@ def pace(config: Config) -> dict[str, float]:
 
 def _key(config: Config) -> str:
     settings = {name: value for name, value in to_json(config).items() if name not in ANY}
-    where = {name: environment()[name] for name in WHERE}
+    here = environment()  # once: it starts git
+    where = {name: here[name] for name in WHERE}
     return hashlib.sha256(json.dumps([settings, where], sort_keys=True).encode()).hexdigest()[:16]
 
 
